@@ -1,0 +1,172 @@
+"""MSI messages: what a device writes, where, field by field.
+
+Intel SDM vol. 3, 11.11 "Message Signalled Interrupts"; the upper address half is that of
+KVM_X2APIC_API_USE_32BIT_IDS (api.rst 4.71 and 7.7). Every one of the 96 bits belongs to a named
+field, so that encoding and decoding are exact inverses.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, fields
+
+
+class DeliveryMode(enum.IntEnum):
+    """Data bits 10:8. 3 is reserved in the SDM; Linux names it APIC_DM_REMRD."""
+
+    FIXED = 0
+    LOWEST_PRIORITY = 1
+    SMI = 2
+    REMRD = 3
+    NMI = 4
+    INIT = 5
+    SIPI = 6
+    EXTINT = 7
+
+
+class DestinationMode(enum.IntEnum):
+    """Address bit 2."""
+
+    PHYSICAL = 0
+    LOGICAL = 1
+
+
+class TriggerMode(enum.IntEnum):
+    """Data bit 15."""
+
+    EDGE = 0
+    LEVEL = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """Where a field of :class:`Message` lies: bits ``high``:``low`` of ``word``."""
+
+    name: str
+    word: str
+    high: int
+    low: int
+    meaning: str
+
+    @property
+    def mask(self) -> int:
+        return (1 << (self.high - self.low + 1)) - 1
+
+    @property
+    def bits(self) -> str:
+        return str(self.high) if self.high == self.low else f"{self.high}:{self.low}"
+
+
+# The layout, once; the destination's two parts are joined in Message.destination.
+LAYOUT = (
+    Field("address_base", "address_lo", 31, 20, "0xfee in a message of a real device"),
+    Field("destination_7_0", "address_lo", 19, 12, "destination bits 7:0"),
+    Field("address_reserved_11_4", "address_lo", 11, 4, "reserved (extended destination ID)"),
+    Field("redirection_hint", "address_lo", 3, 3, "1: to one of the destination's processors"),
+    Field("destination_mode", "address_lo", 2, 2, "0 physical, 1 logical"),
+    Field("address_ignored_1_0", "address_lo", 1, 0, "ignored"),
+    Field("destination_31_8", "address_hi", 31, 8, "destination bits 31:8"),
+    Field("address_hi_reserved", "address_hi", 7, 0, "must be zero with 32-bit IDs"),
+    Field("data_reserved_31_16", "data", 31, 16, "reserved"),
+    Field("trigger_mode", "data", 15, 15, "0 edge, 1 level"),
+    Field("level", "data", 14, 14, "1 assert; ignored for edge"),
+    Field("data_reserved_13_11", "data", 13, 11, "reserved"),
+    Field("delivery_mode", "data", 10, 8, "see DeliveryMode"),
+    Field("vector", "data", 7, 0, "vector"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One MSI message. All numbers; ``destination`` is the whole 32-bit destination ID."""
+
+    vector: int = 0x41
+    destination: int = 0
+    destination_mode: DestinationMode = DestinationMode.PHYSICAL
+    delivery_mode: DeliveryMode = DeliveryMode.FIXED
+    redirection_hint: int = 0
+    trigger_mode: TriggerMode = TriggerMode.EDGE
+    level: int = 0
+    address_base: int = 0xFEE
+    address_reserved_11_4: int = 0
+    address_ignored_1_0: int = 0
+    address_hi_reserved: int = 0
+    data_reserved_31_16: int = 0
+    data_reserved_13_11: int = 0
+
+    def __post_init__(self) -> None:
+        for field in LAYOUT:
+            value = self._value(field.name)
+            if not 0 <= value <= field.mask:
+                raise ValueError(f"{field.name} {value:#x} does not fit {field.word}[{field.bits}]")
+        if not 0 <= self.destination < 1 << 32:
+            raise ValueError(f"destination {self.destination:#x} does not fit 32 bits")
+
+    def _value(self, name: str) -> int:
+        if name == "destination_7_0":
+            return self.destination & 0xFF
+        if name == "destination_31_8":
+            return self.destination >> 8 & 0xFFFFFF
+        return int(getattr(self, name))
+
+    def _word(self, word: str) -> int:
+        return sum(self._value(f.name) << f.low for f in LAYOUT if f.word == word)
+
+    @property
+    def address_lo(self) -> int:
+        return self._word("address_lo")
+
+    @property
+    def address_hi(self) -> int:
+        return self._word("address_hi")
+
+    @property
+    def data(self) -> int:
+        return self._word("data")
+
+    @classmethod
+    def decode(cls, address_lo: int, address_hi: int, data: int) -> Message:
+        """The message with these three 32-bit words; the inverse of the three properties."""
+        words = {"address_lo": address_lo, "address_hi": address_hi, "data": data}
+        values = {f.name: words[f.word] >> f.low & f.mask for f in LAYOUT}
+        destination = values.pop("destination_31_8") << 8 | values.pop("destination_7_0")
+        return cls(
+            destination=destination,
+            destination_mode=DestinationMode(values.pop("destination_mode")),
+            delivery_mode=DeliveryMode(values.pop("delivery_mode")),
+            trigger_mode=TriggerMode(values.pop("trigger_mode")),
+            **values,
+        )
+
+    def decoded(self) -> list[tuple[str, str, str, str]]:
+        """Rows (word, bits, field, value in hex and words) for people, most significant first."""
+        return [
+            (f.word, f.bits, f.name, self._in_words(f.name, self._value(f.name))) for f in LAYOUT
+        ]
+
+    @staticmethod
+    def _in_words(name: str, value: int) -> str:
+        named: dict[str, type[enum.IntEnum]] = {
+            "delivery_mode": DeliveryMode,
+            "destination_mode": DestinationMode,
+            "trigger_mode": TriggerMode,
+        }
+        return f"{value:#x} {named[name](value).name}" if name in named else f"{value:#x}"
+
+    def __repr__(self) -> str:
+        """A short line: what differs from a plain fixed physical edge message, and always these."""
+        shown = [
+            f"{self.delivery_mode.name} vector {self.vector:#04x}",
+            f"to {self.destination_mode.name.lower()} {self.destination:#x}",
+        ]
+        if self.redirection_hint:
+            shown.append("RH=1")
+        if self.trigger_mode:
+            shown.append("level-triggered")
+        hidden = {"vector", "destination", "destination_mode", "delivery_mode"}
+        hidden |= {"redirection_hint", "trigger_mode"}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in hidden and value != field.default:
+                shown.append(f"{field.name}={value:#x}")
+        return f"<Message {', '.join(shown)}>"

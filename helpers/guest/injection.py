@@ -1,0 +1,205 @@
+"""One KVM_SIGNAL_MSI and what it did: the return value, and every vCPU before and after."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from helpers.apic import DeliveryMode, LapicPage, Message, Register, show_vectors
+from helpers.guest.expect import Mismatch, expect
+from helpers.kvm import abi, errno_name
+
+MP_STATE_NAMES = {
+    abi.KVM_MP_STATE_RUNNABLE: "RUNNABLE",
+    abi.KVM_MP_STATE_UNINITIALIZED: "UNINITIALIZED",
+    abi.KVM_MP_STATE_INIT_RECEIVED: "INIT_RECEIVED",
+    abi.KVM_MP_STATE_HALTED: "HALTED",
+    abi.KVM_MP_STATE_SIPI_RECEIVED: "SIPI_RECEIVED",
+    abi.KVM_MP_STATE_AP_RESET_HOLD: "AP_RESET_HOLD",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A vCPU as the host sees it.
+
+    ``lapic`` is read first: reading the mp_state makes the kernel process a pending INIT or SIPI.
+    """
+
+    lapic: LapicPage
+    nmi_pending: int
+    smi_pending: int
+    latched_init: int
+    mp_state: int
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What changed between two snapshots of one vCPU; falsy when nothing did."""
+
+    irr_set: frozenset[int] = frozenset()
+    irr_cleared: frozenset[int] = frozenset()
+    tmr_set: frozenset[int] = frozenset()
+    tmr_cleared: frozenset[int] = frozenset()
+    nmi: int = 0
+    smi: int = 0
+    init: int = 0
+    mp_state: tuple[int, int] | None = None
+    registers: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return self != Effect()
+
+    def __str__(self) -> str:
+        parts = []
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value == field.default:
+                continue
+            if field.name == "mp_state":
+                before, after = (MP_STATE_NAMES.get(state, str(state)) for state in value)
+                parts.append(f"mp_state {before}->{after}")
+            elif field.name == "registers":
+                parts.append("changed " + " ".join(value))
+            elif isinstance(value, frozenset):
+                parts.append(f"{field.name.replace('_', ' ').upper()} {show_vectors(value)}")
+            else:
+                parts.append(f"{field.name.upper()} pending")
+        return ", ".join(parts) or "nothing"
+
+
+_VECTORS = (Register.IRR, Register.TMR)
+
+
+def effect_between(before: Snapshot, after: Snapshot) -> Effect:
+    """The difference of two snapshots, to the bit: no register of the page is left out."""
+    old, new = before.lapic, after.lapic
+    states = (before.mp_state, after.mp_state)
+    same = old.raw == new.raw
+    old_rest, new_rest = (b"", b"") if same else (old.without(*_VECTORS), new.without(*_VECTORS))
+    return Effect(
+        irr_set=frozenset() if same else new.irr - old.irr,
+        irr_cleared=frozenset() if same else old.irr - new.irr,
+        tmr_set=frozenset() if same else new.tmr - old.tmr,
+        tmr_cleared=frozenset() if same else old.tmr - new.tmr,
+        nmi=after.nmi_pending - before.nmi_pending,
+        smi=after.smi_pending - before.smi_pending,
+        init=after.latched_init - before.latched_init,
+        mp_state=None if states[0] == states[1] else states,
+        registers=tuple(
+            _register_name(offset)
+            for offset in range(0, len(old_rest), 4)
+            if old_rest[offset : offset + 4] != new_rest[offset : offset + 4]
+        ),
+    )
+
+
+def _register_name(offset: int) -> str:
+    for register in Register:
+        wide = 0x80 if register in (Register.ISR, Register.TMR, Register.IRR) else 4
+        if register <= offset < register + wide:
+            return register.name
+    return f"{offset:#x}"
+
+
+def accepted_effect(message: Message, before: Snapshot, bootstrap: bool = False) -> Effect:
+    """What accepting ``message`` does to a vCPU in state ``before``.
+
+    Intel SDM vol. 3, 11.8.4 (IRR, TMR) and 11.5.1 (delivery modes). ``bootstrap``: the vCPU is the
+    BSP, which an INIT leaves runnable.
+    """
+    vector = frozenset({message.vector})
+    match message.delivery_mode:
+        case DeliveryMode.FIXED | DeliveryMode.LOWEST_PRIORITY:
+            level = bool(message.trigger_mode)
+            return Effect(
+                irr_set=vector - before.lapic.irr,
+                tmr_set=vector - before.lapic.tmr if level else frozenset(),
+                tmr_cleared=frozenset() if level else vector & before.lapic.tmr,
+            )
+        case DeliveryMode.NMI:
+            return Effect(nmi=1 - before.nmi_pending)
+        case DeliveryMode.SMI:
+            return Effect(smi=1 - before.smi_pending)
+        case DeliveryMode.INIT:
+            received = abi.KVM_MP_STATE_RUNNABLE if bootstrap else abi.KVM_MP_STATE_INIT_RECEIVED
+            states = (before.mp_state, received)
+            return Effect(
+                init=1 - before.latched_init, mp_state=None if states[0] == received else states
+            )
+        case DeliveryMode.SIPI | DeliveryMode.REMRD:
+            waits = {
+                DeliveryMode.SIPI: abi.KVM_MP_STATE_INIT_RECEIVED,
+                DeliveryMode.REMRD: abi.KVM_MP_STATE_HALTED,
+            }[message.delivery_mode]
+            leaves = before.mp_state == waits
+            return Effect(mp_state=(waits, abi.KVM_MP_STATE_RUNNABLE) if leaves else None)
+        case DeliveryMode.EXTINT:
+            return Effect()
+
+
+@dataclass(frozen=True, slots=True)
+class Injection:
+    """A message that was sent, and its outcome. The checks raise Mismatch and return self."""
+
+    msi: abi.kvm_msi
+    result: int
+    errno: int
+    before: Sequence[Snapshot]
+    after: Sequence[Snapshot]
+
+    @property
+    def message(self) -> Message:
+        return Message.decode(self.msi.address_lo, self.msi.address_hi, self.msi.data)
+
+    @property
+    def returned(self) -> str:
+        """``1``, or ``-1 EINVAL``: the outcome as everybody writes it."""
+        return str(self.result) if self.result >= 0 else f"-1 {errno_name(self.errno)}"
+
+    def effects(self) -> list[Effect]:
+        return [effect_between(b, a) for b, a in zip(self.before, self.after, strict=True)]
+
+    def returns(self, count: int) -> Injection:
+        """Exactly ``count`` vCPUs accepted it, says the return value."""
+        expect("return value", self.returned, str(count))
+        return self
+
+    def delivered(self) -> Injection:
+        """Return value > 0."""
+        if self.result <= 0:
+            raise Mismatch("return value", "> 0", self.returned)
+        return self
+
+    def blocked(self) -> Injection:
+        """Return value 0."""
+        return self.returns(0)
+
+    def fails(self, code: int) -> Injection:
+        """Return value -1 with this errno."""
+        expect("return value", self.returned, f"-1 {errno_name(code)}")
+        return self
+
+    def blocked_or_unmatched(self) -> Injection:
+        """0, or -1 EPERM: both say that nobody accepted it, and the documents leave it open."""
+        if self.returned not in ("0", f"-1 {errno.errorcode[errno.EPERM]}"):
+            raise Mismatch("return value", "0 or -1 EPERM", self.returned)
+        return self
+
+    def accepted_by(self, *indices: int) -> Injection:
+        """These vCPUs accepted the message, to the bit; on all others nothing changed."""
+        for index, effect in enumerate(self.effects()):
+            accepted = accepted_effect(self.message, self.before[index], bootstrap=index == 0)
+            expect(
+                f"effect on vCPU {index}", effect, accepted if index in indices else Effect()
+            )
+        return self
+
+    def reached_nobody(self) -> Injection:
+        """Nothing changed on any vCPU."""
+        return self.accepted_by()
+
+    def acceptors(self) -> list[int]:
+        """The vCPUs on which anything changed."""
+        return [index for index, effect in enumerate(self.effects()) if effect]

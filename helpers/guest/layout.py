@@ -1,0 +1,110 @@
+"""Where things are in the guest, once: the assembler gets these numbers as -D options."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_uint32, c_uint64
+
+from helpers.apic.lapic import APIC_BASE_ENABLE, APIC_BASE_X2APIC, SVR_ENABLE, Register
+
+# Guest-physical, identity-mapped.
+GDT = 0x1000
+IDT = 0x2000
+PML4 = 0x3000
+PDPT = 0x4000
+PAGE_DIRECTORIES = 0x5000  # four pages: 2 MiB pages for the first 4 GiB
+PROBE = 0xA000  # the real-mode start, so the SIPI vector is 0x0A
+PROBE_LIMIT = 0xD000
+SMBASE = 0x30000  # SDM vol. 3, 32.4: the default; the SMI handler starts at SMBASE + 0x8000
+SMI_COUNTER = SMBASE + 0x8100
+AREAS = 0x100000
+AREA_SIZE = 0x8000
+
+# Offsets into the probe.
+ENTRY64 = 0x200
+SMI_HANDLER = 0xF00
+SMI_HANDLER_SIZE = 0x40
+GATES = 0x1000
+GATE_SIZE = 16
+
+CODE64 = 0x08
+DATA = 0x10
+
+# In a vCPU's area.
+LOG = 0x1000
+LOG_RECORDS = 128
+STACK_TOP = AREA_SIZE
+
+# Exits to the host: ports that no in-kernel device claims.
+PORT_IDLE = 0x1F0
+PORT_HANDLER = 0x1F1
+PORT_FAULT = 0x1F2
+
+OPERATIONS = (
+    "NONE",
+    "LAPIC_READ",
+    "LAPIC_WRITE",
+    "RDMSR",
+    "WRMSR",
+    "CLI",
+    "STI",
+    "HLT",
+    "SPIN",
+)
+
+FLAG_EOI = 1 << 0  # the handler writes EOI
+FLAG_PAUSE = 1 << 1  # the handler exits to PORT_HANDLER before that
+FLAG_NEST = 1 << 2  # ... with interrupts enabled
+
+
+class Control(ctypes.Structure):
+    """The head of a vCPU's area: what the host asks and the guest answers."""
+
+    _fields_ = [
+        ("self_address", c_uint64),
+        ("operation", c_uint32),
+        ("argument", c_uint32),
+        ("value", c_uint64),
+        ("flags", c_uint32),
+        ("taken", c_uint32),
+        ("spins", c_uint64),
+        ("stop", c_uint32),
+        ("halts", c_uint32),
+    ]
+
+
+class Record(ctypes.Structure):
+    """One entry of the log: the vector taken, and what the LAPIC says in the handler."""
+
+    _fields_ = [
+        ("vector", c_uint32),
+        ("apic_base", c_uint32),
+        ("id", c_uint32),
+        ("tpr", c_uint32),
+        ("ppr", c_uint32),
+        ("ldr", c_uint32),
+        ("svr", c_uint32),
+        ("reserved", c_uint32),
+        ("isr", c_uint32 * 8),
+        ("tmr", c_uint32 * 8),
+        ("irr", c_uint32 * 8),
+    ]
+
+
+def defines() -> dict[str, int]:
+    """Every constant probe.S needs."""
+    here = {name: value for name, value in globals().items() if name.isupper()}
+    constants = {name: value for name, value in here.items() if isinstance(value, int)}
+    for struct in (Control, Record):
+        for field in struct._fields_:
+            offset: int = getattr(struct, field[0]).offset
+            constants[f"{struct.__name__}_{field[0]}".upper()] = offset
+    constants["RECORD_SIZE"] = ctypes.sizeof(Record)
+    constants |= {f"OP_{name}": number for number, name in enumerate(OPERATIONS)}
+    constants |= {f"REG_{register.name}": register for register in Register}
+    constants |= {
+        "APIC_BASE_ENABLE": APIC_BASE_ENABLE,
+        "APIC_BASE_X2APIC": APIC_BASE_X2APIC,
+        "SVR_ENABLE": SVR_ENABLE,
+    }
+    return constants

@@ -1,0 +1,435 @@
+"""The KVM uapi as far as this suite uses it: structures, ioctl numbers, constants.
+
+Names and layouts are those of ``include/uapi/linux/kvm.h`` and
+``arch/x86/include/uapi/asm/kvm.h``. ``tests/test_abi.py`` compares every size, offset and number
+with the C compiler's view of the installed header.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from ctypes import c_int32, c_uint8, c_uint16, c_uint32, c_uint64
+from dataclasses import dataclass
+from typing import TypeVar
+
+S = TypeVar("S", bound=ctypes.Structure)
+
+KVM_API_VERSION = 12
+KVMIO = 0xAE
+
+
+def sized(size: int) -> Callable[[type[S]], type[S]]:
+    """Refuse to define a structure whose size is not the uapi's ``size`` bytes."""
+
+    def check(struct: type[S]) -> type[S]:
+        if ctypes.sizeof(struct) != size:
+            raise TypeError(f"{struct.__name__}: {ctypes.sizeof(struct)} bytes, the uapi has {size}")
+        return struct
+
+    return check
+
+
+# --- structures ----------------------------------------------------------------------------------
+
+
+@sized(32)
+class kvm_msi(ctypes.Structure):
+    _fields_ = [
+        ("address_lo", c_uint32),
+        ("address_hi", c_uint32),
+        ("data", c_uint32),
+        ("flags", c_uint32),
+        ("devid", c_uint32),
+        ("pad", c_uint8 * 12),
+    ]
+
+
+@sized(104)
+class kvm_enable_cap(ctypes.Structure):
+    _fields_ = [
+        ("cap", c_uint32),
+        ("flags", c_uint32),
+        ("args", c_uint64 * 4),
+        ("pad", c_uint8 * 64),
+    ]
+
+
+@sized(32)
+class kvm_userspace_memory_region(ctypes.Structure):
+    _fields_ = [
+        ("slot", c_uint32),
+        ("flags", c_uint32),
+        ("guest_phys_addr", c_uint64),
+        ("memory_size", c_uint64),
+        ("userspace_addr", c_uint64),
+    ]
+
+
+@sized(144)
+class kvm_regs(ctypes.Structure):
+    _fields_ = [
+        (name, c_uint64)
+        for name in (
+            *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
+            *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
+            *("rip", "rflags"),
+        )
+    ]
+
+
+@sized(24)
+class kvm_segment(ctypes.Structure):
+    _fields_ = [
+        ("base", c_uint64),
+        ("limit", c_uint32),
+        ("selector", c_uint16),
+        ("type", c_uint8),
+        ("present", c_uint8),
+        ("dpl", c_uint8),
+        ("db", c_uint8),
+        ("s", c_uint8),
+        ("l", c_uint8),
+        ("g", c_uint8),
+        ("avl", c_uint8),
+        ("unusable", c_uint8),
+        ("padding", c_uint8),
+    ]
+
+
+@sized(16)
+class kvm_dtable(ctypes.Structure):
+    _fields_ = [("base", c_uint64), ("limit", c_uint16), ("padding", c_uint16 * 3)]
+
+
+@sized(312)
+class kvm_sregs(ctypes.Structure):
+    _fields_ = [
+        *((name, kvm_segment) for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")),
+        ("gdt", kvm_dtable),
+        ("idt", kvm_dtable),
+        *((name, c_uint64) for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")),
+        ("interrupt_bitmap", c_uint64 * 4),
+    ]
+
+
+@sized(1024)
+class kvm_lapic_state(ctypes.Structure):
+    _fields_ = [("regs", c_uint8 * 1024)]
+
+
+@sized(4)
+class kvm_mp_state(ctypes.Structure):
+    _fields_ = [("mp_state", c_uint32)]
+
+
+class _exception(ctypes.Structure):
+    _fields_ = [
+        ("injected", c_uint8),
+        ("nr", c_uint8),
+        ("has_error_code", c_uint8),
+        ("pending", c_uint8),
+        ("error_code", c_uint32),
+    ]
+
+
+class _interrupt(ctypes.Structure):
+    _fields_ = [
+        ("injected", c_uint8),
+        ("nr", c_uint8),
+        ("soft", c_uint8),
+        ("shadow", c_uint8),
+    ]
+
+
+class _nmi(ctypes.Structure):
+    _fields_ = [
+        ("injected", c_uint8),
+        ("pending", c_uint8),
+        ("masked", c_uint8),
+        ("pad", c_uint8),
+    ]
+
+
+class _smi(ctypes.Structure):
+    _fields_ = [
+        ("smm", c_uint8),
+        ("pending", c_uint8),
+        ("smm_inside_nmi", c_uint8),
+        ("latched_init", c_uint8),
+    ]
+
+
+@sized(64)
+class kvm_vcpu_events(ctypes.Structure):
+    _fields_ = [
+        ("exception", _exception),
+        ("interrupt", _interrupt),
+        ("nmi", _nmi),
+        ("sipi_vector", c_uint32),
+        ("flags", c_uint32),
+        ("smi", _smi),
+        ("triple_fault", c_uint8),
+        ("reserved", c_uint8 * 26),
+        ("exception_has_payload", c_uint8),
+        ("exception_payload", c_uint64),
+    ]
+
+
+@sized(8)
+class kvm_irq_level(ctypes.Structure):
+    """``irq`` is an input; KVM_IRQ_LINE_STATUS writes its ``status`` to the same place."""
+
+    _fields_ = [("irq", c_uint32), ("level", c_uint32)]
+
+    @property
+    def status(self) -> int:
+        return c_int32(self.irq).value
+
+
+@sized(32)
+class kvm_irqfd(ctypes.Structure):
+    _fields_ = [
+        ("fd", c_uint32),
+        ("gsi", c_uint32),
+        ("flags", c_uint32),
+        ("resamplefd", c_uint32),
+        ("pad", c_uint8 * 16),
+    ]
+
+
+class kvm_irq_routing_msi(ctypes.Structure):
+    _fields_ = [
+        ("address_lo", c_uint32),
+        ("address_hi", c_uint32),
+        ("data", c_uint32),
+        ("devid", c_uint32),
+    ]
+
+
+class kvm_irq_routing_irqchip(ctypes.Structure):
+    _fields_ = [("irqchip", c_uint32), ("pin", c_uint32)]
+
+
+class _route(ctypes.Union):
+    _fields_ = [
+        ("irqchip", kvm_irq_routing_irqchip),
+        ("msi", kvm_irq_routing_msi),
+        ("pad", c_uint32 * 8),
+    ]
+
+
+@sized(48)
+class kvm_irq_routing_entry(ctypes.Structure):
+    _fields_ = [
+        ("gsi", c_uint32),
+        ("type", c_uint32),
+        ("flags", c_uint32),
+        ("pad", c_uint32),
+        ("u", _route),
+    ]
+
+
+@sized(8)
+class kvm_irq_routing(ctypes.Structure):
+    """The header; ``nr`` entries of kvm_irq_routing_entry follow it."""
+
+    _fields_ = [("nr", c_uint32), ("flags", c_uint32)]
+
+
+@sized(8)
+class kvm_cpuid2(ctypes.Structure):
+    """The header; ``nent`` entries of kvm_cpuid_entry2 follow it."""
+
+    _fields_ = [("nent", c_uint32), ("padding", c_uint32)]
+
+
+@sized(40)
+class kvm_cpuid_entry2(ctypes.Structure):
+    _fields_ = [
+        ("function", c_uint32),
+        ("index", c_uint32),
+        ("flags", c_uint32),
+        ("eax", c_uint32),
+        ("ebx", c_uint32),
+        ("ecx", c_uint32),
+        ("edx", c_uint32),
+        ("padding", c_uint32 * 3),
+    ]
+
+
+class _exit_io(ctypes.Structure):
+    _fields_ = [
+        ("direction", c_uint8),
+        ("size", c_uint8),
+        ("port", c_uint16),
+        ("count", c_uint32),
+        ("data_offset", c_uint64),
+    ]
+
+
+class _exit_mmio(ctypes.Structure):
+    _fields_ = [
+        ("phys_addr", c_uint64),
+        ("data", c_uint8 * 8),
+        ("len", c_uint32),
+        ("is_write", c_uint8),
+    ]
+
+
+class _exit_internal(ctypes.Structure):
+    _fields_ = [("suberror", c_uint32), ("ndata", c_uint32), ("data", c_uint64 * 16)]
+
+
+class _exit_eoi(ctypes.Structure):
+    _fields_ = [("vector", c_uint8)]
+
+
+class _exit(ctypes.Union):
+    _fields_ = [
+        ("io", _exit_io),
+        ("mmio", _exit_mmio),
+        ("internal", _exit_internal),
+        ("eoi", _exit_eoi),
+        ("hardware_entry_failure_reason", c_uint64),
+        ("padding", c_uint8 * 256),
+    ]
+
+
+class kvm_run(ctypes.Structure):
+    """The shared page's head, through the exit union; what follows it is not used here."""
+
+    _fields_ = [
+        ("request_interrupt_window", c_uint8),
+        ("immediate_exit", c_uint8),
+        ("padding1", c_uint8 * 6),
+        ("exit_reason", c_uint32),
+        ("ready_for_interrupt_injection", c_uint8),
+        ("if_flag", c_uint8),
+        ("flags", c_uint16),
+        ("cr8", c_uint64),
+        ("apic_base", c_uint64),
+        ("u", _exit),
+    ]
+
+
+# --- constants -----------------------------------------------------------------------------------
+
+KVM_MSI_VALID_DEVID = 1 << 0
+KVM_MEM_READONLY = 1 << 1
+
+KVM_CAP_IRQCHIP = 0
+KVM_CAP_IRQ_ROUTING = 25
+KVM_CAP_NR_VCPUS = 9
+KVM_CAP_MAX_VCPUS = 66
+KVM_CAP_SIGNAL_MSI = 77
+KVM_CAP_ENABLE_CAP_VM = 98
+KVM_CAP_X86_SMM = 117
+KVM_CAP_SPLIT_IRQCHIP = 121
+KVM_CAP_MAX_VCPU_ID = 128
+KVM_CAP_X2APIC_API = 129
+KVM_CAP_MSI_DEVID = 131
+
+KVM_X2APIC_API_USE_32BIT_IDS = 1 << 0
+KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK = 1 << 1
+KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST = 1 << 2
+KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST = 1 << 3
+
+KVM_IRQ_ROUTING_IRQCHIP = 1
+KVM_IRQ_ROUTING_MSI = 2
+KVM_IRQCHIP_IOAPIC = 2
+
+KVM_IRQFD_FLAG_DEASSIGN = 1 << 0
+
+KVM_EXIT_IO = 2
+KVM_EXIT_HLT = 5
+KVM_EXIT_MMIO = 6
+KVM_EXIT_SHUTDOWN = 8
+KVM_EXIT_FAIL_ENTRY = 9
+KVM_EXIT_INTR = 10
+KVM_EXIT_INTERNAL_ERROR = 17
+KVM_EXIT_IOAPIC_EOI = 26
+KVM_EXIT_IO_OUT = 1
+
+EXIT_NAMES = {
+    KVM_EXIT_IO: "KVM_EXIT_IO",
+    KVM_EXIT_HLT: "KVM_EXIT_HLT",
+    KVM_EXIT_MMIO: "KVM_EXIT_MMIO",
+    KVM_EXIT_SHUTDOWN: "KVM_EXIT_SHUTDOWN",
+    KVM_EXIT_FAIL_ENTRY: "KVM_EXIT_FAIL_ENTRY",
+    KVM_EXIT_INTR: "KVM_EXIT_INTR",
+    KVM_EXIT_INTERNAL_ERROR: "KVM_EXIT_INTERNAL_ERROR",
+    KVM_EXIT_IOAPIC_EOI: "KVM_EXIT_IOAPIC_EOI",
+}
+
+KVM_MP_STATE_RUNNABLE = 0
+KVM_MP_STATE_UNINITIALIZED = 1
+KVM_MP_STATE_INIT_RECEIVED = 2
+KVM_MP_STATE_HALTED = 3
+KVM_MP_STATE_SIPI_RECEIVED = 4
+KVM_MP_STATE_AP_RESET_HOLD = 9
+
+KVM_VCPUEVENT_VALID_SMM = 0x00000008
+
+# --- ioctl numbers -------------------------------------------------------------------------------
+
+_IOC_NONE, _IOC_WRITE, _IOC_READ = 0, 1, 2
+
+
+def ioc(direction: int, nr: int, size: int, group: int = KVMIO) -> int:
+    """An ioctl number, as ``_IOC`` of asm-generic/ioctl.h composes it."""
+    return direction << 30 | size << 16 | group << 8 | nr
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """An ioctl: its uapi name and its number."""
+
+    name: str
+    number: int
+
+
+def _io(name: str, nr: int) -> Request:
+    return Request(name, ioc(_IOC_NONE, nr, 0))
+
+
+def _ior(name: str, nr: int, struct: type[ctypes.Structure]) -> Request:
+    return Request(name, ioc(_IOC_READ, nr, ctypes.sizeof(struct)))
+
+
+def _iow(name: str, nr: int, struct: type[ctypes.Structure]) -> Request:
+    return Request(name, ioc(_IOC_WRITE, nr, ctypes.sizeof(struct)))
+
+
+def _iowr(name: str, nr: int, struct: type[ctypes.Structure]) -> Request:
+    return Request(name, ioc(_IOC_READ | _IOC_WRITE, nr, ctypes.sizeof(struct)))
+
+
+# KVM_GET_MSRS and KVM_SET_MSRS take no part: the guest itself reads and writes its MSRs.
+KVM_GET_API_VERSION = _io("KVM_GET_API_VERSION", 0x00)
+KVM_CREATE_VM = _io("KVM_CREATE_VM", 0x01)
+KVM_CHECK_EXTENSION = _io("KVM_CHECK_EXTENSION", 0x03)
+KVM_GET_VCPU_MMAP_SIZE = _io("KVM_GET_VCPU_MMAP_SIZE", 0x04)
+KVM_GET_SUPPORTED_CPUID = _iowr("KVM_GET_SUPPORTED_CPUID", 0x05, kvm_cpuid2)
+KVM_CREATE_VCPU = _io("KVM_CREATE_VCPU", 0x41)
+KVM_SET_USER_MEMORY_REGION = _iow(
+    "KVM_SET_USER_MEMORY_REGION", 0x46, kvm_userspace_memory_region
+)
+KVM_CREATE_IRQCHIP = _io("KVM_CREATE_IRQCHIP", 0x60)
+KVM_IRQ_LINE_STATUS = _iowr("KVM_IRQ_LINE_STATUS", 0x67, kvm_irq_level)
+KVM_SET_GSI_ROUTING = _iow("KVM_SET_GSI_ROUTING", 0x6A, kvm_irq_routing)
+KVM_IRQFD = _iow("KVM_IRQFD", 0x76, kvm_irqfd)
+KVM_ENABLE_CAP = _iow("KVM_ENABLE_CAP", 0xA3, kvm_enable_cap)
+KVM_SIGNAL_MSI = _iow("KVM_SIGNAL_MSI", 0xA5, kvm_msi)
+KVM_RUN = _io("KVM_RUN", 0x80)
+KVM_GET_REGS = _ior("KVM_GET_REGS", 0x81, kvm_regs)
+KVM_SET_REGS = _iow("KVM_SET_REGS", 0x82, kvm_regs)
+KVM_GET_SREGS = _ior("KVM_GET_SREGS", 0x83, kvm_sregs)
+KVM_SET_SREGS = _iow("KVM_SET_SREGS", 0x84, kvm_sregs)
+KVM_GET_LAPIC = _ior("KVM_GET_LAPIC", 0x8E, kvm_lapic_state)
+KVM_SET_LAPIC = _iow("KVM_SET_LAPIC", 0x8F, kvm_lapic_state)
+KVM_SET_CPUID2 = _iow("KVM_SET_CPUID2", 0x90, kvm_cpuid2)
+KVM_GET_MP_STATE = _ior("KVM_GET_MP_STATE", 0x98, kvm_mp_state)
+KVM_SET_MP_STATE = _iow("KVM_SET_MP_STATE", 0x99, kvm_mp_state)
+KVM_GET_VCPU_EVENTS = _ior("KVM_GET_VCPU_EVENTS", 0x9F, kvm_vcpu_events)
+KVM_SET_VCPU_EVENTS = _iow("KVM_SET_VCPU_EVENTS", 0xA0, kvm_vcpu_events)

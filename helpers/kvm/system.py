@@ -1,0 +1,57 @@
+"""/dev/kvm: the system fd."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from types import TracebackType
+from typing import Self
+
+from helpers.kvm import abi
+from helpers.kvm.ioctl import ioctl
+from helpers.kvm.vm import Vm
+
+
+class System:
+    """An open /dev/kvm. Raises OSError when it cannot be opened."""
+
+    def __init__(self, path: str = "/dev/kvm") -> None:
+        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def api_version(self) -> int:
+        return ioctl(self.fd, abi.KVM_GET_API_VERSION)
+
+    def check_extension(self, capability: int) -> int:
+        return ioctl(self.fd, abi.KVM_CHECK_EXTENSION, capability)
+
+    def supported_cpuid(self) -> ctypes.Array[ctypes.c_uint8]:
+        """A kvm_cpuid2 with its entries, as KVM_SET_CPUID2 takes it."""
+        entries = 256
+        size = ctypes.sizeof(abi.kvm_cpuid2) + entries * ctypes.sizeof(abi.kvm_cpuid_entry2)
+        table = (ctypes.c_uint8 * size)()
+        abi.kvm_cpuid2.from_buffer(table).nent = entries
+        ioctl(self.fd, abi.KVM_GET_SUPPORTED_CPUID, table)
+        return table
+
+    def create_vm(self) -> Vm:
+        """A new VM without irqchip, memory or vCPUs."""
+        fd = ioctl(self.fd, abi.KVM_CREATE_VM)
+        return Vm(fd, ioctl(self.fd, abi.KVM_GET_VCPU_MMAP_SIZE))
+
+

@@ -1,0 +1,117 @@
+"""A virtual CPU: the vCPU fd and its shared kvm_run page."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from types import TracebackType
+from typing import Self, TypeVar
+
+from helpers.kvm import abi
+from helpers.kvm.ioctl import KvmError, Request, ioctl, ioctl_once
+
+T = TypeVar("T", bound=ctypes.Structure)
+
+
+class Vcpu:
+    """One vCPU. ``vcpu_id`` is the number given to KVM_CREATE_VCPU, the initial APIC ID."""
+
+    def __init__(self, fd: int, vcpu_id: int, mmap_size: int) -> None:
+        self.fd = fd
+        self.vcpu_id = vcpu_id
+        self._page = mmap.mmap(fd, mmap_size)
+        self.kvm_run = abi.kvm_run.from_buffer(self._page)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            # A private copy of the last exit stays readable; the mapping holds the fd's file open.
+            self.kvm_run = abi.kvm_run.from_buffer_copy(self.kvm_run)
+            self._page.close()
+            os.close(self.fd)
+            self.fd = -1
+
+    def run(self) -> int:
+        """Enter the guest once: an exit reason, KVM_EXIT_INTR when a signal ended it."""
+        try:
+            ioctl_once(self.fd, abi.KVM_RUN)
+        except KvmError as error:
+            if error.errno != errno.EINTR:
+                raise
+            return abi.KVM_EXIT_INTR
+        return int(self.kvm_run.exit_reason)
+
+    def finish_exit(self) -> None:
+        """Complete the pending I/O instruction without entering the guest (api.rst 5)."""
+        self.kvm_run.immediate_exit = 1
+        try:
+            self.run()
+        finally:
+            self.kvm_run.immediate_exit = 0
+
+    def describe_exit(self) -> str:
+        """The last exit in words, for messages."""
+        reason = self.kvm_run.exit_reason
+        name = abi.EXIT_NAMES.get(reason, f"exit reason {reason}")
+        if reason == abi.KVM_EXIT_IO:
+            io = self.kvm_run.u.io
+            return f"{name} port {io.port:#x}"
+        if reason == abi.KVM_EXIT_MMIO:
+            return f"{name} address {self.kvm_run.u.mmio.phys_addr:#x}"
+        if reason == abi.KVM_EXIT_INTERNAL_ERROR:
+            return f"{name} suberror {self.kvm_run.u.internal.suberror}"
+        if reason == abi.KVM_EXIT_FAIL_ENTRY:
+            return f"{name} {self.kvm_run.u.hardware_entry_failure_reason:#x}"
+        return name
+
+    def _get(self, request: Request, struct: type[T]) -> T:
+        value = struct()
+        ioctl(self.fd, request, value)
+        return value
+
+    def get_regs(self) -> abi.kvm_regs:
+        return self._get(abi.KVM_GET_REGS, abi.kvm_regs)
+
+    def set_regs(self, regs: abi.kvm_regs) -> None:
+        ioctl(self.fd, abi.KVM_SET_REGS, regs)
+
+    def get_sregs(self) -> abi.kvm_sregs:
+        return self._get(abi.KVM_GET_SREGS, abi.kvm_sregs)
+
+    def set_sregs(self, sregs: abi.kvm_sregs) -> None:
+        ioctl(self.fd, abi.KVM_SET_SREGS, sregs)
+
+    def get_lapic(self) -> abi.kvm_lapic_state:
+        return self._get(abi.KVM_GET_LAPIC, abi.kvm_lapic_state)
+
+    def set_lapic(self, state: abi.kvm_lapic_state) -> None:
+        ioctl(self.fd, abi.KVM_SET_LAPIC, state)
+
+    def get_mp_state(self) -> int:
+        """A KVM_MP_STATE_*; reading it makes the kernel process a pending INIT or SIPI first."""
+        return int(self._get(abi.KVM_GET_MP_STATE, abi.kvm_mp_state).mp_state)
+
+    def set_mp_state(self, mp_state: int) -> None:
+        ioctl(self.fd, abi.KVM_SET_MP_STATE, abi.kvm_mp_state(mp_state=mp_state))
+
+    def get_events(self) -> abi.kvm_vcpu_events:
+        return self._get(abi.KVM_GET_VCPU_EVENTS, abi.kvm_vcpu_events)
+
+    def set_events(self, events: abi.kvm_vcpu_events) -> None:
+        ioctl(self.fd, abi.KVM_SET_VCPU_EVENTS, events)
+
+    def set_cpuid(self, table: ctypes.Array[ctypes.c_uint8]) -> None:
+        """KVM_SET_CPUID2 with what :meth:`helpers.kvm.System.supported_cpuid` returned."""
+        ioctl(self.fd, abi.KVM_SET_CPUID2, table)

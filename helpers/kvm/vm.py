@@ -1,0 +1,123 @@
+"""A virtual machine: the VM fd."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+from helpers.kvm import abi
+from helpers.kvm.ioctl import ioctl
+from helpers.kvm.vcpu import Vcpu
+
+
+class Vm:
+    """One VM and everything made from it; closing it releases vCPUs, memory and irqfds too."""
+
+    def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
+        self.fd = fd
+        self.vcpus: list[Vcpu] = []
+        self._vcpu_mmap_size = vcpu_mmap_size
+        self._memory: list[mmap.mmap] = []
+        self._eventfds: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for vcpu in self.vcpus:
+            vcpu.close()
+        for fd in self._eventfds:
+            os.close(fd)
+        self._eventfds.clear()
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        # The kernel no longer refers to the memory; a view somebody still holds keeps its mapping.
+        self._memory.clear()
+
+    def check_extension(self, capability: int) -> int:
+        return ioctl(self.fd, abi.KVM_CHECK_EXTENSION, capability)
+
+    def enable_cap(self, capability: int, *args: int, flags: int = 0) -> None:
+        ioctl(
+            self.fd,
+            abi.KVM_ENABLE_CAP,
+            abi.kvm_enable_cap(
+                cap=capability, flags=flags, args=(ctypes.c_uint64 * 4)(*args)
+            ),
+        )
+
+    def create_irqchip(self) -> None:
+        """PIC, IOAPIC and LAPICs in the kernel (api.rst 4.24)."""
+        ioctl(self.fd, abi.KVM_CREATE_IRQCHIP)
+
+    def split_irqchip(self, ioapic_pins: int = 24) -> None:
+        """LAPICs in the kernel, the rest in user space (api.rst 7.5)."""
+        self.enable_cap(abi.KVM_CAP_SPLIT_IRQCHIP, ioapic_pins)
+
+    def create_vcpu(self, vcpu_id: int) -> Vcpu:
+        fd = ioctl(self.fd, abi.KVM_CREATE_VCPU, vcpu_id)
+        vcpu = Vcpu(fd, vcpu_id, self._vcpu_mmap_size)
+        self.vcpus.append(vcpu)
+        return vcpu
+
+    def add_memory(self, guest_address: int, size: int) -> mmap.mmap:
+        """``size`` bytes of zeroed guest memory at ``guest_address``, both page-aligned."""
+        memory = mmap.mmap(-1, size)
+        ioctl(
+            self.fd,
+            abi.KVM_SET_USER_MEMORY_REGION,
+            abi.kvm_userspace_memory_region(
+                slot=len(self._memory),
+                guest_phys_addr=guest_address,
+                memory_size=size,
+                userspace_addr=ctypes.addressof(ctypes.c_char.from_buffer(memory)),
+            ),
+        )
+        self._memory.append(memory)
+        return memory
+
+    def signal_msi(self, msi: abi.kvm_msi | int) -> int:
+        """KVM_SIGNAL_MSI (api.rst 4.71) of a kvm_msi, or of whatever is at an address."""
+        return ioctl(self.fd, abi.KVM_SIGNAL_MSI, msi)
+
+    def set_gsi_routing(self, routes: Iterable[abi.kvm_irq_routing_entry], flags: int = 0) -> None:
+        """Replace the whole routing table (api.rst 4.52)."""
+        entries = list(routes)
+        header = abi.kvm_irq_routing(nr=len(entries), flags=flags)
+        table = bytes(header) + b"".join(bytes(entry) for entry in entries)
+        ioctl(
+            self.fd,
+            abi.KVM_SET_GSI_ROUTING,
+            (ctypes.c_uint8 * len(table)).from_buffer_copy(table),
+        )
+
+    def irqfd(self, gsi: int) -> int:
+        """An eventfd wired to ``gsi`` (api.rst 4.75); closed with the VM."""
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._eventfds.append(fd)
+        ioctl(self.fd, abi.KVM_IRQFD, abi.kvm_irqfd(fd=fd, gsi=gsi))
+        return fd
+
+    def deassign_irqfd(self, fd: int, gsi: int) -> None:
+        """Unwire ``fd`` from ``gsi``; returns when no injection of it is under way."""
+        flags = abi.KVM_IRQFD_FLAG_DEASSIGN
+        ioctl(self.fd, abi.KVM_IRQFD, abi.kvm_irqfd(fd=fd, gsi=gsi, flags=flags))
+
+    def irq_line_status(self, gsi: int, level: int) -> int:
+        """KVM_IRQ_LINE_STATUS (api.rst 4.25): the status the kernel wrote."""
+        line = abi.kvm_irq_level(irq=gsi, level=level)
+        ioctl(self.fd, abi.KVM_IRQ_LINE_STATUS, line)
+        return line.status

@@ -1,0 +1,177 @@
+"""Known deviations: kernels that are known to break a clause, with the evidence.
+
+The one place where a deviation is described. A test that meets one names it with :func:`deviation`;
+its failure is an expected one only on a kernel the entry applies to, and only when what happened
+is what the entry says happens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import pytest
+
+from helpers.guest.expect import Mismatch
+from helpers.verdicts.kernel import Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """One known deviation.
+
+    ``bound``: ``every`` kernel so far, a ``version`` range, or a ``host``. ``shows``: patterns
+    (subject, actual) as in :class:`helpers.guest.expect.Mismatch`, with ``*`` and ``?`` as
+    wildcards. ``fixed``: commit and version, where there is one.
+    """
+
+    id: str
+    bound: Literal["every", "version", "host"]
+    applies: Callable[[Kernel], bool]
+    condition: str
+    summary: str
+    evidence: str
+    shows: tuple[tuple[str, str], ...]
+    fixed: str = ""
+
+    def explains(self, mismatch: Mismatch) -> bool:
+        """Whether this mismatch is what the entry says happens."""
+        return any(
+            fnmatchcase(mismatch.subject, subject) and fnmatchcase(mismatch.actual, actual)
+            for subject, actual in self.shows
+        )
+
+
+def _every(id: str, summary: str, evidence: str, *shows: tuple[str, str]) -> Deviation:
+    return Deviation(
+        id, "every", lambda kernel: True, "every kernel so far", summary, evidence, shows
+    )
+
+
+def _before(
+    version: tuple[int, int], id: str, fixed: str, summary: str, *shows: tuple[str, str]
+) -> Deviation:
+    name = ".".join(map(str, version))
+    return Deviation(
+        id,
+        "version",
+        lambda kernel: kernel.version < version,
+        f"before Linux {name}",
+        summary,
+        f"measured on stock kernels before and after {name}",
+        shows,
+        fixed,
+    )
+
+
+_TABLE = (
+    _every(
+        "pad-not-checked",
+        "Padding, and devid without its flag, are not looked at.",
+        "kvm_send_userspace_msi of 3.5 to 7.3 checks flags only",
+        ("return value", "1"),
+    ),
+    _every(
+        "newest-vcpu-unreachable",
+        "A unicast message does not find the vCPU created last until some LAPIC state is written.",
+        "kvm_arch_vcpu_create resets the LAPIC, and so rebuilds the map, before the vCPU is "
+        "entered in the VM's array; measured on 5.10 to 7.3",
+        ("return value", "0"),
+    ),
+    _every(
+        "hint-broadcast-becomes-fixed",
+        "With redirection hint and physical 0xff any delivery mode becomes a fixed interrupt.",
+        "kvm_irq_delivery_to_apic rewrites the delivery mode; measured on 5.10 to 7.3",
+        ("effect on vCPU *", "IRR SET {*}"),
+        ("effect on vCPU *", "nothing"),
+    ),
+    _every(
+        "lowest-priority-dropped",
+        "Lowest priority hashes over the bits of the destination, present or not, and drops what "
+        "falls on an absent or disabled LAPIC.",
+        "kvm_apic_map_get_dest_lapic; measured on 5.10 to 7.3",
+        ("return value", "0"),
+    ),
+    _every(
+        "illegal-vector-accepted",
+        "Vectors 0 to 15 are accepted into IRR, and no error is recorded.",
+        "__apic_accept_irq has no check; measured on 5.10 to 7.3",
+        ("effect on vCPU *", "IRR SET {*}"),
+    ),
+    _every(
+        "logical-nmi-lost",
+        "A logical destination misses software-disabled LAPICs, for NMI, INIT and SMI too.",
+        "the logical map leaves them out; measured on 5.10 to 7.3",
+        ("return value", "0"),
+    ),
+    _every(
+        "alias-first-created",
+        "Of vCPUs with one APIC ID the one created first receives the interrupt, which is not "
+        "always the one with the lowest vCPU ID.",
+        "kvm_recalculate_phys_map keeps the first entry; measured on 5.10 to 7.3",
+        ("acceptors", "*"),
+    ),
+    Deviation(
+        "pvm-never-in-service",
+        "host",
+        lambda kernel: kernel.is_pvm,
+        "a /dev/kvm driven by kvm_pvm",
+        "Taking an interrupt does not set its ISR bit: PPR stays at TPR, and vectors of the same "
+        "or a lower class interrupt the handler.",
+        "measured on 6.18 with kvm_pvm, full and split irqchip, xAPIC and x2APIC",
+        (
+            ("ISR*", "{}"),
+            ("PPR*", "0"),
+            ("vectors taken*", "*"),
+            ("pending*", "*"),
+        ),
+    ),
+    _before(
+        (6, 3),
+        "nobody-is-eperm",
+        "35366901017c (6.3)",
+        "A logical destination returns -1 EPERM when all LAPICs are software-disabled or have no "
+        "LDR.",
+        ("return value", "-1 EPERM"),
+    ),
+    _before(
+        (6, 3),
+        "alias-one-receives",
+        "5b84b0291702 (6.3)",
+        "Of several LAPICs with one physical APIC ID only the first receives the interrupt.",
+        ("return value", "*"),
+    ),
+    _before(
+        (6, 3),
+        "logical-alias-one-receives",
+        "2970052481b9, 2bf934aadcac (6.3)",
+        "Of LAPICs whose LDRs overlap only one receives the interrupt.",
+        ("return value", "*"),
+    ),
+    _before(
+        (6, 3),
+        "forced-xapic-id-zero",
+        "052c3b99cbc8 (6.3)",
+        "A LAPIC that the host switches from x2APIC to xAPIC answers as APIC ID 0.",
+        ("return value", "0"),
+    ),
+    _before(
+        (6, 11),
+        "x2apic-id-writable",
+        "4b7c3f6d04bd (6.11)",
+        "KVM_SET_LAPIC gives an x2APIC any ID.",
+        ("return value", "*"),
+        ("x2APIC ID", "*"),
+    ),
+)
+
+DEVIATIONS: dict[str, Deviation] = {entry.id: entry for entry in _TABLE}
+if len(DEVIATIONS) != len(_TABLE):
+    raise ValueError("two deviations have one id")
+
+
+def deviation(id: str) -> pytest.MarkDecorator:
+    """Decorate a test with a deviation it meets; KeyError for an id that is not in the table."""
+    return pytest.mark.deviation(DEVIATIONS[id])

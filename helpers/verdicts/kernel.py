@@ -1,0 +1,130 @@
+"""The kernel under test: what is known of it before any test, and whether it can be tested."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from helpers.guest.assemble import AssemblyError, probe
+from helpers.kvm import System, abi
+
+VENDOR_MODULES = ("kvm_intel", "kvm_amd", "kvm_pvm")
+
+CAPABILITIES = {
+    name: getattr(abi, name)
+    for name in (
+        "KVM_CAP_IRQCHIP",
+        "KVM_CAP_SIGNAL_MSI",
+        "KVM_CAP_MSI_DEVID",
+        "KVM_CAP_SPLIT_IRQCHIP",
+        "KVM_CAP_X2APIC_API",
+        "KVM_CAP_IRQ_ROUTING",
+        "KVM_CAP_X86_SMM",
+        "KVM_CAP_MAX_VCPUS",
+        "KVM_CAP_MAX_VCPU_ID",
+    )
+}
+
+
+class Untestable(Exception):
+    """Nothing here can be judged; the message is one line and says how to mend it."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The running kernel. ``version`` is (major, minor); ``parameters`` has "module.name" keys."""
+
+    release: str
+    version: tuple[int, int]
+    vendor: str
+    cpu: str
+    capabilities: dict[str, int]
+    parameters: dict[str, str]
+
+    @property
+    def is_pvm(self) -> bool:
+        return self.vendor == "kvm_pvm"
+
+    @property
+    def has_smm(self) -> bool:
+        """Whether a vCPU can take an SMI."""
+        return self.capabilities["KVM_CAP_X86_SMM"] > 0
+
+    @property
+    def vector_hashing(self) -> bool:
+        """kvm.vector_hashing, on by default (52004014f7c6, Linux 4.5)."""
+        return self.parameters.get("kvm.vector_hashing", "Y") != "N"
+
+
+@cache
+def running_kernel() -> Kernel:
+    """Read off this machine; call :func:`require_testable` first."""
+    with System() as system:
+        capabilities = {name: system.check_extension(cap) for name, cap in CAPABILITIES.items()}
+    release = platform.release()
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return Kernel(
+        release=release,
+        version=(int(found[1]), int(found[2])) if found else (0, 0),
+        vendor=next((m for m in VENDOR_MODULES if Path("/sys/module", m).exists()), "unknown"),
+        cpu=_cpu_model(),
+        capabilities=capabilities,
+        parameters=_module_parameters(),
+    )
+
+
+def _cpu_model() -> str:
+    found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else "unknown"
+
+
+def _module_parameters() -> dict[str, str]:
+    parameters = {}
+    for module in ("kvm", *VENDOR_MODULES):
+        for file in sorted(Path("/sys/module", module, "parameters").glob("*")):
+            try:
+                parameters[f"{module}.{file.name}"] = file.read_text().strip()
+            except OSError:
+                continue  # write-only parameters exist
+    return parameters
+
+
+def require_testable(path: str = "/dev/kvm") -> None:
+    """Raise :class:`Untestable` unless this machine has a KVM the suite can judge."""
+    machine = platform.machine()
+    if machine not in ("x86_64", "AMD64"):
+        raise Untestable(f"this suite judges KVM on x86-64, and this machine is {machine}")
+    try:
+        system = System(path)
+    except FileNotFoundError:
+        raise Untestable(
+            f"no {path}: nothing to test. Load KVM (modprobe kvm_intel or kvm_amd) and check that "
+            "virtualization is enabled in the firmware, or in the hypervisor of this machine"
+        ) from None
+    except PermissionError:
+        raise Untestable(
+            f"{path} cannot be opened by user {os.getuid()}: run as root, or join its group "
+            "(sudo usermod -aG kvm $USER, then log in again)"
+        ) from None
+    except OSError as error:
+        raise Untestable(f"{path} cannot be opened: {error.strerror}") from None
+    with system:
+        try:
+            version = system.api_version()
+            irqchip = system.check_extension(abi.KVM_CAP_IRQCHIP)
+        except OSError as error:
+            raise Untestable(f"{path} is not a KVM device: {error}") from None
+    if version != abi.KVM_API_VERSION:
+        raise Untestable(f"KVM_GET_API_VERSION is {version}; this suite is written for 12")
+    if irqchip <= 0:
+        raise Untestable(
+            "KVM_CAP_IRQCHIP is 0: this KVM has no in-kernel irqchip to inject MSIs into"
+        )
+    try:
+        probe()
+    except AssemblyError as error:
+        raise Untestable(str(error)) from None

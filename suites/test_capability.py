@@ -1,0 +1,60 @@
+"""KVM_CHECK_EXTENSION: what is advertised, where, when, and that it is true."""
+
+import pytest
+
+from helpers.apic import Message
+from helpers.guest import expect
+from helpers.kvm import abi
+from helpers.verdicts import clause
+
+
+@pytest.fixture(params=["system", "vm", "vm-full", "vm-split", "vm-with-vcpus"])
+def advertiser(request, system, machines):
+    """Every place KVM_CHECK_EXTENSION can be asked at, in every state of a VM."""
+    if request.param == "system":
+        return system
+    irqchip = {"vm": "none", "vm-split": "split"}.get(request.param, "full")
+    vcpu_ids = range(2) if request.param == "vm-with-vcpus" else ()
+    return machines(irqchip=irqchip, vcpu_ids=vcpu_ids).vm
+
+
+@clause("kvm.api-version")
+def test_api_version_is_12(system):
+    expect("KVM_GET_API_VERSION", system.api_version(), 12)
+
+
+@clause("msi.capability")
+def test_signal_msi_is_advertised(advertiser):
+    expect("KVM_CAP_SIGNAL_MSI", advertiser.check_extension(abi.KVM_CAP_SIGNAL_MSI), 1)
+
+
+@clause("msi.capability")
+def test_capability_appears_with_creating_the_irqchip_and_stays(machines):
+    vm = machines(irqchip="none", vcpu_ids=()).vm
+    before = vm.check_extension(abi.KVM_CAP_SIGNAL_MSI)
+    vm.create_irqchip()
+    expect("KVM_CAP_SIGNAL_MSI after", vm.check_extension(abi.KVM_CAP_SIGNAL_MSI), before)
+
+
+@clause("msi.capability")
+def test_advertised_ioctl_delivers(machine):
+    machine.signal(Message()).returns(machine.vm.check_extension(abi.KVM_CAP_SIGNAL_MSI))
+
+
+@clause("msi.devid-capability")
+def test_x86_needs_no_device_id(advertiser):
+    expect("KVM_CAP_MSI_DEVID", advertiser.check_extension(abi.KVM_CAP_MSI_DEVID), 0)
+
+
+@clause("msi.devid-capability")
+def test_message_without_device_id_is_delivered(machine):
+    machine.signal(Message()).delivered()
+
+
+@clause("msi.capability")
+@pytest.mark.parametrize(
+    "capability", ["KVM_CAP_IRQCHIP", "KVM_CAP_SPLIT_IRQCHIP", "KVM_CAP_X2APIC_API"]
+)
+def test_capabilities_the_clauses_build_on_are_advertised(system, capability):
+    if system.check_extension(getattr(abi, capability)) <= 0:
+        expect(capability, "not advertised", "advertised")
