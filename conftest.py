@@ -40,31 +40,42 @@ def machines(system: System) -> Iterator[Callable[..., Machine]]:
         yield make
 
 
-@pytest.fixture(params=["full", "split"])
+@pytest.fixture
 def irqchip(request: pytest.FixtureRequest) -> Irqchip:
-    """Each kind of in-kernel irqchip that handles MSI messages."""
-    kind: Irqchip = request.param
+    """The irqchip of ``machine``: full, or what the test is parametrized with indirectly."""
+    kind: Irqchip = getattr(request, "param", "full")
     return kind
 
 
 @pytest.fixture(scope="session")
-def _pool(system: System) -> Iterator[dict[Irqchip, Machine]]:
-    pool: dict[Irqchip, Machine] = {}
+def _pool() -> Iterator[dict[Any, Machine]]:
+    pool: dict[Any, Machine] = {}
     yield pool
     for machine in pool.values():
         machine.close()
 
 
 @pytest.fixture
-def machine(system: System, irqchip: Irqchip, _pool: dict[Irqchip, Machine]) -> Machine:
-    """Four vCPUs, IDs 0-3, in their power-on state: xAPIC, software-enabled, flat LDR bit = ID.
+def shared_machine(system: System, _pool: dict[Any, Machine]) -> Callable[..., Machine]:
+    """As ``machines``, but the machine may have served other tests; it is in its power-on state.
 
     Creating and destroying a VM is the slow part of a test, so tests share one as long as all that
     was done to it can be undone.
     """
-    pooled = _pool.pop(irqchip, None)
-    if pooled is not None and not pooled.reset():
-        pooled.close()
-        pooled = None
-    _pool[irqchip] = pooled or Machine(system, irqchip=irqchip, vcpu_ids=range(4))
-    return _pool[irqchip]
+
+    def share(**options: Any) -> Machine:
+        key = tuple(sorted(options.items()))
+        pooled = _pool.pop(key, None)
+        if pooled is not None and not pooled.reset():
+            pooled.close()
+            pooled = None
+        _pool[key] = pooled or Machine(system, **options)
+        return _pool[key]
+
+    return share
+
+
+@pytest.fixture
+def machine(shared_machine: Callable[..., Machine], irqchip: Irqchip) -> Machine:
+    """Four vCPUs, IDs 0-3, in their power-on state: xAPIC, software-enabled, flat LDR bit = ID."""
+    return shared_machine(irqchip=irqchip, vcpu_ids=range(4))

@@ -23,7 +23,6 @@ from typing import Literal, Self
 
 from helpers.apic import DeliveryMode, LapicPage, Message, Mode, Register
 from helpers.apic.lapic import (
-    APIC_BASE_BSP,
     APIC_BASE_ENABLE,
     APIC_BASE_X2APIC,
     SVR_ENABLE,
@@ -34,7 +33,7 @@ from helpers.apic.lapic import (
 from helpers.guest import layout
 from helpers.guest.assemble import probe
 from helpers.guest.expect import Mismatch
-from helpers.guest.injection import Injection, Snapshot
+from helpers.guest.injection import Effect, Injection, Snapshot, effect_between
 from helpers.kvm import KvmError, System, Vcpu, Vm, abi
 
 Irqchip = Literal["none", "full", "split"]
@@ -145,14 +144,19 @@ class Cpu:
 
     def run_to(self, *ports: int) -> int:
         """Enter the guest until it writes to one of ``ports``; which one. Raises GuestError."""
-        while (reason := self.vcpu.run()) == abi.KVM_EXIT_INTR:
-            pass  # a signal whose handler did not raise: go on
+        reason = self._enter()
         port = self.vcpu.kvm_run.u.io.port if reason == abi.KVM_EXIT_IO else None
         if port == layout.PORT_FAULT:
             raise GuestError(f"vCPU {self.index}: exception {self.vcpu.get_regs().rax & 0xFF}")
         if port not in ports:
             raise GuestError(f"vCPU {self.index}: unexpected {self.vcpu.describe_exit()}")
         return port
+
+    def _enter(self) -> int:
+        """KVM_RUN until it ends for another reason than a signal whose handler did not raise."""
+        while (reason := self.vcpu.run()) == abi.KVM_EXIT_INTR:
+            pass
+        return reason
 
     def step(self) -> None:
         """Enter once, to the idle loop's next exit: one deliverable interrupt is taken."""
@@ -193,6 +197,27 @@ class Cpu:
             tmr=vectors_of(record.tmr),
             irr=vectors_of(record.irr),
         )
+
+    def run_to_handler(self) -> None:
+        """Enter until the handler stops, which it must have been told to (``pause``)."""
+        self.run_to(layout.PORT_HANDLER)
+
+    def run_to_idle(self) -> None:
+        """Enter until the idle loop, through handlers that stop."""
+        while self.run_to(layout.PORT_IDLE, layout.PORT_HANDLER) != layout.PORT_IDLE:
+            pass
+
+    def eoi_exit(self) -> int | None:
+        """Enter until the idle loop takes no more: the vector of a KVM_EXIT_IOAPIC_EOI on the way.
+
+        None where no EOI exits to user space.
+        """
+        exited = None
+        while True:
+            if self._enter() == abi.KVM_EXIT_IOAPIC_EOI:
+                exited = int(self.vcpu.kvm_run.u.eoi.vector)
+            elif not self.log():
+                return exited
 
     # --- what the guest does itself ---------------------------------------------------------------
 
@@ -262,12 +287,11 @@ class Cpu:
             running.wait_until_asleep()
             yield running
 
-    def power_on(self) -> None:
-        """xAPIC software-enabled with LDR bit ``index`` (flat), runnable at the probe's idle loop."""
+    def power_on(self, mode: Mode = Mode.XAPIC) -> None:
+        """Software-enabled, runnable at the probe's idle loop; xAPIC: LDR bit ``index``, flat."""
         self.vcpu.set_cpuid(self.machine.cpuid)
         sregs = self.vcpu.get_sregs()
-        sregs.apic_base |= APIC_BASE_ENABLE
-        sregs.apic_base &= ~APIC_BASE_X2APIC
+        sregs.apic_base |= mode.value
         sregs.cr0, sregs.cr3, sregs.cr4 = 0x80000011, layout.PML4, 0x20  # PG ET PE; PAE
         sregs.efer = 0x500  # LME LMA
         sregs.gdt.base, sregs.gdt.limit = layout.GDT, 0x17
@@ -281,9 +305,13 @@ class Cpu:
         sregs.gs.base = self._area
         self.vcpu.set_sregs(sregs)
         self.reset()
+        registers = {"svr": SVR_ENABLE | SVR_RESET}
+        if mode is Mode.XAPIC and self.index < 8:
+            registers["ldr"] = 1 << self.index
+        self.configure(**registers)
 
     def reset(self) -> None:
-        """Back to :meth:`power_on`'s state, but for what KVM_SET_SREGS holds."""
+        """Back to :meth:`power_on`'s state, but for the LAPIC and what KVM_SET_SREGS holds."""
         ctypes.memset(ctypes.addressof(self.control), 0, ctypes.sizeof(self.control))
         self.control.self_address = self._area
         self.handler()
@@ -291,19 +319,7 @@ class Cpu:
         regs.rsp = self._area + layout.STACK_TOP
         self.vcpu.set_regs(regs)
         self.vcpu.set_events(abi.kvm_vcpu_events())
-        self.lapic = self._pristine_lapic()
         self.mp_state = abi.KVM_MP_STATE_RUNNABLE
-
-    def _pristine_lapic(self) -> LapicPage:
-        page = self.lapic
-        for register in (Register.ISR, Register.TMR, Register.IRR):
-            page.set_vectors(register, ())
-        page[Register.TPR] = 0
-        page[Register.SVR] = SVR_ENABLE | SVR_RESET
-        page[Register.ID] = (self.vcpu.vcpu_id & 0xFF) << 24
-        page[Register.DFR] = 0xFFFFFFFF
-        page[Register.LDR] = 1 << 24 + self.index if self.index < 8 else 0
-        return page
 
 
 class Running:
@@ -429,7 +445,7 @@ class Machine:
     """A VM with ``irqchip`` and a vCPU per entry of ``vcpu_ids``, each in its power-on state.
 
     ``x2apic_api`` is KVM_CAP_X2APIC_API's args[0], enabled before the vCPUs are made (0: not
-    enabled). ``shared``: whether :meth:`reset` brings back all that was done to it; what it cannot
+    enabled). ``power_on`` False: the vCPUs stay as KVM_CREATE_VCPU made them. ``shared``: whether :meth:`reset` brings back all that was done to it; what it cannot
     bring back clears the flag.
     """
 
@@ -440,10 +456,12 @@ class Machine:
         irqchip: Irqchip = "full",
         vcpu_ids: Sequence[int] = (0,),
         x2apic_api: int = 0,
+        mode: Mode = Mode.XAPIC,
         power_on: bool = True,
     ) -> None:
         self.irqchip = irqchip
-        self.shared = True
+        self.shared = power_on
+        self._pristine: list[Snapshot] = []
         self.cpuid = system.supported_cpuid()
         with contextlib.ExitStack() as undo:
             self.vm: Vm = undo.enter_context(system.create_vm())
@@ -459,8 +477,8 @@ class Machine:
                 self.add_cpu(vcpu_id)
             if power_on:
                 for cpu in self.cpus:
-                    cpu.power_on()
-            self._pristine = [cpu.snapshot() for cpu in self.cpus]
+                    cpu.power_on(mode)
+                self._pristine = self.snapshots()
             undo.pop_all()
 
     def __enter__(self) -> Self:
@@ -490,10 +508,11 @@ class Machine:
         """All vCPUs back to power-on; False when this machine cannot be brought back."""
         if not self.shared or len(self.cpus) != len(self._pristine):
             return False
-        for cpu in self.cpus:
+        for cpu, pristine in zip(self.cpus, self._pristine, strict=True):
             cpu.vcpu.finish_exit()
             cpu.reset()
-        return [cpu.snapshot() for cpu in self.cpus] == self._pristine
+            cpu.lapic = pristine.lapic
+        return self.snapshots() == self._pristine
 
     def _load_probe(self, vcpus: int) -> mmap.mmap:
         # Room for vCPUs that a test adds later, in whole 2 MiB pages.
@@ -515,17 +534,25 @@ class Machine:
         self, message: Message, *, flags: int = 0, devid: int = 0, pad: bytes = bytes(12)
     ) -> Injection:
         """KVM_SIGNAL_MSI, with every vCPU's state before and after it; errors do not raise."""
-        if message.delivery_mode not in _LEAVE_NO_TRACE:
-            self.shared = False
-        msi = abi.kvm_msi(
-            address_lo=message.address_lo,
-            address_hi=message.address_hi,
-            data=message.data,
-            flags=flags,
-            devid=devid,
-            pad=(ctypes.c_uint8 * 12)(*pad),
-        )
+        self.shared &= message.delivery_mode in _LEAVE_NO_TRACE
+        msi = _msi(message, flags, devid, pad)
         return self.observe(msi, lambda: self._signal(msi))
+
+    def send(self, message: Message) -> int:
+        """KVM_SIGNAL_MSI without looking at the vCPUs, one of which may be running."""
+        self.shared &= message.delivery_mode in _LEAVE_NO_TRACE
+        return self.vm.signal_msi(_msi(message))
+
+    @property
+    def start_page(self) -> int:
+        """The vector of a SIPI that starts an AP in the probe."""
+        return layout.PROBE >> 12
+
+    def boot(self, index: int) -> None:
+        """Start an AP by INIT and SIPI, up to its idle loop."""
+        for mode, vector in ((DeliveryMode.INIT, 0), (DeliveryMode.SIPI, self.start_page)):
+            self.send(Message(vector=vector, destination=index, delivery_mode=mode))
+        self[index].step()
 
     def _signal(self, msi: abi.kvm_msi) -> tuple[int, int]:
         try:
@@ -533,11 +560,51 @@ class Machine:
         except KvmError as error:
             return -1, error.errno or 0
 
+    def snapshots(self) -> list[Snapshot]:
+        """Every vCPU as the host sees it; none where LAPICs are not in the kernel."""
+        return [] if self.irqchip == "none" else [cpu.snapshot() for cpu in self.cpus]
+
     def observe(self, msi: abi.kvm_msi, inject: Callable[[], tuple[int, int]]) -> Injection:
         """Run ``inject``, which sends ``msi`` one way or another: (return value, errno)."""
-        before = [cpu.snapshot() for cpu in self.cpus]
+        before = self.snapshots()
         result, code = inject()
-        after = [cpu.snapshot() for cpu in self.cpus]
+        after = self.snapshots()
         injection = Injection(msi, result, code, before, after)
         journal.append(injection)
         return injection
+
+    # --- the other ways to send a message ---------------------------------------------------------
+
+    def raise_line(self, gsi: int, message: Message) -> Injection:
+        """KVM_IRQ_LINE_STATUS of ``gsi``, which is routed to ``message``; result: the status."""
+        return self.observe(_msi(message), lambda: (self.vm.irq_line_status(gsi, 1), 0))
+
+    def raise_irqfd(self, gsi: int) -> list[Effect]:
+        """Signal an irqfd of ``gsi``; it reports no status, so only the effects."""
+        before = self.snapshots()
+        fd = self.vm.irqfd(gsi)
+        os.eventfd_write(fd, 1)
+        self.vm.deassign_irqfd(fd, gsi)  # waits for the injection
+        return [effect_between(b, a) for b, a in zip(before, self.snapshots(), strict=True)]
+
+
+def _msi(message: Message, flags: int = 0, devid: int = 0, pad: bytes = bytes(12)) -> abi.kvm_msi:
+    return abi.kvm_msi(
+        address_lo=message.address_lo,
+        address_hi=message.address_hi,
+        data=message.data,
+        flags=flags,
+        devid=devid,
+        pad=(ctypes.c_uint8 * 12)(*pad),
+    )
+
+
+def msi_route(
+    gsi: int, message: Message, flags: int = 0, devid: int = 0
+) -> abi.kvm_irq_routing_entry:
+    """A GSI route to ``message`` (api.rst 4.52)."""
+    entry = abi.kvm_irq_routing_entry(gsi=gsi, type=abi.KVM_IRQ_ROUTING_MSI, flags=flags)
+    msi = entry.u.msi
+    msi.address_lo, msi.address_hi, msi.data = message.address_lo, message.address_hi, message.data
+    msi.devid = devid
+    return entry

@@ -1,6 +1,7 @@
 """The KVM ABI: one object per kind of file descriptor. Knows nothing of APICs."""
 
-from helpers.kvm.ioctl import KvmError, compat_ioctl, errno_name, has_compat_entry, ioctl, raw_ioctl
+from helpers.kvm.ioctl import KvmError, attempt, compat_ioctl, errno_name, has_compat_entry
+from helpers.kvm.process import UserPages, in_forked_child
 from helpers.kvm.system import System
 from helpers.kvm.vcpu import Vcpu
 from helpers.kvm.vm import Vm
@@ -8,11 +9,12 @@ from helpers.kvm.vm import Vm
 __all__ = [
     "KvmError",
     "System",
+    "UserPages",
     "Vcpu",
     "Vm",
+    "attempt",
     "compat_ioctl",
     "errno_name",
     "has_compat_entry",
-    "ioctl",
-    "raw_ioctl",
+    "in_forked_child",
 ]

@@ -82,12 +82,18 @@ def ioctl(fd: int, request: Request, argument: Argument = 0) -> int:
 
 def ioctl_once(fd: int, request: Request, argument: Argument = 0) -> int:
     """As :func:`ioctl`, with EINTR raised like every other error."""
-    address = argument if isinstance(argument, int) else ctypes.addressof(argument)
-    result, code = raw_ioctl(fd, request.number, address)
-    trace.append(Call(fd, request, _describe(argument), result, code))
+    result, code = attempt(fd, request, argument)
     if result == -1:
         raise KvmError(request, code)
     return result
+
+
+def attempt(fd: int, request: Request, argument: Argument = 0) -> tuple[int, int]:
+    """As :func:`ioctl`, with errors, EINTR too, returned: (return value, errno or 0)."""
+    address = argument if isinstance(argument, int) else ctypes.addressof(argument)
+    result, code = raw_ioctl(fd, request.number, address)
+    trace.append(Call(fd, request, _describe(argument), result, code))
+    return result, code
 
 
 def _describe(argument: Argument) -> str:
@@ -131,7 +137,7 @@ def has_compat_entry() -> bool:
 
 
 def compat_ioctl(fd: int, number: int, argument: int) -> tuple[int, int]:
-    """:func:`raw_ioctl` through the 32-bit entry; ``argument`` must lie below 4 GiB."""
+    """:func:`raw_ioctl` through the 32-bit entry; ValueError for an address above 4 GiB."""
     if argument >> 32:
         raise ValueError(f"address {argument:#x} does not fit a 32-bit system call")
     function = _machine_code(_INT80_IOCTL, ctypes.c_int, ctypes.c_uint, ctypes.c_uint)

@@ -49,6 +49,16 @@ class System:
         ioctl(self.fd, abi.KVM_GET_SUPPORTED_CPUID, table)
         return table
 
+    def cpuid_leaf(self, function: int) -> abi.kvm_cpuid_entry2:
+        """The supported CPUID leaf ``function``; all zero when there is none."""
+        table = self.supported_cpuid()
+        start, size = ctypes.sizeof(abi.kvm_cpuid2), ctypes.sizeof(abi.kvm_cpuid_entry2)
+        for number in range(abi.kvm_cpuid2.from_buffer(table).nent):
+            entry = abi.kvm_cpuid_entry2.from_buffer_copy(table, start + number * size)
+            if entry.function == function:
+                return entry
+        return abi.kvm_cpuid_entry2()
+
     def create_vm(self) -> Vm:
         """A new VM without irqchip, memory or vCPUs."""
         fd = ioctl(self.fd, abi.KVM_CREATE_VM)

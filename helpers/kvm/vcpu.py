@@ -44,11 +44,15 @@ class Vcpu:
             self.fd = -1
 
     def run(self) -> int:
-        """Enter the guest once: an exit reason, KVM_EXIT_INTR when a signal ended it."""
+        """Enter the guest once: an exit reason, KVM_EXIT_INTR when it is to be entered again.
+
+        That is after a signal (EINTR), and after a vCPU that waited for INIT or SIPI has got one
+        (EAGAIN).
+        """
         try:
             ioctl_once(self.fd, abi.KVM_RUN)
         except KvmError as error:
-            if error.errno != errno.EINTR:
+            if error.errno not in (errno.EINTR, errno.EAGAIN):
                 raise
             return abi.KVM_EXIT_INTR
         return int(self.kvm_run.exit_reason)

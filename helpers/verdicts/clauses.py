@@ -496,6 +496,12 @@ _TABLE = (
         "arch/x86/kvm/irq_comm.c kvm_irq_delivery_to_apic",
     ),
     _observed(
+        "x2apic-api.quirk-32bit",
+        "5.10",
+        "With 32-bit IDs and the broadcast quirk, 0xffffffff is an absent ID.",
+        "arch/x86/kvm/lapic.c kvm_apic_is_broadcast_dest",
+    ),
+    _observed(
         "x2apic-api.sticky",
         "5.10",
         "KVM_CAP_X2APIC_API may be enabled when vCPUs exist, takes effect at once and stays.",

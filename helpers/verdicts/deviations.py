@@ -107,6 +107,12 @@ _TABLE = (
         ("return value", "0"),
     ),
     _every(
+        "sipi-wakes",
+        "A SIPI wakes a vCPU from HLT, though only one that waits for SIPI may notice it.",
+        "kvm_vcpu_has_events counts a pending SIPI whatever the mp_state",
+        ("woken", "True"),
+    ),
+    _every(
         "alias-first-created",
         "Of vCPUs with one APIC ID the one created first receives the interrupt, which is not "
         "always the one with the lowest vCPU ID.",

@@ -1,0 +1,103 @@
+"""What the ioctl's caller can be: memory of every protection, a forked child."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import struct
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+PROT_NONE = 0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
+    *(ctypes.c_int, ctypes.c_int, ctypes.c_long),
+)
+_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+
+_MAP_32BIT = 0x40
+
+
+class UserPages:
+    """Two fresh pages of this process, below 4 GiB, at ``address``; unmapped at the end."""
+
+    def __init__(self) -> None:
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_32BIT
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        self._size = 2 * mmap.PAGESIZE
+        self.address = _libc.mmap(None, self._size, protection, flags, -1, 0)
+        if self.address == ctypes.c_void_p(-1).value:
+            raise OSError(ctypes.get_errno(), "mmap below 4 GiB")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        _libc.munmap(self.address, self._size)
+
+    @property
+    def boundary(self) -> int:
+        """Where the second page begins."""
+        return int(self.address + mmap.PAGESIZE)
+
+    @property
+    def end(self) -> int:
+        """The first address behind the pages."""
+        return self.boundary + mmap.PAGESIZE
+
+    def write(self, content: bytes, address: int) -> None:
+        ctypes.memmove(address, content, len(content))
+
+    def read(self, address: int, size: int) -> bytes:
+        return ctypes.string_at(address, size)
+
+    def protect_first(self, protection: int) -> None:
+        """mprotect(2)."""
+        self._protect(self.address, protection)
+
+    def protect_second(self, protection: int) -> None:
+        """mprotect(2)."""
+        self._protect(self.boundary, protection)
+
+    def _protect(self, address: int, protection: int) -> None:
+        if _libc.mprotect(address, mmap.PAGESIZE, protection):
+            raise OSError(ctypes.get_errno(), "mprotect")
+
+    def unmap_second(self) -> None:
+        if _libc.munmap(self.boundary, mmap.PAGESIZE):
+            raise OSError(ctypes.get_errno(), "munmap")
+        self._size = mmap.PAGESIZE
+
+
+def in_forked_child(function: Callable[[], tuple[int, int]]) -> tuple[int, int]:
+    """``function()`` in a forked child, which shares the fds but not the address space."""
+    reader, writer = os.pipe()
+    with warnings.catch_warnings():
+        # Python 3.12 warns of threads; this child only makes a system call.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, struct.pack("ii", *function()))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    if not answer:
+        raise ChildProcessError("the forked child died before its system call returned")
+    result, code = struct.unpack("ii", answer)
+    return result, code

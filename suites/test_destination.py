@@ -1,0 +1,283 @@
+"""xAPIC destinations: physical, broadcast, flat, cluster, aliased and mixed."""
+
+import pytest
+
+from helpers.apic import DeliveryMode, DestinationMode, Message, Mode
+from helpers.apic.lapic import DFR_CLUSTER, SVR_RESET
+from helpers.verdicts import clause, deviation
+
+PHYSICAL, LOGICAL = DestinationMode
+FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
+
+
+def to(destination, mode=PHYSICAL, **fields):
+    return Message(destination=destination, destination_mode=mode, **fields)
+
+
+# --- physical -------------------------------------------------------------------------------------
+
+
+@clause("dest.physical")
+@pytest.mark.parametrize("irqchip", ["full", "split"], indirect=True)
+@pytest.mark.parametrize("mode", [FIXED, LOWEST, NMI, INIT], ids=lambda mode: mode.name)
+@pytest.mark.parametrize("index", range(4), ids="to-{}".format)
+def test_physical_destination_is_one_lapic(machine, index, mode):
+    machine.signal(to(index, delivery_mode=mode)).returns(1).accepted_by(index)
+
+
+@clause("dest.physical")
+@pytest.mark.parametrize("destination", range(4, 255), ids="{:#x}".format)
+def test_absent_id_reaches_nobody(machine, destination):
+    machine.signal(to(destination)).blocked_or_unmatched().reached_nobody()
+
+
+@clause("dest.physical")
+@pytest.mark.parametrize("vcpu_id", [1 << bit for bit in range(8)] + [0xFE], ids="{:#x}".format)
+def test_every_bit_of_the_id_counts(shared_machine, vcpu_id):
+    machine = shared_machine(vcpu_ids=(0, *(1 << bit for bit in range(8)), 0xFE))
+    index = [cpu.vcpu.vcpu_id for cpu in machine.cpus].index(vcpu_id)
+    machine.signal(to(vcpu_id)).returns(1).accepted_by(index)
+
+
+@clause("dest.physical")
+@pytest.mark.parametrize("new", [4, 5, 0x80, 0xFE], ids="{:#x}".format)
+def test_rewritten_id_is_the_destination(machine, new):
+    machine[1].configure(id=new)
+    machine.signal(to(new)).returns(1).accepted_by(1)
+    machine.signal(to(1)).blocked_or_unmatched().reached_nobody()
+
+
+@clause("dest.physical")
+def test_exchanged_ids(machine):
+    machine[1].configure(id=2)
+    machine[2].configure(id=1)
+    machine.signal(to(1)).returns(1).accepted_by(2)
+    machine.signal(to(2, vector=0x42)).returns(1).accepted_by(1)
+
+
+@clause("dest.physical")
+def test_relocated_apic_base_does_not_move_the_destination(machines):
+    machine = machines(vcpu_ids=range(2))
+    sregs = machine[1].vcpu.get_sregs()
+    sregs.apic_base = 0x80000000 | sregs.apic_base & 0xFFF
+    machine[1].vcpu.set_sregs(sregs)
+    machine.signal(to(1)).returns(1).accepted_by(1)
+
+
+@clause("dest.physical")
+def test_creation_order_does_not_matter(machines):
+    machine = machines(vcpu_ids=(7, 2, 5, 0))
+    for index, destination in enumerate((7, 2, 5, 0)):
+        machine.signal(to(destination, vector=0x40 + index)).returns(1).accepted_by(index)
+
+
+# --- broadcast ------------------------------------------------------------------------------------
+
+
+@clause("dest.broadcast")
+@pytest.mark.parametrize("irqchip", ["full", "split"], indirect=True)
+@pytest.mark.parametrize("mode", [FIXED, NMI, INIT], ids=lambda mode: mode.name)
+def test_broadcast_reaches_all(machine, mode):
+    machine.signal(to(0xFF, delivery_mode=mode)).returns(4).accepted_by(0, 1, 2, 3)
+
+
+@clause("dest.broadcast")
+def test_lapic_with_id_255_does_not_take_the_broadcast_for_itself(machine):
+    machine[1].configure(id=0xFF)
+    machine.signal(to(0xFF)).returns(4).accepted_by(0, 1, 2, 3)
+
+
+@clause("dest.broadcast")
+@pytest.mark.parametrize("off", range(1, 15), ids="off{:04b}".format)
+def test_broadcast_reaches_all_software_enabled(machine, off):
+    on = [index for index in range(4) if not off >> index & 1]
+    for index in set(range(4)) - set(on):
+        machine[index].configure(svr=SVR_RESET)
+    machine.signal(to(0xFF)).returns(len(on)).accepted_by(*on)
+
+
+@clause("dest.lowest-broadcast")
+def test_lowest_priority_to_physical_broadcast_reaches_all(machine):
+    machine.signal(to(0xFF, delivery_mode=LOWEST)).returns(4).accepted_by(0, 1, 2, 3)
+
+
+# --- logical, flat --------------------------------------------------------------------------------
+
+EIGHT = tuple(range(8))
+
+
+@clause("dest.flat")
+@pytest.mark.parametrize("bit", range(8), ids="bit{}".format)
+def test_flat_destination_bit_is_one_lapic(shared_machine, bit):
+    machine = shared_machine(vcpu_ids=EIGHT)
+    machine.signal(to(1 << bit, LOGICAL)).returns(1).accepted_by(bit)
+
+
+@clause("dest.flat")
+@pytest.mark.parametrize("mask", range(1, 16), ids="{:04b}".format)
+@pytest.mark.parametrize("mode", [FIXED, NMI, INIT], ids=lambda mode: mode.name)
+def test_flat_destination_is_every_lapic_that_shares_a_bit(machine, mask, mode):
+    members = [index for index in range(4) if mask >> index & 1]
+    shot = machine.signal(to(mask, LOGICAL, delivery_mode=mode))
+    shot.returns(len(members)).accepted_by(*members)
+
+
+@clause("dest.flat")
+@pytest.mark.parametrize("mask", [0xF1, 0x8F, 0x7E, 0xAA], ids="{:#x}".format)
+def test_destination_bits_without_lapic_do_not_matter(machine, mask):
+    members = [index for index in range(4) if mask >> index & 1]
+    machine.signal(to(mask, LOGICAL)).returns(len(members)).accepted_by(*members)
+
+
+@clause("dest.flat")
+@pytest.mark.parametrize("destination", [0, 0x10, 0xF0], ids="{:#x}".format)
+def test_destination_without_a_lapics_bit_reaches_nobody(machine, destination):
+    machine.signal(to(destination, LOGICAL)).blocked_or_unmatched().reached_nobody()
+
+
+@clause("dest.flat")
+def test_ldr_not_the_id_is_the_logical_id(machine):
+    machine[1].configure(ldr=0x80)
+    machine.signal(to(0x80, LOGICAL)).returns(1).accepted_by(1)
+    machine.signal(to(0x02, LOGICAL)).blocked_or_unmatched().reached_nobody()
+
+
+@clause("dest.flat")
+def test_software_disabled_lapic_does_not_take_a_vector_by_its_bit(machine):
+    machine[1].configure(svr=SVR_RESET)
+    machine.signal(to(0x0F, LOGICAL)).returns(3).accepted_by(0, 2, 3)
+
+
+@clause("dest.flat")
+def test_logical_broadcast_reaches_all(machine):
+    machine[3].configure(ldr=0)
+    machine.signal(to(0xFF, LOGICAL)).returns(4).accepted_by(0, 1, 2, 3)
+
+
+@clause("dest.flat")
+def test_logical_broadcast_reaches_more_lapics_than_bits(machines):
+    machine = machines(vcpu_ids=range(10))
+    machine.signal(to(0xFF, LOGICAL)).returns(10).accepted_by(*range(10))
+
+
+# --- logical, cluster -----------------------------------------------------------------------------
+
+CLUSTERED = (0x11, 0x12, 0x14, 0x18, 0x21, 0x22, 0xE1, 0xE8)
+"""LDRs of eight vCPUs: clusters 1, 2 and 14."""
+
+
+@pytest.fixture
+def clusters(shared_machine):
+    machine = shared_machine(vcpu_ids=EIGHT)
+    for cpu, ldr in zip(machine.cpus, CLUSTERED, strict=True):
+        cpu.configure(dfr=DFR_CLUSTER, ldr=ldr)
+    return machine
+
+
+@clause("dest.cluster")
+@pytest.mark.parametrize("mask", range(16), ids="{:04b}".format)
+@pytest.mark.parametrize("cluster", [0, 1, 2, 0xE], ids="cluster{:x}".format)
+def test_cluster_destination_is_every_lapic_of_the_cluster_that_shares_a_bit(
+    clusters, cluster, mask
+):
+    members = [i for i, ldr in enumerate(CLUSTERED) if ldr >> 4 == cluster and ldr & mask]
+    shot = clusters.signal(to(cluster << 4 | mask, LOGICAL)).accepted_by(*members)
+    if members:
+        shot.returns(len(members))
+    else:
+        shot.blocked_or_unmatched()
+
+
+@clause("dest.cluster")
+def test_broadcast_reaches_all_clusters(clusters):
+    clusters.signal(to(0xFF, LOGICAL)).returns(8).accepted_by(*EIGHT)
+
+
+# --- mixed and aliased ----------------------------------------------------------------------------
+
+
+@clause("dest.mixed-modes")
+@pytest.mark.parametrize("destination", [0x01, 0x02, 0x03, 0x11, 0x12, 0x13], ids="{:#x}".format)
+def test_flat_and_cluster_match_each_by_its_own_rule(machine, destination):
+    for index, ldr in ((2, 0x11), (3, 0x12)):
+        machine[index].configure(dfr=DFR_CLUSTER, ldr=ldr)
+    members = [index for index in (0, 1) if destination >> index & 1]
+    members += [i for i, ldr in ((2, 0x11), (3, 0x12)) if destination >> 4 == 1 and destination & ldr & 0xF]
+    machine.signal(to(destination, LOGICAL)).returns(len(members)).accepted_by(*members)
+
+
+@clause("dest.mixed-modes")
+@pytest.mark.parametrize("index", range(4), ids="to-{}".format)
+def test_physical_ids_of_xapic_and_x2apic(machine, index):
+    machine[2].mode = machine[3].mode = Mode.X2APIC
+    machine.signal(to(index)).returns(1).accepted_by(index)
+
+
+@clause("dest.mixed-modes")
+def test_broadcast_reaches_xapic_and_x2apic(machine):
+    machine[2].mode = machine[3].mode = Mode.X2APIC
+    machine.signal(to(0xFF)).returns(4).accepted_by(0, 1, 2, 3)
+
+
+@clause("dest.mixed-modes")
+@pytest.mark.parametrize("dfr", [0x1FFFFFFF, 0x7FFFFFFF, 0xEFFFFFFF], ids="{:#x}".format)
+def test_dfr_that_is_neither_flat_nor_cluster_is_mapped_as_cluster(machine, dfr):
+    for cpu in machine.cpus:
+        cpu.configure(dfr=dfr, ldr=0x10 | 1 << cpu.index)
+    machine.signal(to(0x13, LOGICAL)).returns(2).accepted_by(0, 1)
+
+
+@clause("errata.alias-8bit")
+@deviation("alias-one-receives")
+@pytest.mark.parametrize("mode", [FIXED, NMI], ids=lambda mode: mode.name)
+def test_all_lapics_with_one_id_accept(machine, mode):
+    machine[1].configure(id=2)
+    machine.signal(to(2, delivery_mode=mode)).returns(2).accepted_by(1, 2)
+
+
+@clause("errata.alias-8bit")
+@deviation("alias-one-receives")
+def test_all_four_lapics_with_one_id_accept(machine):
+    for cpu in machine.cpus:
+        cpu.configure(id=7)
+    machine.signal(to(7)).returns(4).accepted_by(0, 1, 2, 3)
+
+
+@clause("errata.alias-8bit")
+@deviation("alias-one-receives")
+def test_id_256_wraps_to_0_in_xapic_mode(machines):
+    machines(vcpu_ids=(0, 1, 256)).signal(to(0)).returns(2).accepted_by(0, 2)
+
+
+@clause("dest.aliased")
+@deviation("alias-one-receives")
+@pytest.mark.parametrize("vector", [0x40, 0x41], ids="{:#x}".format)
+def test_lowest_priority_to_an_aliased_id_reaches_one(machine, vector):
+    machine[1].configure(id=2)
+    shot = machine.signal(to(2, delivery_mode=LOWEST, vector=vector)).returns(1)
+    shot.accepted_by(1 + vector % 2)
+
+
+@clause("dest.aliased")
+@deviation("logical-alias-one-receives")
+def test_all_lapics_with_one_ldr_accept(machine):
+    machine[1].configure(ldr=1)
+    machine.signal(to(1, LOGICAL)).returns(2).accepted_by(0, 1)
+
+
+@clause("dest.aliased")
+@deviation("logical-alias-one-receives")
+@pytest.mark.parametrize("destination, members", [(2, [1]), (4, [1, 2]), (6, [1, 2])],
+                         ids=["2", "4", "6"])
+def test_ldr_of_several_bits_matches_by_any(machine, destination, members):
+    machine[1].configure(ldr=6)
+    machine.signal(to(destination, LOGICAL)).returns(len(members)).accepted_by(*members)
+
+
+@clause("lapic.follows-guest")
+@deviation("forced-xapic-id-zero")
+def test_host_switch_from_x2apic_to_xapic_keeps_the_id(machine):
+    machine[3].mode = Mode.X2APIC
+    machine[3].mode = Mode.XAPIC
+    machine[3].lapic = machine[3].lapic
+    machine.signal(to(3)).returns(1).accepted_by(3)

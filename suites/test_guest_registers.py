@@ -1,0 +1,179 @@
+"""The guest reprograms its LAPIC, by MMIO or MSR: messages follow at once."""
+
+import pytest
+
+from helpers.apic import DeliveryMode, DestinationMode, Message, Mode, Register
+from helpers.apic.lapic import APIC_BASE_ENABLE, APIC_BASE_X2APIC, DFR_CLUSTER, DFR_FLAT, SVR_RESET
+from helpers.guest import expect
+from helpers.verdicts import clause, deviation
+
+PHYSICAL, LOGICAL = DestinationMode
+NMI = DeliveryMode.NMI
+
+IA32_APIC_BASE = 0x1B
+MODES = pytest.mark.parametrize("mode", [Mode.XAPIC, Mode.X2APIC], ids=lambda mode: mode.name)
+
+
+def to(destination, mode=PHYSICAL, **fields):
+    return Message(destination=destination, destination_mode=mode, **fields)
+
+
+def guest_switches(cpu, *modes):
+    """The guest writes IA32_APIC_BASE, once per mode."""
+    for mode in modes:
+        base = cpu.rdmsr(IA32_APIC_BASE) & ~(APIC_BASE_ENABLE | APIC_BASE_X2APIC)
+        cpu.wrmsr(IA32_APIC_BASE, base | mode.value)
+
+
+def expect_taken(cpu, *vectors):
+    expect("vectors taken", [record.vector for record in cpu.take()], list(vectors))
+
+
+# --- SVR ------------------------------------------------------------------------------------------
+
+
+@clause("lapic.follows-guest")
+@MODES
+def test_guest_disables_and_enables_by_svr(shared_machine, mode):
+    machine = shared_machine(vcpu_ids=range(4), mode=mode)
+    machine[1].write(Register.SVR, SVR_RESET)
+    machine.signal(to(1)).blocked().reached_nobody()
+    machine[1].write(Register.SVR, 0x1FF)
+    machine.signal(to(1)).returns(1).accepted_by(1)
+    expect_taken(machine[1], 0x41)
+
+
+@clause("lapic.follows-guest")
+def test_guest_enables_the_only_lapic(machines):
+    machine = machines(vcpu_ids=(0,))
+    machine[0].write(Register.SVR, SVR_RESET)
+    machine.signal(to(1, LOGICAL)).blocked_or_unmatched().reached_nobody()
+    machine[0].write(Register.SVR, 0x1FF)
+    machine.signal(to(1, LOGICAL)).returns(1).accepted_by(0)
+
+
+@clause("lapic.follows-guest")
+def test_spurious_vector_does_not_matter(machine):
+    machine[1].write(Register.SVR, 0x141)
+    machine.signal(to(1)).returns(1).accepted_by(1)
+    expect_taken(machine[1], 0x41)
+
+
+# --- LDR, DFR, ID ---------------------------------------------------------------------------------
+
+
+@clause("lapic.follows-guest")
+@pytest.mark.parametrize("ldr", [0x10, 0x80], ids="{:#x}".format)
+def test_guest_moves_its_logical_id(machine, ldr):
+    machine[1].write(Register.LDR, ldr << 24)
+    machine.signal(to(ldr, LOGICAL)).returns(1).accepted_by(1)
+    machine.signal(to(0x02, LOGICAL)).blocked_or_unmatched().reached_nobody()
+
+
+@clause("lapic.follows-guest")
+def test_guest_clears_its_logical_id(machine):
+    machine[1].write(Register.LDR, 0)
+    machine.signal(to(0x0F, LOGICAL)).returns(3).accepted_by(0, 2, 3)
+
+
+@clause("lapic.follows-guest")
+def test_guests_go_from_flat_to_cluster_and_back(machine):
+    for cpu in machine.cpus:
+        cpu.write(Register.DFR, DFR_CLUSTER)
+        cpu.write(Register.LDR, (0x10 | 1 << cpu.index) << 24)
+    machine.signal(to(0x13, LOGICAL)).returns(2).accepted_by(0, 1)
+    for cpu in machine.cpus:
+        cpu.write(Register.DFR, DFR_FLAT)
+        cpu.write(Register.LDR, 1 << 24 + cpu.index)
+    machine.signal(to(0x0C, LOGICAL)).returns(2).accepted_by(2, 3)
+
+
+@clause("lapic.follows-guest")
+def test_one_guest_goes_to_cluster(machine):
+    machine[3].write(Register.DFR, DFR_CLUSTER)
+    machine[3].write(Register.LDR, 0x24 << 24)
+    machine.signal(to(0x24, LOGICAL)).delivered().accepted_by(2, 3)
+    machine.signal(to(0x03, LOGICAL, vector=0x42)).returns(2).accepted_by(0, 1)
+
+
+@clause("lapic.follows-guest")
+@pytest.mark.parametrize("new", [5, 0x80, 0xFE], ids="{:#x}".format)
+def test_guest_rewrites_its_id(machine, new):
+    machine[1].write(Register.ID, new << 24)
+    machine.signal(to(new)).returns(1).accepted_by(1)
+    machine.signal(to(1)).blocked_or_unmatched().reached_nobody()
+
+
+@clause("lapic.follows-guest")
+@deviation("alias-one-receives")
+def test_guest_takes_anothers_id(machine):
+    machine[1].write(Register.ID, 2 << 24)
+    machine.signal(to(2)).returns(2).accepted_by(1, 2)
+
+
+@clause("lapic.follows-guest")
+@deviation("logical-alias-one-receives")
+def test_guest_takes_anothers_logical_id(machine):
+    machine[1].write(Register.LDR, 4 << 24)
+    machine.signal(to(4, LOGICAL)).returns(2).accepted_by(1, 2)
+
+
+# --- IA32_APIC_BASE -------------------------------------------------------------------------------
+
+
+@clause("lapic.follows-guest")
+@pytest.mark.parametrize("delivery", [DeliveryMode.FIXED, NMI], ids=lambda mode: mode.name)
+def test_guest_turns_its_lapic_off(machine, delivery):
+    guest_switches(machine[1], Mode.DISABLED)
+    shot = machine.signal(to(1, delivery_mode=delivery))
+    shot.blocked_or_unmatched().reached_nobody()
+
+
+@clause("lapic.follows-guest")
+def test_guest_turns_its_lapic_off_and_on(machine):
+    guest_switches(machine[1], Mode.DISABLED, Mode.XAPIC)
+    machine[1].write(Register.SVR, 0x1FF)
+    machine.signal(to(1)).returns(1).accepted_by(1)
+    expect_taken(machine[1], 0x41)
+
+
+@clause("lapic.follows-guest")
+def test_guest_goes_to_x2apic(machine):
+    guest_switches(machine[1], Mode.X2APIC)
+    machine.signal(to(1)).returns(1).accepted_by(1)
+    expect_taken(machine[1], 0x41)
+    expect("mode", machine[1].mode, Mode.X2APIC)
+
+
+@clause("lapic.follows-guest")
+def test_guest_goes_to_x2apic_and_back(machine):
+    guest_switches(machine[1], Mode.X2APIC, Mode.DISABLED, Mode.XAPIC)
+    machine[1].write(Register.SVR, 0x1FF)
+    machine.signal(to(1)).returns(1).accepted_by(1)
+    expect_taken(machine[1], 0x41)
+
+
+@clause("lapic.follows-guest")
+def test_x2apic_logical_id_counts_at_once(machine):
+    for cpu in machine.cpus:
+        guest_switches(cpu, Mode.X2APIC)
+    expect("LDR at the guest", hex(machine[3].read(Register.LDR)), "0x8")
+    machine.signal(to(0x0C, LOGICAL)).returns(2).accepted_by(2, 3)
+
+
+@clause("lapic.follows-guest")
+def test_vector_pending_at_the_switch_to_x2apic_is_taken(machine):
+    machine[1].cli()
+    machine.signal(to(1)).returns(1)
+    guest_switches(machine[1], Mode.X2APIC)
+    machine[1].sti()
+    expect_taken(machine[1], 0x41)
+
+
+@clause("lapic.follows-guest")
+def test_guest_and_host_agree_on_every_register(machine):
+    machine[1].write(Register.TPR, 0x30)
+    machine[1].write(Register.LDR, 0x40 << 24)
+    page = machine[1].lapic
+    for register in (Register.ID, Register.TPR, Register.LDR, Register.DFR, Register.SVR):
+        expect(register.name, machine[1].read(register), page[register])

@@ -1,0 +1,254 @@
+"""Lowest priority delivery and the redirection hint: one of many, and which."""
+
+from errno import EPERM
+
+import pytest
+
+from helpers.apic import DeliveryMode, DestinationMode, Message, Mode
+from helpers.apic.lapic import DFR_CLUSTER, SVR_RESET
+from helpers.guest import expect
+from helpers.verdicts import clause, deviation
+
+PHYSICAL, LOGICAL = DestinationMode
+FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
+
+VECTORS = (*range(0x40, 0x44), 0x50, 0x7F, 0xFD, 0xFE, 0xFF)
+HEX = "{:#x}".format
+
+ONE_OF_MANY = pytest.mark.parametrize(
+    "fields",
+    [{"delivery_mode": LOWEST}, {"redirection_hint": 1}],
+    ids=["lowest-priority", "redirection-hint"],
+)
+
+
+@pytest.fixture
+def hashing(kernel):
+    """kvm.vector_hashing=Y, the default."""
+    if not kernel.vector_hashing:
+        pytest.skip("kvm.vector_hashing=N")
+
+
+@pytest.fixture
+def round_robin(kernel):
+    """kvm.vector_hashing=N."""
+    if kernel.vector_hashing:
+        pytest.skip("kvm.vector_hashing=Y")
+
+
+def nth_member(mask, n):
+    """The n-th set bit of ``mask``."""
+    return [bit for bit in range(16) if mask >> bit & 1][n]
+
+
+# --- exactly one ----------------------------------------------------------------------------------
+
+
+@clause("dest.lowest-priority")
+@ONE_OF_MANY
+@pytest.mark.parametrize("mask", range(1, 16), ids="{:04b}".format)
+def test_one_of_the_destination_accepts(machine, mask, fields):
+    shot = machine.signal(Message(destination=mask, destination_mode=LOGICAL, **fields)).returns(1)
+    [acceptor] = shot.acceptors()
+    shot.accepted_by(acceptor)
+    expect("acceptor in the destination", bool(mask >> acceptor & 1), True)
+
+
+@clause("dest.lowest-priority")
+@ONE_OF_MANY
+@pytest.mark.parametrize("index", range(4), ids="to-{}".format)
+def test_physical_destination_accepts(machine, index, fields):
+    machine.signal(Message(destination=index, **fields)).returns(1).accepted_by(index)
+
+
+@clause("dest.lowest-priority")
+@ONE_OF_MANY
+@pytest.mark.parametrize("mode", [Mode.XAPIC, Mode.X2APIC], ids=lambda mode: mode.name)
+def test_one_of_a_logical_broadcast_accepts(shared_machine, mode, fields):
+    machine = shared_machine(vcpu_ids=range(4), mode=mode)
+    shot = machine.signal(Message(destination=0xFF, destination_mode=LOGICAL, **fields)).returns(1)
+    [acceptor] = shot.acceptors()
+    shot.accepted_by(acceptor)
+
+
+@clause("dest.lowest-priority")
+@deviation("lowest-priority-dropped")
+@ONE_OF_MANY
+@pytest.mark.parametrize("absent", ["no-such-vcpu", "software-disabled", "hardware-disabled"])
+def test_absent_candidate_is_passed_over(machine, hashing, absent, fields):
+    mask, vector = (0x1F, 0x40 + 4 * 16) if absent == "no-such-vcpu" else (0x0F, 0x41)
+    vector = next(v for v in range(vector, 0xFF) if v % mask.bit_count() == (4 if mask > 15 else 1))
+    if absent == "software-disabled":
+        machine[1].configure(svr=SVR_RESET)
+    elif absent == "hardware-disabled":
+        machine[1].mode = Mode.DISABLED
+    message = Message(vector=vector, destination=mask, destination_mode=LOGICAL, **fields)
+    shot = machine.signal(message).returns(1)
+    expect("number of acceptors", len(shot.acceptors()), 1)
+
+
+@clause("dest.lowest-priority")
+@ONE_OF_MANY
+def test_disabled_candidates_are_passed_over_in_a_broadcast(machine, fields):
+    machine[1].configure(svr=SVR_RESET)
+    machine[2].mode = Mode.DISABLED
+    for vector in range(0x40, 0x44):
+        message = Message(vector=vector, destination=0xFF, destination_mode=LOGICAL, **fields)
+        shot = machine.signal(message).returns(1)
+        expect("acceptor is enabled", shot.acceptors()[0] in (0, 3), True)
+
+
+@clause("dest.redirection-hint")
+@pytest.mark.parametrize("mode", [FIXED, NMI, INIT], ids=lambda mode: mode.name)
+@pytest.mark.parametrize("mask", [0x1, 0x3, 0x6, 0xF], ids="{:#x}".format)
+def test_hint_keeps_the_delivery_mode(machine, mask, mode):
+    message = Message(
+        destination=mask, destination_mode=LOGICAL, delivery_mode=mode, redirection_hint=1
+    )
+    shot = machine.signal(message).returns(1)
+    shot.accepted_by(*shot.acceptors())
+
+
+@clause("dest.redirection-hint")
+@pytest.mark.parametrize("mode", [FIXED, LOWEST, NMI, INIT], ids=lambda mode: mode.name)
+def test_hint_does_nothing_to_a_single_destination(machine, mode):
+    message = Message(destination=2, delivery_mode=mode, redirection_hint=1)
+    machine.signal(message).returns(1).accepted_by(2)
+
+
+@clause("dest.redirection-hint")
+@deviation("hint-broadcast-becomes-fixed")
+@pytest.mark.parametrize("mode", [NMI, INIT], ids=lambda mode: mode.name)
+def test_hint_keeps_the_delivery_mode_of_a_broadcast(machine, mode):
+    message = Message(vector=0x52, destination=0xFF, delivery_mode=mode, redirection_hint=1)
+    shot = machine.signal(message).returns(1)
+    shot.accepted_by(*shot.acceptors())
+
+
+@clause("dest.hint-broadcast")
+@pytest.mark.parametrize("mode", DeliveryMode, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("vector", [0x52, 0x53], ids=HEX)
+def test_hint_makes_a_physical_broadcast_fixed_to_one(machine, hashing, mode, vector):
+    message = Message(vector=vector, destination=0xFF, delivery_mode=mode, redirection_hint=1)
+    shot = machine.signal(message).returns(1)
+    expect("acceptors", shot.acceptors(), [vector % 4])
+    expect("IRR", shot.after[vector % 4].lapic.irr, {vector})
+
+
+@clause("dest.hint-broadcast")
+def test_nmi_with_hint_and_vector_0_becomes_irr_bit_0(machine, hashing):
+    message = Message(vector=0, destination=0xFF, delivery_mode=NMI, redirection_hint=1)
+    shot = machine.signal(message).returns(1)
+    expect("IRR", shot.after[0].lapic.irr, {0})
+
+
+# --- which one ------------------------------------------------------------------------------------
+
+
+@clause("dest.vector-hashing")
+@ONE_OF_MANY
+@pytest.mark.parametrize("vector", VECTORS, ids=HEX)
+@pytest.mark.parametrize("mask", [0x3, 0x5, 0x7, 0xE, 0xF], ids="{:#x}".format)
+def test_hash_picks_a_bit_of_the_destination(machine, hashing, mask, vector, fields):
+    member = nth_member(mask, vector % mask.bit_count())
+    message = Message(vector=vector, destination=mask, destination_mode=LOGICAL, **fields)
+    machine.signal(message).returns(1).accepted_by(member)
+
+
+@clause("dest.vector-hashing")
+@pytest.mark.parametrize("vector", range(0x40, 0x45), ids=HEX)
+def test_hash_counts_absent_vcpus_too(machine, hashing, vector):
+    message = Message(
+        vector=vector, destination=0x1F, destination_mode=LOGICAL, delivery_mode=LOWEST
+    )
+    shot = machine.signal(message)
+    if vector % 5 == 4:
+        shot.blocked().reached_nobody()
+    else:
+        shot.returns(1).accepted_by(vector % 5)
+
+
+@clause("dest.vector-hashing")
+@pytest.mark.parametrize("vector", range(0x40, 0x44), ids=HEX)
+def test_hash_of_a_broadcast_counts_enabled_lapics(machine, hashing, vector):
+    machine[1].configure(svr=SVR_RESET)
+    message = Message(
+        vector=vector, destination=0xFF, destination_mode=LOGICAL, delivery_mode=LOWEST
+    )
+    machine.signal(message).returns(1).accepted_by((0, 2, 3)[vector % 3])
+
+
+@clause("dest.vector-hashing")
+@pytest.mark.parametrize("vector", range(0x40, 0x44), ids=HEX)
+def test_hash_of_mixed_modes_counts_matching_lapics(machine, hashing, vector):
+    for index, ldr in ((2, 0x11), (3, 0x12)):
+        machine[index].configure(dfr=DFR_CLUSTER, ldr=ldr)
+    message = Message(
+        vector=vector, destination=0x13, destination_mode=LOGICAL, delivery_mode=LOWEST
+    )
+    machine.signal(message).returns(1).accepted_by(vector % 4)
+
+
+@clause("dest.vector-hashing")
+@pytest.mark.parametrize("vector", range(0x40, 0x44), ids=HEX)
+def test_hash_in_an_x2apic_cluster(shared_machine, hashing, vector):
+    ids = (0, 16, 18, 21)
+    machine = shared_machine(vcpu_ids=ids, mode=Mode.X2APIC, x2apic_api=1)
+    message = Message(
+        vector=vector,
+        destination=1 << 16 | 0b100101,
+        destination_mode=LOGICAL,
+        delivery_mode=LOWEST,
+    )
+    machine.signal(message).returns(1).accepted_by(1 + vector % 3)
+
+
+@clause("dest.vector-hashing")
+@pytest.mark.parametrize("vector", range(0x40, 0x44), ids=HEX)
+def test_hash_of_0xffffffff_picks_one(shared_machine, hashing, vector):
+    machine = shared_machine(vcpu_ids=range(4), mode=Mode.X2APIC, x2apic_api=3)
+    message = Message(vector=vector, destination=0xFFFFFFFF, delivery_mode=LOWEST)
+    machine.signal(message).returns(1).accepted_by(vector % 4)
+
+
+@clause("dest.vector-hashing")
+@pytest.mark.parametrize("tpr", [0x10, 0x50, 0xFF], ids=HEX)
+def test_hash_does_not_look_at_tpr(machine, hashing, tpr):
+    machine[1].configure(tpr=tpr)
+    message = Message(
+        vector=0x41, destination=0x0F, destination_mode=LOGICAL, delivery_mode=LOWEST
+    )
+    machine.signal(message).returns(1).accepted_by(1)
+
+
+@clause("dest.vector-hashing")
+def test_nobody_enabled_in_a_mixed_destination_is_an_error(machine, hashing):
+    for index, ldr in ((2, 0x11), (3, 0x12)):
+        machine[index].configure(dfr=DFR_CLUSTER, ldr=ldr, svr=SVR_RESET)
+    message = Message(destination=0xFF, destination_mode=LOGICAL, delivery_mode=LOWEST)
+    machine[0].configure(svr=SVR_RESET)
+    machine[1].configure(svr=SVR_RESET)
+    machine.signal(message).fails(EPERM).reached_nobody()
+
+
+@clause("dest.round-robin")
+def test_lowest_priority_goes_round(machine, round_robin):
+    shots = [
+        machine.signal(
+            Message(vector=v, destination=7, destination_mode=LOGICAL, delivery_mode=LOWEST)
+        )
+        for v in range(0x40, 0x49)
+    ]
+    acceptors = [shot.returns(1).acceptors()[0] for shot in shots]
+    expect("acceptors", acceptors, [0, 1, 2] * 3)
+
+
+@clause("dest.round-robin")
+def test_redirection_hint_does_not_go_round(machine, round_robin):
+    shots = [
+        machine.signal(
+            Message(vector=v, destination=7, destination_mode=LOGICAL, redirection_hint=1)
+        )
+        for v in range(0x40, 0x49)
+    ]
+    expect("acceptors", [shot.returns(1).acceptors()[0] for shot in shots], [0] * 9)

@@ -1,0 +1,289 @@
+"""GSI routes: not needed by a message, not changed by one, and equivalent to it."""
+
+from errno import EINVAL
+
+import pytest
+
+from helpers.apic import DeliveryMode, DestinationMode, Message, Mode, TriggerMode
+from helpers.apic.lapic import DFR_CLUSTER, SVR_RESET
+from helpers.guest import expect
+from helpers.guest.machine import msi_route
+from helpers.kvm import KvmError, abi
+from helpers.verdicts import clause
+
+PHYSICAL, LOGICAL = DestinationMode
+EDGE, LEVEL = TriggerMode
+FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
+
+GSI = 24
+"""The first GSI behind the IOAPIC's pins."""
+
+BOTH = pytest.mark.parametrize("irqchip", ["full", "split"], indirect=True)
+
+
+def routes(count):
+    """As many MSI routes, to vCPU 3."""
+    return [msi_route(gsi, Message(vector=0x31, destination=3)) for gsi in range(count)]
+
+
+# --- no route needed ------------------------------------------------------------------------------
+
+
+@clause("msi.direct")
+def test_more_messages_than_routes(machine):
+    limit = machine.vm.check_extension(abi.KVM_CAP_IRQ_ROUTING)
+    messages = {
+        Message(vector=vector, destination=index, trigger_mode=trigger, data_reserved_31_16=tag)
+        for tag in range(4)
+        for trigger in TriggerMode
+        for vector in range(16, 256)
+        for index in range(4)
+    }
+    assert len(messages) > limit
+    results = {machine.send(message) for message in messages}
+    expect("return values", results, {1})
+    expect("IRR", machine[3].lapic.irr, set(range(16, 256)))
+
+
+@clause("msi.direct")
+@BOTH
+@pytest.mark.parametrize("table", ["absent", "empty", "one", "full"])
+def test_message_with_any_routing_table(machines, irqchip, table):
+    machine = machines(irqchip=irqchip, vcpu_ids=range(4))
+    if table != "absent":
+        limit = machine.vm.check_extension(abi.KVM_CAP_IRQ_ROUTING)
+        machine.vm.set_gsi_routing(routes({"empty": 0, "one": 1, "full": limit}[table]))
+    machine.signal(Message(vector=0x41, destination=1)).returns(1).accepted_by(1)
+
+
+@clause("msi.direct")
+@BOTH
+def test_routes_are_the_same_after_messages(machines, irqchip):
+    machine = machines(irqchip=irqchip, vcpu_ids=range(4))
+    sent = {gsi: Message(vector=0x40 + gsi, destination=gsi % 4) for gsi in range(GSI, GSI + 8)}
+    machine.vm.set_gsi_routing([msi_route(*route) for route in sent.items()])
+    for vector in range(0x80, 0x100):
+        machine.send(Message(vector=vector, destination=0xFF))
+    for gsi, message in sent.items():
+        machine.raise_line(gsi, message).returns(1).accepted_by(gsi % 4)
+
+
+@clause("msi.direct")
+def test_rejected_message_does_not_change_the_routes(machines):
+    machine = machines(vcpu_ids=range(2))
+    message = Message(vector=0x52, destination=1)
+    machine.vm.set_gsi_routing([msi_route(GSI, message)])
+    machine.signal(Message(), flags=1 << 31).fails(EINVAL)
+    machine.raise_line(GSI, message).returns(1).accepted_by(1)
+
+
+@clause("msi.direct")
+def test_full_irqchip_routes_its_pins_after_messages(machine):
+    for vector in range(16, 256):
+        machine.send(Message(vector=vector, destination=1))
+    expect("status of IOAPIC pin 5", machine.vm.irq_line_status(5, 1) >= 0, True)
+    machine.vm.irq_line_status(5, 0)
+
+
+# --- rules of routes that are those of messages ---------------------------------------------------
+
+
+def set_route(vm, entry, table_flags=0):
+    vm.set_gsi_routing([entry], flags=table_flags)
+
+
+def refused(vm, entry, table_flags=0):
+    with pytest.raises(KvmError) as error:
+        set_route(vm, entry, table_flags)
+    expect("errno", error.value.name, "EINVAL")
+
+
+@clause("routing.flags")
+@pytest.mark.parametrize("bit", range(1, 32), ids="bit{}".format)
+def test_undefined_flag_of_a_route_is_refused(machines, bit):
+    refused(machines(vcpu_ids=()).vm, msi_route(GSI, Message(), flags=1 << bit))
+
+
+@clause("routing.flags")
+@pytest.mark.parametrize("bit", range(32), ids="bit{}".format)
+def test_flag_of_a_table_is_refused(machines, bit):
+    refused(machines(vcpu_ids=()).vm, msi_route(GSI, Message()), table_flags=1 << bit)
+
+
+@clause("routing.flags")
+@pytest.mark.parametrize("bit", range(8), ids="bit{}".format)
+def test_address_hi_7_0_of_a_route_must_be_zero(machines, bit):
+    vm = machines(vcpu_ids=(), x2apic_api=1).vm
+    refused(vm, msi_route(GSI, Message(address_hi_reserved=1 << bit)))
+
+
+@clause("routing.flags")
+def test_address_hi_of_a_route_is_ignored_without_32bit_ids(machines):
+    machine = machines(vcpu_ids=range(2))
+    message = Message.decode(Message(destination=1).address_lo, 0xFFFFFFFF, 0x41)
+    machine.vm.set_gsi_routing([msi_route(GSI, message)])
+    machine.raise_line(GSI, message).returns(1).accepted_by(1)
+
+
+@clause("routing.flags")
+def test_valid_devid_of_a_route_is_accepted_or_refused_as_of_a_message(machines):
+    machine = machines(vcpu_ids=(0,))
+    accepted = machine.signal(Message(), flags=1, devid=7).result > 0
+    if accepted:
+        machine.vm.set_gsi_routing([msi_route(GSI, Message(), flags=1, devid=7)])
+    else:
+        refused(machine.vm, msi_route(GSI, Message(), flags=1, devid=7))
+
+
+@clause("routing.flags")
+def test_gsi_above_the_limit_is_refused(machines):
+    vm = machines(vcpu_ids=()).vm
+    refused(vm, msi_route(vm.check_extension(abi.KVM_CAP_IRQ_ROUTING), Message()))
+
+
+@clause("split.msi-routes-only")
+@pytest.mark.parametrize("kind, taken", [("full", True), ("split", False)], ids=["full", "split"])
+def test_irqchip_routes_are_for_a_full_irqchip(machines, kind, taken):
+    vm = machines(irqchip=kind, vcpu_ids=()).vm
+    entry = abi.kvm_irq_routing_entry(gsi=1, type=abi.KVM_IRQ_ROUTING_IRQCHIP)
+    entry.u.irqchip.irqchip, entry.u.irqchip.pin = abi.KVM_IRQCHIP_IOAPIC, 1
+    set_route(vm, entry) if taken else refused(vm, entry)
+
+
+# --- EOI with a split irqchip ---------------------------------------------------------------------
+
+
+def exit_of_eoi(machines, route, message, pins=24):
+    """The vector of the KVM_EXIT_IOAPIC_EOI that ``message``'s handler causes, or None."""
+    machine = machines(irqchip="none", vcpu_ids=())
+    machine.vm.split_irqchip(pins)
+    machine.irqchip = "split"
+    machine.add_cpu(0).power_on()
+    machine.vm.set_gsi_routing([msi_route(5, route)])
+    machine[0].step()  # the routes are scanned on entry
+    machine.signal(message).returns(1).accepted_by(0)
+    return machine[0].eoi_exit()
+
+
+@clause("split.eoi-exit")
+@pytest.mark.parametrize("trigger", TriggerMode, ids=lambda mode: mode.name)
+def test_eoi_of_a_level_route_exits(machines, trigger):
+    route = Message(vector=0x61, trigger_mode=LEVEL, level=1)
+    sent = Message(vector=0x61, trigger_mode=trigger)
+    expect("vector of KVM_EXIT_IOAPIC_EOI", exit_of_eoi(machines, route, sent), 0x61)
+
+
+@clause("split.eoi-exit")
+@pytest.mark.parametrize(
+    "route, sent",
+    [
+        (Message(vector=0x61), Message(vector=0x61, trigger_mode=LEVEL)),
+        (Message(vector=0x62, trigger_mode=LEVEL), Message(vector=0x61, trigger_mode=LEVEL)),
+        (Message(vector=0x61, destination=1, trigger_mode=LEVEL), Message(vector=0x61)),
+    ],
+    ids=["edge-route", "other-vector", "other-destination"],
+)
+def test_eoi_without_a_level_route_does_not_exit(machines, route, sent):
+    expect("vector of KVM_EXIT_IOAPIC_EOI", exit_of_eoi(machines, route, sent), None)
+
+
+@clause("split.eoi-exit")
+def test_eoi_of_a_route_behind_the_pins_does_not_exit(machines):
+    message = Message(vector=0x61, trigger_mode=LEVEL)
+    exit_ = exit_of_eoi(machines, message, message, pins=5)
+    expect("vector of KVM_EXIT_IOAPIC_EOI", exit_, None)
+
+
+# --- equivalence ----------------------------------------------------------------------------------
+
+
+def software_disabled(machine):
+    machine[1].configure(svr=SVR_RESET)
+
+
+def mixed(machine):
+    for index, ldr in ((2, 0x11), (3, 0x12)):
+        machine[index].configure(dfr=DFR_CLUSTER, ldr=ldr)
+
+
+def one_x2apic(machine):
+    machine[3].mode = Mode.X2APIC
+
+
+def plain(machine):
+    pass
+
+
+MESSAGES = {
+    "unicast": Message(destination=1),
+    "level": Message(destination=1, trigger_mode=LEVEL, level=1),
+    "broadcast": Message(destination=0xFF),
+    "absent": Message(destination=9),
+    "logical": Message(destination=6, destination_mode=LOGICAL),
+    "logical-absent": Message(destination=0x20, destination_mode=LOGICAL),
+    "logical-broadcast": Message(destination=0xFF, destination_mode=LOGICAL),
+    "lowest": Message(destination=0xF, destination_mode=LOGICAL, delivery_mode=LOWEST, vector=0x42),
+    "hint": Message(destination=0xF, destination_mode=LOGICAL, redirection_hint=1, vector=0x42),
+    "hint-broadcast": Message(destination=0xFF, redirection_hint=1, vector=0x42),
+    "low-vector": Message(destination=1, vector=3),
+    "nmi": Message(destination=1, delivery_mode=NMI),
+    "nmi-broadcast": Message(destination=0xFF, delivery_mode=NMI),
+    "smi": Message(destination=1, delivery_mode=SMI),
+    "init": Message(destination=1, delivery_mode=INIT),
+    "remrd": Message(destination=1, delivery_mode=REMRD),
+    "extint": Message(destination=1, delivery_mode=EXTINT),
+    "reserved-bits": Message(destination=2, address_base=0, address_reserved_11_4=0xFF),
+}
+SETUPS = {"plain": plain, "disabled": software_disabled, "mixed": mixed, "x2apic": one_x2apic}
+
+EVERY_MESSAGE = pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)
+EVERY_SETUP = pytest.mark.parametrize("setup", SETUPS.values(), ids=SETUPS)
+
+
+def show_effects(effects):
+    return "; ".join(map(str, effects))
+
+
+@clause("equivalence.routes")
+@EVERY_SETUP
+@EVERY_MESSAGE
+def test_kvm_irq_line_status_does_the_same(machines, setup, message):
+    direct, routed = machines(vcpu_ids=range(4)), machines(vcpu_ids=range(4))
+    for machine in (direct, routed):
+        setup(machine)
+    routed.vm.set_gsi_routing([msi_route(GSI, message)])
+    by_message, by_line = direct.signal(message), routed.raise_line(GSI, message)
+    expect("status", by_line.result, by_message.result)
+    expect("effects", by_line.effects(), by_message.effects(), show=show_effects)
+
+
+@clause("equivalence.routes")
+@EVERY_SETUP
+@EVERY_MESSAGE
+def test_irqfd_does_the_same(machines, setup, message):
+    direct, routed = machines(vcpu_ids=range(4)), machines(vcpu_ids=range(4))
+    for machine in (direct, routed):
+        setup(machine)
+    routed.vm.set_gsi_routing([msi_route(GSI, message)])
+    by_message = direct.signal(message)
+    expect("effects", routed.raise_irqfd(GSI), by_message.effects(), show=show_effects)
+
+
+@clause("equivalence.routes")
+@BOTH
+def test_line_set_to_0_injects_nothing(machines, irqchip):
+    machine = machines(irqchip=irqchip, vcpu_ids=range(2))
+    machine.vm.set_gsi_routing([msi_route(GSI, Message(destination=1))])
+    expect("status", machine.vm.irq_line_status(GSI, 0), -1)
+    expect("IRR", machine[1].lapic.irr, set())
+
+
+@clause("equivalence.routes")
+def test_guest_takes_a_routed_message_like_a_direct_one(machine):
+    message = Message(vector=0x52, destination=1, trigger_mode=LEVEL)
+    machine.shared = False
+    machine.vm.set_gsi_routing([msi_route(GSI, message)])
+    machine.send(message)
+    direct = machine[1].take()
+    machine.raise_line(GSI, message)
+    expect("what the handler logged", machine[1].take(), direct)
