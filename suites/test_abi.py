@@ -1,4 +1,4 @@
-"""The ioctl at its boundary: its number, its structure, its callers, and what wins when much fails."""
+"""The ioctl at its boundary: number, structure, callers, and which error wins."""
 
 import ctypes
 import mmap
@@ -131,8 +131,12 @@ def test_only_a_vm_takes_the_ioctl(send, descriptor):
 
 
 @clause("abi.errno")
-@pytest.mark.parametrize("descriptor, code", DESCRIPTORS.items(), indirect=["descriptor"],
-                         ids=[f"{name}-{errno_name(code)}" for name, code in DESCRIPTORS.items()])
+@pytest.mark.parametrize(
+    "descriptor, code",
+    DESCRIPTORS.items(),
+    indirect=["descriptor"],
+    ids=[f"{name}-{errno_name(code)}" for name, code in DESCRIPTORS.items()],
+)
 def test_errno_on_other_descriptors(send, descriptor, code):
     send(fd=descriptor).fails(code)
 

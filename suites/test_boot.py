@@ -1,4 +1,4 @@
-"""Application processors started as a guest's firmware does it: by INIT and SIPI, sent as messages."""
+"""Application processors booted by messages: INIT and SIPI, as firmware sends them."""
 
 import pytest
 

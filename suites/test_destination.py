@@ -202,7 +202,9 @@ def test_flat_and_cluster_match_each_by_its_own_rule(machine, destination):
     for index, ldr in ((2, 0x11), (3, 0x12)):
         machine[index].configure(dfr=DFR_CLUSTER, ldr=ldr)
     members = [index for index in (0, 1) if destination >> index & 1]
-    members += [i for i, ldr in ((2, 0x11), (3, 0x12)) if destination >> 4 == 1 and destination & ldr & 0xF]
+    members += [
+        i for i, ldr in ((2, 0x11), (3, 0x12)) if destination >> 4 == 1 and destination & ldr & 0xF
+    ]
     machine.signal(to(destination, LOGICAL)).returns(len(members)).accepted_by(*members)
 
 
@@ -267,8 +269,9 @@ def test_all_lapics_with_one_ldr_accept(machine):
 
 @clause("dest.aliased")
 @deviation("logical-alias-one-receives")
-@pytest.mark.parametrize("destination, members", [(2, [1]), (4, [1, 2]), (6, [1, 2])],
-                         ids=["2", "4", "6"])
+@pytest.mark.parametrize(
+    "destination, members", [(2, [1]), (4, [1, 2]), (6, [1, 2])], ids=["2", "4", "6"]
+)
 def test_ldr_of_several_bits_matches_by_any(machine, destination, members):
     machine[1].configure(ldr=6)
     machine.signal(to(destination, LOGICAL)).returns(len(members)).accepted_by(*members)

@@ -59,7 +59,7 @@ def test_every_vector_is_taken_once(machine):
 @clause("guest.taken-once")
 @MODES
 @pytest.mark.parametrize("index", range(4), ids="to-{}".format)
-def test_only_the_destination_takes_it(guest, mode, index):
+def test_only_the_destination_takes_it(guest, index):
     guest.signal(fixed(0x41, index)).returns(1)
     for cpu in guest.cpus:
         expect_taken(cpu, *([0x41] if cpu.index == index else []))
@@ -67,7 +67,7 @@ def test_only_the_destination_takes_it(guest, mode, index):
 
 @clause("guest.taken-once")
 @MODES
-def test_broadcast_is_taken_once_by_each(guest, mode):
+def test_broadcast_is_taken_once_by_each(guest):
     guest.signal(fixed(0x41, 0xFF)).returns(4)
     for cpu in guest.cpus:
         expect_taken(cpu, 0x41)
@@ -117,7 +117,7 @@ def test_host_and_guest_agree_after_delivery(machine):
 @clause("guest.coalesced")
 @MODES
 @pytest.mark.parametrize("times", [2, 3, 10], ids="{}-times".format)
-def test_pending_vector_is_taken_once(guest, mode, times):
+def test_pending_vector_is_taken_once(guest, times):
     for _ in range(times):
         guest.signal(fixed(0x41)).returns(1)
     expect_taken(guest[1], 0x41)
@@ -125,7 +125,7 @@ def test_pending_vector_is_taken_once(guest, mode, times):
 
 @clause("guest.coalesced")
 @MODES
-def test_vector_sent_in_its_handler_is_taken_once_more(guest, mode):
+def test_vector_sent_in_its_handler_is_taken_once_more(guest):
     guest[1].handler(pause=True)
     guest.signal(fixed(0x41))
     guest[1].run_to_handler()
@@ -142,7 +142,7 @@ def test_vector_sent_in_its_handler_is_taken_once_more(guest, mode):
 @deviation("pvm-never-in-service")
 @MODES
 @pytest.mark.parametrize("vector", [0x10, 0x41, 0x9F, 0xFF], ids=HEX)
-def test_taken_vector_is_in_service(guest, mode, vector):
+def test_taken_vector_is_in_service(guest, vector):
     guest.signal(fixed(vector))
     [record] = guest[1].take()
     expect("ISR in the handler", record.isr, {vector})
@@ -152,7 +152,7 @@ def test_taken_vector_is_in_service(guest, mode, vector):
 @deviation("pvm-never-in-service")
 @MODES
 @pytest.mark.parametrize("vector", [0x10, 0x41, 0x9F, 0xFF], ids=HEX)
-def test_ppr_holds_the_class_in_service(guest, mode, vector):
+def test_ppr_holds_the_class_in_service(guest, vector):
     guest.signal(fixed(vector))
     [record] = guest[1].take()
     expect("PPR in the handler", record.ppr, vector & 0xF0)
@@ -161,7 +161,7 @@ def test_ppr_holds_the_class_in_service(guest, mode, vector):
 @clause("guest.in-service")
 @deviation("pvm-never-in-service")
 @MODES
-def test_host_sees_the_vector_in_service(guest, mode):
+def test_host_sees_the_vector_in_service(guest):
     guest[1].handler(pause=True)
     guest.signal(fixed(0x41))
     guest[1].run_to_handler()
@@ -191,7 +191,7 @@ def test_vectors_of_nested_handlers_are_in_service_together(machine):
 @deviation("pvm-never-in-service")
 @MODES
 @pytest.mark.parametrize("vector", [0x31, 0x4F, 0x41, 0x40], ids=HEX)
-def test_class_in_service_and_below_waits(guest, mode, vector):
+def test_class_in_service_and_below_waits(guest, vector):
     guest[1].handler(eoi=False)
     guest.signal(fixed(0x42))
     expect_taken(guest[1], 0x42)
@@ -202,7 +202,7 @@ def test_class_in_service_and_below_waits(guest, mode, vector):
 
 @clause("guest.in-service-holds")
 @MODES
-def test_class_above_the_one_in_service_is_taken(guest, mode):
+def test_class_above_the_one_in_service_is_taken(guest):
     guest[1].handler(eoi=False)
     guest.signal(fixed(0x42))
     expect_taken(guest[1], 0x42)
@@ -223,7 +223,7 @@ def test_restored_in_service_vector_holds(machine, vector):
 @clause("guest.in-service")
 @deviation("pvm-never-in-service")
 @MODES
-def test_interrupted_and_interrupting_vector_are_in_service(guest, mode):
+def test_interrupted_and_interrupting_vector_are_in_service(guest):
     guest[1].handler(pause=True, nest=True)
     guest.signal(fixed(0x42))
     guest[1].run_to_handler()
@@ -244,7 +244,7 @@ def test_interrupted_and_interrupting_vector_are_in_service(guest, mode):
     [(0x31, 0x52, 0x73), (0x73, 0x52, 0x31), (0x52, 0x73, 0x31), (0x41, 0x42, 0x43)],
     ids=lambda sent: "-".join(map(HEX, sent)),
 )
-def test_highest_pending_vector_is_taken_first(guest, mode, sent):
+def test_highest_pending_vector_is_taken_first(guest, sent):
     guest[1].cli()
     for vector in sent:
         guest.signal(fixed(vector)).returns(1)
@@ -263,7 +263,7 @@ def test_hundred_pending_vectors_are_taken_in_order(machine):
 @clause("guest.eoi")
 @deviation("pvm-never-in-service")
 @MODES
-def test_eoi_releases_the_next(guest, mode):
+def test_eoi_releases_the_next(guest):
     guest[1].handler(eoi=False)
     for vector in (0x61, 0x41, 0x21):
         guest.signal(fixed(vector))
@@ -287,7 +287,7 @@ def test_eoi_ends_the_highest_in_service(machine):
 
 @clause("guest.eoi")
 @MODES
-def test_eoi_leaves_nothing_in_service(guest, mode):
+def test_eoi_leaves_nothing_in_service(guest):
     guest.signal(fixed(0x41))
     expect_taken(guest[1], 0x41)
     expect("ISR", guest[1].lapic.isr, set())
@@ -300,7 +300,7 @@ def test_eoi_leaves_nothing_in_service(guest, mode):
 @clause("guest.tpr")
 @MODES
 @pytest.mark.parametrize("tpr", range(0x10, 0x100, 0x10), ids="tpr{:#x}".format)
-def test_tpr_holds_its_class_and_lets_go(guest, mode, tpr):
+def test_tpr_holds_its_class_and_lets_go(guest, tpr):
     guest[1].write(Register.TPR, tpr)
     guest.signal(fixed(tpr | 0xF)).returns(1)
     expect_taken(guest[1])
@@ -328,7 +328,7 @@ def test_tpr_set_by_the_host_holds(machine):
 @clause("guest.if")
 @MODES
 @pytest.mark.parametrize("vector", [0x10, 0x41, 0xFF], ids=HEX)
-def test_cleared_if_holds_and_lets_go(guest, mode, vector):
+def test_cleared_if_holds_and_lets_go(guest, vector):
     guest[1].cli()
     guest.signal(fixed(vector)).returns(1)
     expect_taken(guest[1])
@@ -371,7 +371,7 @@ def test_vector_pending_when_the_lapic_is_turned_off_is_not_taken(machine):
 @clause("guest.nmi")
 @MODES
 @pytest.mark.parametrize("vector", [0, 2, 0x41, 0xFF], ids=HEX)
-def test_nmi_is_taken_through_vector_2(guest, mode, vector):
+def test_nmi_is_taken_through_vector_2(guest, vector):
     guest.signal(fixed(vector, delivery_mode=NMI)).returns(1)
     expect_taken(guest[1], 2)
 
@@ -431,7 +431,7 @@ def test_running_guest_takes_each_message(machine, vectors_):
     with machine[1].spinning() as running:
         for count, vector in enumerate(vectors_, start=1):
             machine.send(fixed(vector))
-            running.wait_for(lambda: machine[1].control.taken == count, f"vector {vector:#x}")
+            running.wait_until_taken(count)
     expect("vectors taken", vectors(machine[1].log()), list(vectors_), show=show_list)
 
 
@@ -439,7 +439,7 @@ def test_running_guest_takes_each_message(machine, vectors_):
 def test_running_guest_takes_an_nmi(machine):
     with machine[1].spinning() as running:
         machine.send(fixed(0, delivery_mode=NMI))
-        running.wait_for(lambda: machine[1].control.taken == 1, "the NMI")
+        running.wait_until_taken(1)
     expect("vectors taken", vectors(machine[1].log()), [2], show=show_list)
 
 
@@ -447,8 +447,8 @@ def test_running_guest_takes_an_nmi(machine):
 def test_running_guests_take_a_broadcast(machine):
     with machine[1].spinning() as one, machine[2].spinning() as two:
         machine.send(fixed(0x41, 6, destination_mode=LOGICAL))
-        one.wait_for(lambda: machine[1].control.taken == 1, "vector 0x41")
-        two.wait_for(lambda: machine[2].control.taken == 1, "vector 0x41")
+        one.wait_until_taken(1)
+        two.wait_until_taken(1)
     expect("vectors taken by 1", vectors(machine[1].log()), [0x41], show=show_list)
     expect("vectors taken by 2", vectors(machine[2].log()), [0x41], show=show_list)
 
@@ -458,5 +458,5 @@ def test_running_guest_is_not_disturbed_by_messages_to_others(machine):
     with machine[1].spinning() as running:
         machine.send(fixed(0x41, 2))
         machine.send(fixed(0x42, 1))
-        running.wait_for(lambda: machine[1].control.taken == 1, "vector 0x42")
+        running.wait_until_taken(1)
     expect("vectors taken", vectors(machine[1].log()), [0x42], show=show_list)

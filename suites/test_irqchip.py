@@ -1,4 +1,4 @@
-"""In-kernel irqchips: none, full, split, when each can be made, and what the ioctl says with each."""
+"""Irqchips: none, full, split; when each can be made, and what the ioctl says with each."""
 
 from errno import EEXIST, EINVAL
 

@@ -1,5 +1,6 @@
 """Lowest priority delivery and the redirection hint: one of many, and which."""
 
+from dataclasses import replace
 from errno import EPERM
 
 import pytest
@@ -20,6 +21,10 @@ ONE_OF_MANY = pytest.mark.parametrize(
     [{"delivery_mode": LOWEST}, {"redirection_hint": 1}],
     ids=["lowest-priority", "redirection-hint"],
 )
+
+
+HASHING = pytest.mark.usefixtures("hashing")
+ROUND_ROBIN = pytest.mark.usefixtures("round_robin")
 
 
 @pytest.fixture
@@ -71,19 +76,28 @@ def test_one_of_a_logical_broadcast_accepts(shared_machine, mode, fields):
     shot.accepted_by(acceptor)
 
 
+def absent(_):
+    """Four vCPUs, five destination bits: the fifth is nobody's."""
+    return Message(vector=0x45, destination=0x1F, destination_mode=LOGICAL)
+
+
+def software_disabled(machine):
+    machine[1].configure(svr=SVR_RESET)
+    return Message(vector=0x41, destination=0x0F, destination_mode=LOGICAL)
+
+
+def hardware_disabled(machine):
+    machine[1].mode = Mode.DISABLED
+    return Message(vector=0x41, destination=0x0F, destination_mode=LOGICAL)
+
+
 @clause("dest.lowest-priority")
+@HASHING
 @deviation("lowest-priority-dropped")
 @ONE_OF_MANY
-@pytest.mark.parametrize("absent", ["no-such-vcpu", "software-disabled", "hardware-disabled"])
-def test_absent_candidate_is_passed_over(machine, hashing, absent, fields):
-    mask, vector = (0x1F, 0x40 + 4 * 16) if absent == "no-such-vcpu" else (0x0F, 0x41)
-    vector = next(v for v in range(vector, 0xFF) if v % mask.bit_count() == (4 if mask > 15 else 1))
-    if absent == "software-disabled":
-        machine[1].configure(svr=SVR_RESET)
-    elif absent == "hardware-disabled":
-        machine[1].mode = Mode.DISABLED
-    message = Message(vector=vector, destination=mask, destination_mode=LOGICAL, **fields)
-    shot = machine.signal(message).returns(1)
+@pytest.mark.parametrize("setup", [absent, software_disabled, hardware_disabled])
+def test_unavailable_candidate_is_passed_over(machine, setup, fields):
+    shot = machine.signal(replace(setup(machine), **fields)).returns(1)
     expect("number of acceptors", len(shot.acceptors()), 1)
 
 
@@ -126,9 +140,10 @@ def test_hint_keeps_the_delivery_mode_of_a_broadcast(machine, mode):
 
 
 @clause("dest.hint-broadcast")
+@HASHING
 @pytest.mark.parametrize("mode", DeliveryMode, ids=lambda mode: mode.name)
 @pytest.mark.parametrize("vector", [0x52, 0x53], ids=HEX)
-def test_hint_makes_a_physical_broadcast_fixed_to_one(machine, hashing, mode, vector):
+def test_hint_makes_a_physical_broadcast_fixed_to_one(machine, mode, vector):
     message = Message(vector=vector, destination=0xFF, delivery_mode=mode, redirection_hint=1)
     shot = machine.signal(message).returns(1)
     expect("acceptors", shot.acceptors(), [vector % 4])
@@ -136,7 +151,8 @@ def test_hint_makes_a_physical_broadcast_fixed_to_one(machine, hashing, mode, ve
 
 
 @clause("dest.hint-broadcast")
-def test_nmi_with_hint_and_vector_0_becomes_irr_bit_0(machine, hashing):
+@HASHING
+def test_nmi_with_hint_and_vector_0_becomes_irr_bit_0(machine):
     message = Message(vector=0, destination=0xFF, delivery_mode=NMI, redirection_hint=1)
     shot = machine.signal(message).returns(1)
     expect("IRR", shot.after[0].lapic.irr, {0})
@@ -146,18 +162,20 @@ def test_nmi_with_hint_and_vector_0_becomes_irr_bit_0(machine, hashing):
 
 
 @clause("dest.vector-hashing")
+@HASHING
 @ONE_OF_MANY
 @pytest.mark.parametrize("vector", VECTORS, ids=HEX)
 @pytest.mark.parametrize("mask", [0x3, 0x5, 0x7, 0xE, 0xF], ids="{:#x}".format)
-def test_hash_picks_a_bit_of_the_destination(machine, hashing, mask, vector, fields):
+def test_hash_picks_a_bit_of_the_destination(machine, mask, vector, fields):
     member = nth_member(mask, vector % mask.bit_count())
     message = Message(vector=vector, destination=mask, destination_mode=LOGICAL, **fields)
     machine.signal(message).returns(1).accepted_by(member)
 
 
 @clause("dest.vector-hashing")
+@HASHING
 @pytest.mark.parametrize("vector", range(0x40, 0x45), ids=HEX)
-def test_hash_counts_absent_vcpus_too(machine, hashing, vector):
+def test_hash_counts_absent_vcpus_too(machine, vector):
     message = Message(
         vector=vector, destination=0x1F, destination_mode=LOGICAL, delivery_mode=LOWEST
     )
@@ -169,8 +187,9 @@ def test_hash_counts_absent_vcpus_too(machine, hashing, vector):
 
 
 @clause("dest.vector-hashing")
+@HASHING
 @pytest.mark.parametrize("vector", range(0x40, 0x44), ids=HEX)
-def test_hash_of_a_broadcast_counts_enabled_lapics(machine, hashing, vector):
+def test_hash_of_a_broadcast_counts_enabled_lapics(machine, vector):
     machine[1].configure(svr=SVR_RESET)
     message = Message(
         vector=vector, destination=0xFF, destination_mode=LOGICAL, delivery_mode=LOWEST
@@ -179,8 +198,9 @@ def test_hash_of_a_broadcast_counts_enabled_lapics(machine, hashing, vector):
 
 
 @clause("dest.vector-hashing")
+@HASHING
 @pytest.mark.parametrize("vector", range(0x40, 0x44), ids=HEX)
-def test_hash_of_mixed_modes_counts_matching_lapics(machine, hashing, vector):
+def test_hash_of_mixed_modes_counts_matching_lapics(machine, vector):
     for index, ldr in ((2, 0x11), (3, 0x12)):
         machine[index].configure(dfr=DFR_CLUSTER, ldr=ldr)
     message = Message(
@@ -190,8 +210,9 @@ def test_hash_of_mixed_modes_counts_matching_lapics(machine, hashing, vector):
 
 
 @clause("dest.vector-hashing")
+@HASHING
 @pytest.mark.parametrize("vector", range(0x40, 0x44), ids=HEX)
-def test_hash_in_an_x2apic_cluster(shared_machine, hashing, vector):
+def test_hash_in_an_x2apic_cluster(shared_machine, vector):
     ids = (0, 16, 18, 21)
     machine = shared_machine(vcpu_ids=ids, mode=Mode.X2APIC, x2apic_api=1)
     message = Message(
@@ -204,25 +225,26 @@ def test_hash_in_an_x2apic_cluster(shared_machine, hashing, vector):
 
 
 @clause("dest.vector-hashing")
+@HASHING
 @pytest.mark.parametrize("vector", range(0x40, 0x44), ids=HEX)
-def test_hash_of_0xffffffff_picks_one(shared_machine, hashing, vector):
+def test_hash_of_0xffffffff_picks_one(shared_machine, vector):
     machine = shared_machine(vcpu_ids=range(4), mode=Mode.X2APIC, x2apic_api=3)
     message = Message(vector=vector, destination=0xFFFFFFFF, delivery_mode=LOWEST)
     machine.signal(message).returns(1).accepted_by(vector % 4)
 
 
 @clause("dest.vector-hashing")
+@HASHING
 @pytest.mark.parametrize("tpr", [0x10, 0x50, 0xFF], ids=HEX)
-def test_hash_does_not_look_at_tpr(machine, hashing, tpr):
+def test_hash_does_not_look_at_tpr(machine, tpr):
     machine[1].configure(tpr=tpr)
-    message = Message(
-        vector=0x41, destination=0x0F, destination_mode=LOGICAL, delivery_mode=LOWEST
-    )
+    message = Message(vector=0x41, destination=0x0F, destination_mode=LOGICAL, delivery_mode=LOWEST)
     machine.signal(message).returns(1).accepted_by(1)
 
 
 @clause("dest.vector-hashing")
-def test_nobody_enabled_in_a_mixed_destination_is_an_error(machine, hashing):
+@HASHING
+def test_nobody_enabled_in_a_mixed_destination_is_an_error(machine):
     for index, ldr in ((2, 0x11), (3, 0x12)):
         machine[index].configure(dfr=DFR_CLUSTER, ldr=ldr, svr=SVR_RESET)
     message = Message(destination=0xFF, destination_mode=LOGICAL, delivery_mode=LOWEST)
@@ -232,7 +254,8 @@ def test_nobody_enabled_in_a_mixed_destination_is_an_error(machine, hashing):
 
 
 @clause("dest.round-robin")
-def test_lowest_priority_goes_round(machine, round_robin):
+@ROUND_ROBIN
+def test_lowest_priority_goes_round(machine):
     shots = [
         machine.signal(
             Message(vector=v, destination=7, destination_mode=LOGICAL, delivery_mode=LOWEST)
@@ -244,7 +267,8 @@ def test_lowest_priority_goes_round(machine, round_robin):
 
 
 @clause("dest.round-robin")
-def test_redirection_hint_does_not_go_round(machine, round_robin):
+@ROUND_ROBIN
+def test_redirection_hint_does_not_go_round(machine):
     shots = [
         machine.signal(
             Message(vector=v, destination=7, destination_mode=LOGICAL, redirection_hint=1)

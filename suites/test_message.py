@@ -116,9 +116,7 @@ def test_trigger_and_level_of_a_signal_are_ignored(machine, mode, trigger, level
 @TRIGGERS
 @LEVELS
 @pytest.mark.parametrize("mode", DeliveryMode, ids=lambda mode: mode.name)
-def test_trigger_and_level_do_not_change_the_return_value(
-    machine, kernel, mode, trigger, level
-):
+def test_trigger_and_level_do_not_change_the_return_value(machine, kernel, mode, trigger, level):
     message = Message(destination=1, delivery_mode=mode, trigger_mode=trigger, level=level)
     accepts = mode is not EXTINT and (mode is not SMI or kernel.has_smm)
     machine.signal(message).returns(int(accepts))

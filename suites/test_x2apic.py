@@ -262,8 +262,7 @@ def test_feature_that_is_not_advertised_is_refused(machines, bit):
 def test_contradicting_features_are_refused(machines):
     vm = machines(irqchip="split", vcpu_ids=()).vm
     both = (
-        abi.KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST
-        | abi.KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST
+        abi.KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST | abi.KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST
     )
     with pytest.raises(KvmError) as refused:
         vm.enable_cap(abi.KVM_CAP_X2APIC_API, both)

@@ -20,6 +20,7 @@ class AssemblyError(RuntimeError):
 
 
 def cache_directory() -> Path:
+    """Where what is costly to make is kept between runs."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "kvm-signal-msi"
 

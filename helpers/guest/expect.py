@@ -28,9 +28,7 @@ def show(value: object) -> str:
     return str(value)
 
 
-def expect(
-    subject: str, actual: Any, expected: Any, show: Callable[[Any], str] = show
-) -> None:
+def expect(subject: str, actual: Any, expected: Any, show: Callable[[Any], str] = show) -> None:
     """Raise :class:`Mismatch` unless ``actual == expected``."""
     if actual != expected:
         raise Mismatch(subject, show(expected), show(actual))

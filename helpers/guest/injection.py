@@ -191,9 +191,7 @@ class Injection:
         """These vCPUs accepted the message, to the bit; on all others nothing changed."""
         for index, effect in enumerate(self.effects()):
             accepted = accepted_effect(self.message, self.before[index], bootstrap=index == 0)
-            expect(
-                f"effect on vCPU {index}", effect, accepted if index in indices else Effect()
-            )
+            expect(f"effect on vCPU {index}", effect, accepted if index in indices else Effect())
         return self
 
     def reached_nobody(self) -> Injection:

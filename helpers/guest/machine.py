@@ -32,7 +32,6 @@ from helpers.apic.lapic import (
 )
 from helpers.guest import layout
 from helpers.guest.assemble import probe
-from helpers.guest.expect import Mismatch
 from helpers.guest.injection import Effect, Injection, Snapshot, effect_between
 from helpers.kvm import KvmError, System, Vcpu, Vm, abi
 
@@ -145,7 +144,7 @@ class Cpu:
     def run_to(self, *ports: int) -> int:
         """Enter the guest until it writes to one of ``ports``; which one. Raises GuestError."""
         reason = self._enter()
-        port = self.vcpu.kvm_run.u.io.port if reason == abi.KVM_EXIT_IO else None
+        port = int(self.vcpu.kvm_run.u.io.port) if reason == abi.KVM_EXIT_IO else -1
         if port == layout.PORT_FAULT:
             raise GuestError(f"vCPU {self.index}: exception {self.vcpu.get_regs().rax & 0xFF}")
         if port not in ports:
@@ -382,6 +381,10 @@ class Running:
 
         self.wait_for(asleep, "it to sleep in KVM_RUN")
 
+    def wait_until_taken(self, count: int) -> None:
+        """Until the guest's log has ``count`` records."""
+        self.wait_for(lambda: self.cpu.control.taken >= count, f"interrupt number {count}")
+
     def finish(self) -> None:
         """Wait for the guest to leave to the idle port by itself."""
         self.wait_for(lambda: self.left, "it to leave KVM_RUN")
@@ -445,7 +448,8 @@ class Machine:
     """A VM with ``irqchip`` and a vCPU per entry of ``vcpu_ids``, each in its power-on state.
 
     ``x2apic_api`` is KVM_CAP_X2APIC_API's args[0], enabled before the vCPUs are made (0: not
-    enabled). ``power_on`` False: the vCPUs stay as KVM_CREATE_VCPU made them. ``shared``: whether :meth:`reset` brings back all that was done to it; what it cannot
+    enabled), ``mode`` the LAPICs'. ``power_on`` False: the vCPUs stay as KVM_CREATE_VCPU made them.
+    ``shared``: whether :meth:`reset` brings back all that was done to the machine; what it cannot
     bring back clears the flag.
     """
 

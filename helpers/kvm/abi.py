@@ -24,7 +24,9 @@ def sized(size: int) -> Callable[[type[S]], type[S]]:
 
     def check(struct: type[S]) -> type[S]:
         if ctypes.sizeof(struct) != size:
-            raise TypeError(f"{struct.__name__}: {ctypes.sizeof(struct)} bytes, the uapi has {size}")
+            raise TypeError(
+                f"{struct.__name__}: {ctypes.sizeof(struct)} bytes, the uapi has {size}"
+            )
         return struct
 
     return check
@@ -412,9 +414,7 @@ KVM_CHECK_EXTENSION = _io("KVM_CHECK_EXTENSION", 0x03)
 KVM_GET_VCPU_MMAP_SIZE = _io("KVM_GET_VCPU_MMAP_SIZE", 0x04)
 KVM_GET_SUPPORTED_CPUID = _iowr("KVM_GET_SUPPORTED_CPUID", 0x05, kvm_cpuid2)
 KVM_CREATE_VCPU = _io("KVM_CREATE_VCPU", 0x41)
-KVM_SET_USER_MEMORY_REGION = _iow(
-    "KVM_SET_USER_MEMORY_REGION", 0x46, kvm_userspace_memory_region
-)
+KVM_SET_USER_MEMORY_REGION = _iow("KVM_SET_USER_MEMORY_REGION", 0x46, kvm_userspace_memory_region)
 KVM_CREATE_IRQCHIP = _io("KVM_CREATE_IRQCHIP", 0x60)
 KVM_IRQ_LINE_STATUS = _iowr("KVM_IRQ_LINE_STATUS", 0x67, kvm_irq_level)
 KVM_SET_GSI_ROUTING = _iow("KVM_SET_GSI_ROUTING", 0x6A, kvm_irq_routing)

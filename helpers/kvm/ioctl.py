@@ -7,7 +7,9 @@ import errno
 import mmap
 import os
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from helpers.kvm.abi import Request, kvm_msi
 
@@ -115,12 +117,12 @@ _INT80_IOCTL = bytes.fromhex("53 89fb 89f1 b836000000 cd80 5b c3")
 _INT80_GETPID = bytes.fromhex("53 b814000000 cd80 5b c3")
 
 
-def _machine_code(code: bytes, *arguments: type[ctypes._SimpleCData[int]]) -> ctypes._CFuncPtr:
+def _machine_code(code: bytes, *arguments: Any) -> Callable[..., int]:
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     page.write(code)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
-    function = ctypes.CFUNCTYPE(ctypes.c_int, *arguments)(address)
-    function.page = page  # type: ignore[attr-defined]  # keeps the mapping alive
+    view = ctypes.c_char.from_buffer(page)
+    function = ctypes.CFUNCTYPE(ctypes.c_int, *arguments)(ctypes.addressof(view))
+    function.view = view  # type: ignore[attr-defined]  # keeps the page mapped
     return function
 
 

@@ -63,5 +63,3 @@ class System:
         """A new VM without irqchip, memory or vCPUs."""
         fd = ioctl(self.fd, abi.KVM_CREATE_VM)
         return Vm(fd, ioctl(self.fd, abi.KVM_GET_VCPU_MMAP_SIZE))
-
-

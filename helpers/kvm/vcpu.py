@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from helpers.kvm import abi
-from helpers.kvm.ioctl import KvmError, Request, ioctl, ioctl_once
+from helpers.kvm.ioctl import KvmError, ioctl, ioctl_once
 
 T = TypeVar("T", bound=ctypes.Structure)
 
@@ -80,7 +80,7 @@ class Vcpu:
             return f"{name} {self.kvm_run.u.hardware_entry_failure_reason:#x}"
         return name
 
-    def _get(self, request: Request, struct: type[T]) -> T:
+    def _get(self, request: abi.Request, struct: type[T]) -> T:
         value = struct()
         ioctl(self.fd, request, value)
         return value

@@ -54,9 +54,7 @@ class Vm:
         ioctl(
             self.fd,
             abi.KVM_ENABLE_CAP,
-            abi.kvm_enable_cap(
-                cap=capability, flags=flags, args=(ctypes.c_uint64 * 4)(*args)
-            ),
+            abi.kvm_enable_cap(cap=capability, flags=flags, args=(ctypes.c_uint64 * 4)(*args)),
         )
 
     def create_irqchip(self) -> None:

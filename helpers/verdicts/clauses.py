@@ -91,9 +91,7 @@ _TABLE = (
     _documented(
         "msi.returns-delivered", "3.5", _SIGNAL, "A delivered message returns a value above 0."
     ),
-    _documented(
-        "msi.returns-blocked", "3.5", _SIGNAL, "A message the guest blocks returns 0."
-    ),
+    _documented("msi.returns-blocked", "3.5", _SIGNAL, "A message the guest blocks returns 0."),
     _documented("msi.returns-error", "3.5", _SIGNAL, "An error returns -1."),
     _documented(
         "msi.needs-irqchip",
@@ -350,9 +348,7 @@ _TABLE = (
     _architectural(
         "guest.tpr", "11.8.3.1", "TPR holds back its class and those below it, and lets go."
     ),
-    _architectural(
-        "guest.if", "6.8.1", "RFLAGS.IF = 0 holds back interrupts, but not NMIs."
-    ),
+    _architectural("guest.if", "6.8.1", "RFLAGS.IF = 0 holds back interrupts, but not NMIs."),
     _architectural(
         "guest.nmi", "6.7", "An NMI is taken through vector 2, whatever TPR and IF say."
     ),
@@ -367,9 +363,7 @@ _TABLE = (
         "9.4.3",
         "INIT then SIPI starts a processor in real mode at the page its vector names.",
     ),
-    _architectural(
-        "guest.running", "11.8.4", "An interrupt reaches a processor while it runs."
-    ),
+    _architectural("guest.running", "11.8.4", "An interrupt reaches a processor while it runs."),
     # --- observed ---------------------------------------------------------------------------------
     _observed(
         "abi.errno",

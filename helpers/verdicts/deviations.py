@@ -46,7 +46,7 @@ class Deviation:
 
 def _every(id: str, summary: str, evidence: str, *shows: tuple[str, str]) -> Deviation:
     return Deviation(
-        id, "every", lambda kernel: True, "every kernel so far", summary, evidence, shows
+        id, "every", lambda _: True, "every kernel so far", summary, evidence, shows
     )
 
 

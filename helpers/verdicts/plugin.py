@@ -35,6 +35,7 @@ class Verdict:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Register the marks and the plugin."""
     config.addinivalue_line("markers", "clause(clause): the clause the test checks")
     config.addinivalue_line("markers", "deviation(deviation): a known deviation the test meets")
     config.pluginmanager.register(Verdicts(config), "kvm-verdicts")
@@ -94,14 +95,14 @@ class Verdicts:
     # --- judging ----------------------------------------------------------------------------------
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None]:
+    def pytest_runtest_call(self) -> Generator[None]:
         try:
             return (yield)
         finally:
             self._raise_complaints()
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None]:
+    def pytest_runtest_teardown(self) -> Generator[None]:
         try:
             return (yield)
         finally:
@@ -122,7 +123,7 @@ class Verdicts:
         verdict = Verdict(clause.id, repeat=repeat_command(item.nodeid, self.strict))
         if call.when == "call":
             verdict = self._judge(item, call, report, verdict)
-        report.verdict = asdict(verdict)
+        vars(report)["verdict"] = asdict(verdict)  # xdist carries a report's attributes over
         return report
 
     def _judge(
@@ -138,7 +139,7 @@ class Verdicts:
         if isinstance(error, Mismatch):
             return self._judge_mismatch(error, known, applying, report, verdict)
         if error is None:
-            return self._judge_pass(known, applying, report, verdict)
+            return self._judge_pass(applying, report, verdict)
         return verdict
 
     def _judge_mismatch(
@@ -166,7 +167,6 @@ class Verdicts:
 
     def _judge_pass(
         self,
-        known: list[Deviation],
         applying: list[Deviation],
         report: pytest.TestReport,
         verdict: Verdict,
@@ -201,9 +201,9 @@ class Verdicts:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         self.log.close()
-        if self.needs_kvm and not self.is_worker and not self.judged:
-            if session.exitstatus == pytest.ExitCode.OK:
-                session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+        nothing = self.needs_kvm and not self.is_worker and not self.judged
+        if nothing and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.needs_kvm:
@@ -261,6 +261,7 @@ def outcome_of(report: pytest.TestReport) -> str:
 
 
 def clause_of(item: pytest.Item) -> Clause | None:
+    """The clause a test names; None for tests that judge no kernel."""
     mark = item.get_closest_marker("clause")
     return mark.args[0] if mark else None
 
@@ -272,5 +273,3 @@ def repeat_command(nodeid: str, strict: bool) -> str:
 
 def _counted(outcomes: Counter[str]) -> str:
     return ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items()))
-
-
