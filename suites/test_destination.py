@@ -216,7 +216,9 @@ def test_physical_ids_of_xapic_and_x2apic(machine, index):
 
 
 @clause("dest.mixed-modes")
-def test_broadcast_reaches_xapic_and_x2apic(machine):
+@pytest.mark.parametrize("api", [0, 1], ids=["not-enabled", "32bit-ids"])
+def test_broadcast_reaches_xapic_and_x2apic(machines, api):
+    machine = machines(vcpu_ids=range(4), x2apic_api=api)
     machine[2].mode = machine[3].mode = Mode.X2APIC
     machine.signal(to(0xFF)).returns(4).accepted_by(0, 1, 2, 3)
 

@@ -5,7 +5,7 @@ from errno import EINVAL
 import pytest
 
 from helpers.apic import DeliveryMode, DestinationMode, Message, Mode, Register
-from helpers.apic.lapic import SVR_RESET, x2apic_ldr
+from helpers.apic.lapic import DFR_CLUSTER, SVR_RESET, x2apic_ldr
 from helpers.guest import expect
 from helpers.guest.machine import msi_route
 from helpers.kvm import KvmError, abi
@@ -179,9 +179,22 @@ def test_broadcast_of_each_mode_without_the_quirk(machines, destination, members
 
 
 @clause("x2apic-api.quirk-32bit")
-def test_0xffffffff_with_the_quirk_is_no_broadcast(shared_machine):
+@pytest.mark.parametrize("mode", DestinationMode, ids=lambda mode: mode.name)
+def test_0xffffffff_with_the_quirk_is_no_broadcast(shared_machine, mode):
     machine = shared_machine(vcpu_ids=SMALL, mode=Mode.X2APIC, x2apic_api=USE_32BIT_IDS)
-    machine.signal(to(0xFFFFFFFF)).blocked_or_unmatched().reached_nobody()
+    machine.signal(to(0xFFFFFFFF, mode)).blocked_or_unmatched().reached_nobody()
+
+
+@clause("dest.lowest-priority")
+@pytest.mark.parametrize("mode", DestinationMode, ids=lambda mode: mode.name)
+@pytest.mark.parametrize(
+    "fields",
+    [{"delivery_mode": LOWEST}, {"redirection_hint": 1}],
+    ids=["lowest-priority", "redirection-hint"],
+)
+def test_one_of_a_0xffffffff_broadcast_accepts(large, mode, fields):
+    shot = large.signal(to(0xFFFFFFFF, mode, **fields)).returns(1)
+    expect("number of acceptors", len(shot.acceptors()), 1)
 
 
 # --- logical --------------------------------------------------------------------------------------
@@ -232,6 +245,14 @@ def test_ldr_is_derived_from_the_id_and_read_only(large):
 def test_xapic_logical_destination_ignores_address_hi(shared_machine, high):
     machine = shared_machine(vcpu_ids=range(2), x2apic_api=USE_32BIT_IDS)
     machine.signal(to(high | 2, LOGICAL)).returns(1).accepted_by(1)
+
+
+@clause("dest.xapic-logical-hi")
+def test_xapic_cluster_destination_ignores_address_hi(shared_machine):
+    machine = shared_machine(vcpu_ids=range(2), x2apic_api=USE_32BIT_IDS)
+    for cpu in machine.cpus:
+        cpu.configure(dfr=DFR_CLUSTER, ldr=0x10 | 1 << cpu.index)
+    machine.signal(to(0x112, LOGICAL)).returns(1).accepted_by(1)
 
 
 # --- the capability -------------------------------------------------------------------------------

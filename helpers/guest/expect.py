@@ -7,6 +7,8 @@ from typing import Any
 
 from helpers.apic import show_vectors
 
+__tracebackhide__ = True  # a failure is shown where the test asked
+
 
 class Mismatch(AssertionError):
     """``subject`` was ``actual`` where the clause wants ``expected``; all three as shown to people.

@@ -10,6 +10,8 @@ from helpers.apic import DeliveryMode, LapicPage, Message, Register, show_vector
 from helpers.guest.expect import Mismatch, expect
 from helpers.kvm import abi, errno_name
 
+__tracebackhide__ = True  # a failure is shown where the test asked
+
 MP_STATE_NAMES = {
     abi.KVM_MP_STATE_RUNNABLE: "RUNNABLE",
     abi.KVM_MP_STATE_UNINITIALIZED: "UNINITIALIZED",
@@ -157,6 +159,25 @@ class Injection:
     def returned(self) -> str:
         """``1``, or ``-1 EINVAL``: the outcome as everybody writes it."""
         return str(self.result) if self.result >= 0 else f"-1 {errno_name(self.errno)}"
+
+    def explain(self, most: int = 8) -> str:
+        """The message, the outcome, and at most ``most`` vCPUs before it and what it did to them."""
+        words = {name: getattr(self.msi, name) for name, _ in abi.kvm_msi._fields_[:5]}
+        pad = bytes(self.msi.pad)
+        lines = [
+            f"{self.message}",
+            "  "
+            + " ".join(f"{name}={value:#x}" for name, value in words.items())
+            + (f" pad={pad.hex()}" if any(pad) else ""),
+            f"  returned {self.returned}",
+        ]
+        for index, effect in list(enumerate(self.effects()))[:most]:
+            before = self.before[index]
+            state = MP_STATE_NAMES.get(before.mp_state, before.mp_state)
+            lines.append(f"  vCPU {index}: {effect}; before it {state} {before.lapic}")
+        if len(self.before) > most:
+            lines.append(f"  and {len(self.before) - most} more vCPUs")
+        return "\n".join(lines)
 
     def effects(self) -> list[Effect]:
         return [effect_between(b, a) for b, a in zip(self.before, self.after, strict=True)]

@@ -201,11 +201,6 @@ class Cpu:
         """Enter until the handler stops, which it must have been told to (``pause``)."""
         self.run_to(layout.PORT_HANDLER)
 
-    def run_to_idle(self) -> None:
-        """Enter until the idle loop, through handlers that stop."""
-        while self.run_to(layout.PORT_IDLE, layout.PORT_HANDLER) != layout.PORT_IDLE:
-            pass
-
     def eoi_exit(self) -> int | None:
         """Enter until the idle loop takes no more: the vector of a KVM_EXIT_IOAPIC_EOI on the way.
 

@@ -318,14 +318,11 @@ class kvm_run(ctypes.Structure):
 # --- constants -----------------------------------------------------------------------------------
 
 KVM_MSI_VALID_DEVID = 1 << 0
-KVM_MEM_READONLY = 1 << 1
 
 KVM_CAP_IRQCHIP = 0
 KVM_CAP_IRQ_ROUTING = 25
-KVM_CAP_NR_VCPUS = 9
 KVM_CAP_MAX_VCPUS = 66
 KVM_CAP_SIGNAL_MSI = 77
-KVM_CAP_ENABLE_CAP_VM = 98
 KVM_CAP_X86_SMM = 117
 KVM_CAP_SPLIT_IRQCHIP = 121
 KVM_CAP_MAX_VCPU_ID = 128
@@ -351,7 +348,6 @@ KVM_EXIT_FAIL_ENTRY = 9
 KVM_EXIT_INTR = 10
 KVM_EXIT_INTERNAL_ERROR = 17
 KVM_EXIT_IOAPIC_EOI = 26
-KVM_EXIT_IO_OUT = 1
 
 EXIT_NAMES = {
     KVM_EXIT_IO: "KVM_EXIT_IO",
@@ -371,7 +367,6 @@ KVM_MP_STATE_HALTED = 3
 KVM_MP_STATE_SIPI_RECEIVED = 4
 KVM_MP_STATE_AP_RESET_HOLD = 9
 
-KVM_VCPUEVENT_VALID_SMM = 0x00000008
 
 # --- ioctl numbers -------------------------------------------------------------------------------
 
@@ -407,7 +402,6 @@ def _iowr(name: str, nr: int, struct: type[ctypes.Structure]) -> Request:
     return Request(name, ioc(_IOC_READ | _IOC_WRITE, nr, ctypes.sizeof(struct)))
 
 
-# KVM_GET_MSRS and KVM_SET_MSRS take no part: the guest itself reads and writes its MSRs.
 KVM_GET_API_VERSION = _io("KVM_GET_API_VERSION", 0x00)
 KVM_CREATE_VM = _io("KVM_CREATE_VM", 0x01)
 KVM_CHECK_EXTENSION = _io("KVM_CHECK_EXTENSION", 0x03)

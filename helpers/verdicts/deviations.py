@@ -45,9 +45,7 @@ class Deviation:
 
 
 def _every(id: str, summary: str, evidence: str, *shows: tuple[str, str]) -> Deviation:
-    return Deviation(
-        id, "every", lambda _: True, "every kernel so far", summary, evidence, shows
-    )
+    return Deviation(id, "every", lambda _: True, "every kernel so far", summary, evidence, shows)
 
 
 def _before(

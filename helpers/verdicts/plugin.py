@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from helpers.guest.expect import Mismatch
+from helpers.guest.machine import journal
+from helpers.kvm.ioctl import trace
 from helpers.verdicts.clauses import CLAUSES, LEVELS, Clause
 from helpers.verdicts.deviations import Deviation
 from helpers.verdicts.kernel import Untestable, require_testable, running_kernel
@@ -94,6 +96,11 @@ class Verdicts:
 
     # --- judging ----------------------------------------------------------------------------------
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        journal.clear()
+        trace.clear()
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self) -> Generator[None]:
         try:
@@ -123,6 +130,8 @@ class Verdicts:
         verdict = Verdict(clause.id, repeat=repeat_command(item.nodeid, self.strict))
         if call.when == "call":
             verdict = self._judge(item, call, report, verdict)
+        if report.failed:
+            report.sections.append(("KVM_SIGNAL_MSI", explain(clause, verdict)))
         vars(report)["verdict"] = asdict(verdict)  # xdist carries a report's attributes over
         return report
 
@@ -217,11 +226,16 @@ class Verdicts:
             counts = Counter(states.values())
             numbers = "  ".join(f"{counts[state]:3} {state}" for state in CLAUSE_STATES)
             write(f"{level:<14}{numbers}")
-        for id, state in sorted(self.clause_states().items()):
-            if state != "holds" and not self.outcomes[id]["passed"]:
-                entry = CLAUSES[id]
-                why = entry.unchecked or _counted(self.outcomes[id]) or "not run"
-                write(f"no passing test: {id} ({entry.level}): {why}")
+        not_run = 0
+        for id, entry in sorted(CLAUSES.items()):
+            outcomes = self.outcomes.get(id, Counter())
+            if why := entry.unchecked or _counted(outcomes):
+                if not outcomes["passed"]:
+                    write(f"no passing test: {id} ({entry.level}): {why}")
+            else:
+                not_run += 1
+        if not_run:
+            write(f"no passing test: {not_run} clauses whose tests were not run")
         for name, counter in (("known deviation", self.deviations), ("backport", self.backports)):
             for id, number in sorted(counter.items()):
                 write(f"{name}: {id}, {number} test{'s' * (number != 1)}")
@@ -264,6 +278,15 @@ def clause_of(item: pytest.Item) -> Clause | None:
     """The clause a test names; None for tests that judge no kernel."""
     mark = item.get_closest_marker("clause")
     return mark.args[0] if mark else None
+
+
+def explain(clause: Clause, verdict: Verdict) -> str:
+    """What a failure is about, for the terminal: clause, messages, the command to repeat it."""
+    parts = [f"clause {clause.id} ({clause.level}; {clause.source})\n  {clause.text}"]
+    if verdict.note:
+        parts.append(verdict.note)
+    parts += [injection.explain() for injection in list(journal)[-4:]]
+    return "\n".join([*parts, f"again: {verdict.repeat}"])
 
 
 def repeat_command(nodeid: str, strict: bool) -> str:
