@@ -212,7 +212,7 @@ NOBODY = {
     ),
     "software-disabled": (one_cpu(1, svr=SVR_RESET), Message(destination=1), "0", None),
     "logical-all-software-disabled": (
-        disabled, Message(destination=1, destination_mode=LOGICAL), "0", "nobody-is-eperm",
+        disabled, Message(destination=1, destination_mode=LOGICAL), "0", None,
     ),
     "logical-no-ldr": (
         all_cpus(ldr=0), Message(destination=1, destination_mode=LOGICAL), "0", "nobody-is-eperm",

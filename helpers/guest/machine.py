@@ -258,7 +258,9 @@ class Cpu:
     def halted(self) -> Iterator[Running]:
         """The vCPU in a thread, asleep in HLT inside KVM_RUN."""
         self._prepare("HLT")
+        self.control.halts = 0
         with Running(self) as running:
+            running.wait_for(lambda: self.control.halts > 0, "it to come to HLT")
             running.wait_until_asleep()
             yield running
 

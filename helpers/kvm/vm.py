@@ -74,16 +74,18 @@ class Vm:
     def add_memory(self, guest_address: int, size: int) -> mmap.mmap:
         """``size`` bytes of zeroed guest memory at ``guest_address``, both page-aligned."""
         memory = mmap.mmap(-1, size)
-        ioctl(
-            self.fd,
-            abi.KVM_SET_USER_MEMORY_REGION,
-            abi.kvm_userspace_memory_region(
-                slot=len(self._memory),
-                guest_phys_addr=guest_address,
-                memory_size=size,
-                userspace_addr=ctypes.addressof(ctypes.c_char.from_buffer(memory)),
-            ),
-        )
+        # A vCPU in SMM has an address space of its own (api.rst 4.35): the same memory there.
+        for space in range(max(1, self.check_extension(abi.KVM_CAP_MULTI_ADDRESS_SPACE))):
+            ioctl(
+                self.fd,
+                abi.KVM_SET_USER_MEMORY_REGION,
+                abi.kvm_userspace_memory_region(
+                    slot=space << 16 | len(self._memory),
+                    guest_phys_addr=guest_address,
+                    memory_size=size,
+                    userspace_addr=ctypes.addressof(ctypes.c_char.from_buffer(memory)),
+                ),
+            )
         self._memory.append(memory)
         return memory
 

@@ -136,8 +136,7 @@ _TABLE = (
         (6, 3),
         "nobody-is-eperm",
         "35366901017c (6.3)",
-        "A logical destination returns -1 EPERM when all LAPICs are software-disabled or have no "
-        "LDR.",
+        "A logical destination returns -1 EPERM when no LAPIC has an LDR.",
         ("return value", "-1 EPERM"),
     ),
     _before(
@@ -146,6 +145,7 @@ _TABLE = (
         "5b84b0291702 (6.3)",
         "Of several LAPICs with one physical APIC ID only the first receives the interrupt.",
         ("return value", "*"),
+        ("effect on vCPU *", "*"),
     ),
     _before(
         (6, 3),
@@ -165,8 +165,9 @@ _TABLE = (
         (6, 11),
         "x2apic-id-writable",
         "4b7c3f6d04bd (6.11)",
-        "KVM_SET_LAPIC gives an x2APIC any ID.",
+        "KVM_SET_LAPIC gives an x2APIC any ID, also the truncated one that KVM_GET_LAPIC returned.",
         ("return value", "*"),
+        ("effect on vCPU *", "IRR SET {*}"),
         ("x2APIC ID", "*"),
     ),
 )
