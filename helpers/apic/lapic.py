@@ -147,8 +147,8 @@ class LapicPage:
         page = bytearray(self.raw)
         for register in registers:
             wide = register in (Register.ISR, Register.TMR, Register.IRR)
-            size = 0x80 if wide else 4
-            page[register : register + size] = bytes(size)
+            for word in range(register, register + (0x80 if wide else 0x10), 0x10):
+                page[word : word + 4] = bytes(4)
         return bytes(page)
 
     def __repr__(self) -> str:

@@ -161,8 +161,9 @@ class Injection:
         return str(self.result) if self.result >= 0 else f"-1 {errno_name(self.errno)}"
 
     def explain(self, most: int = 8) -> str:
-        """The message, the outcome, and at most ``most`` vCPUs before it and what it did to them."""
-        words = {name: getattr(self.msi, name) for name, _ in abi.kvm_msi._fields_[:5]}
+        """The message, the outcome, and of at most ``most`` vCPUs their state and what changed."""
+        names = ("address_lo", "address_hi", "data", "flags", "devid")
+        words = {name: getattr(self.msi, name) for name in names}
         pad = bytes(self.msi.pad)
         lines = [
             f"{self.message}",

@@ -386,8 +386,8 @@ class Running:
         """Wait for the guest to leave to the idle port by itself."""
         self.wait_for(lambda: self.left, "it to leave KVM_RUN")
         self._join()
-        run = self.cpu.vcpu.kvm_run
-        if self._exit != abi.KVM_EXIT_IO or run.u.io.port != layout.PORT_IDLE:
+        port = int(self.cpu.vcpu.kvm_run.u.io.port) if self._exit == abi.KVM_EXIT_IO else -1
+        if port != layout.PORT_IDLE:
             raise GuestError(f"vCPU {self.cpu.index}: unexpected {self.cpu.vcpu.describe_exit()}")
 
     def kick(self) -> bool:

@@ -61,5 +61,5 @@ class System:
 
     def create_vm(self) -> Vm:
         """A new VM without irqchip, memory or vCPUs."""
-        fd = ioctl(self.fd, abi.KVM_CREATE_VM)
-        return Vm(fd, ioctl(self.fd, abi.KVM_GET_VCPU_MMAP_SIZE))
+        vcpu_mmap_size = ioctl(self.fd, abi.KVM_GET_VCPU_MMAP_SIZE)
+        return Vm(ioctl(self.fd, abi.KVM_CREATE_VM), vcpu_mmap_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -39,7 +40,8 @@ class Vcpu:
         if self.fd >= 0:
             # A private copy of the last exit stays readable; the mapping holds the fd's file open.
             self.kvm_run = abi.kvm_run.from_buffer_copy(self.kvm_run)
-            self._page.close()
+            with contextlib.suppress(BufferError):  # a view somebody still holds keeps its mapping
+                self._page.close()
             os.close(self.fd)
             self.fd = -1
 

@@ -45,6 +45,9 @@ class Kernel:
     capabilities: dict[str, int]
     parameters: dict[str, str]
 
+    def __str__(self) -> str:
+        return f"Linux {self.release}, {self.vendor}, {self.cpu}"
+
     @property
     def is_pvm(self) -> bool:
         return self.vendor == "kvm_pvm"

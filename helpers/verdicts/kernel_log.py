@@ -21,11 +21,12 @@ class KernelLog:
 
     def __init__(self, path: str = "/dev/kmsg") -> None:
         self._taint = read_taint()
+        self._fd = -1
         try:
             self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             os.lseek(self._fd, 0, os.SEEK_END)
         except OSError:
-            self._fd = -1
+            self.close()
 
     @property
     def readable(self) -> bool:
@@ -57,6 +58,8 @@ class KernelLog:
             except OSError:
                 self.close()
                 break
+            if not record:
+                break  # no kernel log: /dev/null in its place, as some containers have it
             # "priority,sequence,time,flags;text", then " KEY=value" lines.
             lines.append(record.partition(";")[2].split("\n", 1)[0])
         return lines

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from helpers.guest.machine import journal
 from helpers.kvm.ioctl import trace
 from helpers.verdicts.clauses import CLAUSES, LEVELS, Clause
 from helpers.verdicts.deviations import Deviation
-from helpers.verdicts.kernel import Untestable, require_testable, running_kernel
+from helpers.verdicts.kernel import Kernel, Untestable, require_testable, running_kernel
 from helpers.verdicts.kernel_log import KernelLog
 
 SUITES = Path(__file__).resolve().parents[2] / "suites"
@@ -64,6 +65,8 @@ class Verdicts:
         self.deviations: Counter[str] = Counter()
         self.backports: Counter[str] = Counter()
         self.judged = 0
+        self.kernel: Kernel | None = None
+        """The kernel under test; of a booted one it is known when its worker is done."""
 
     # --- before -----------------------------------------------------------------------------------
 
@@ -71,17 +74,17 @@ class Verdicts:
     def pytest_sessionstart(self) -> None:
         option = self.config.option
         self.needs_kvm = judges_suites(self.config) and not option.collectonly
-        if self.needs_kvm and not self.is_worker:
+        if self.needs_kvm and not self.is_worker and not option.kernel:
             try:
                 require_testable()
             except Untestable as reason:
                 raise pytest.UsageError(str(reason)) from None
+            self.kernel = running_kernel()
 
     def pytest_report_header(self) -> list[str]:
-        if not self.needs_kvm:
+        if self.kernel is None:
             return []
-        kernel = running_kernel()
-        lines = [f"kernel under test: Linux {kernel.release}, {kernel.vendor}, {kernel.cpu}"]
+        lines = [f"kernel under test: {self.kernel}"]
         if not self.log.readable:
             lines.append("the kernel log cannot be read: only the taint flags are watched")
         return lines
@@ -207,9 +210,15 @@ class Verdicts:
             counter = self.backports if verdict["backport"] else self.deviations
             counter[verdict["deviation"]] += 1
 
+    def pytest_testnodedown(self, node: Any) -> None:
+        if self.kernel is None and "kernel" in getattr(node, "workeroutput", {}):
+            self.kernel = Kernel(**node.workeroutput["kernel"])
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         self.log.close()
+        if self.is_worker and self.needs_kvm:
+            vars(self.config)["workeroutput"]["kernel"] = asdict(running_kernel())
         nothing = self.needs_kvm and not self.is_worker and not self.judged
         if nothing and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
@@ -221,7 +230,7 @@ class Verdicts:
         if not self.judged:
             write("no test was run to a verdict: nothing was judged, and that is not a pass")
             return
-        terminalreporter.section("clauses")
+        terminalreporter.section(f"clauses, {self.kernel}")
         for level, states in self.levels().items():
             counts = Counter(states.values())
             numbers = "  ".join(f"{counts[state]:3} {state}" for state in CLAUSE_STATES)

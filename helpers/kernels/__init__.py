@@ -1,0 +1,1 @@
+"""Kernels to judge: finding, fetching and booting them."""

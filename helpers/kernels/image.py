@@ -1,0 +1,93 @@
+"""The initramfs: this suite and the Python that runs it, at the paths they have here."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+_LEFT_OUT = {"test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "pip"}
+_LEFT_OUT |= {"setuptools", "mypy", "mypyc", ".git", ".tox", ".venv", "reports"}
+# Below the standard library these are another Python's packages; our own are added by their path.
+_LEFT_OUT |= {"site-packages", "dist-packages"}
+
+
+class Cpio:
+    """A cpio archive in "newc" format (Documentation/driver-api/early-userspace/buffer-format)."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._names: set[str] = set()
+
+    def add(
+        self, path: str, mode: int, content: bytes = b"", *, mtime: int = 0, rdev: int = 0
+    ) -> None:
+        """One file, directory, link or node; its parents are made."""
+        name = path.strip("/")
+        if not name or name in self._names:
+            return
+        self.add(os.path.dirname(name), stat.S_IFDIR | 0o755)
+        self._names.add(name)
+        self._put(name, mode, content, mtime, rdev)
+
+    def _put(self, name: str, mode: int, content: bytes, mtime: int, rdev: int) -> None:
+        major, minor = os.major(rdev), os.minor(rdev)
+        encoded = name.encode() + b"\0"
+        numbers = (0, mode, 0, 0, 1, mtime, len(content), 0, 0, major, minor, len(encoded), 0)
+        header = b"070701" + b"".join(b"%08X" % number for number in numbers)
+        for part in (header + encoded, content):
+            self._parts += (part, bytes(-len(part) % 4))
+
+    def add_path(self, path: Path) -> None:
+        """A file, link or directory of this machine, at its own path; a link's target too."""
+        info = path.lstat()
+        if stat.S_ISLNK(info.st_mode):
+            self.add(str(path), info.st_mode, os.readlink(path).encode())
+            self.add_path(path.parent / os.readlink(path))
+        elif stat.S_ISDIR(info.st_mode):
+            self.add(str(path), info.st_mode)
+            for child in sorted(path.iterdir()):
+                if child.name not in _LEFT_OUT and child.suffix not in (".a", ".o"):
+                    self.add_path(child)
+        elif stat.S_ISREG(info.st_mode):
+            mtime = int(info.st_mtime)
+            self.add(os.path.normpath(path), info.st_mode, path.read_bytes(), mtime=mtime)
+
+    def finish(self) -> bytes:
+        """The archive."""
+        self._put("TRAILER!!!", 0, b"", 0, 0)
+        return b"".join(self._parts)
+
+
+def userland(project: Path, more: Iterable[Path]) -> bytes:
+    """An archive of ``project``, this Python with its packages, the libraries they need."""
+    archive = Cpio()
+    archive.add("/dev/console", stat.S_IFCHR | 0o600, rdev=os.makedev(5, 1))
+    archive.add("/tmp", stat.S_IFDIR | 0o1777)
+    init = Path(__file__).with_name("init.py")
+    shebang = f"#!{sys.executable} -S\n".encode()
+    archive.add("/init", stat.S_IFREG | 0o755, shebang + init.read_bytes())
+    for path in (*_python(), project, *more):
+        archive.add_path(path)
+    return archive.finish()
+
+
+def _python() -> Iterator[Path]:
+    paths = sysconfig.get_paths()
+    yield from {Path(paths[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    yield Path(sys.executable)
+    if (config := Path(sys.prefix, "pyvenv.cfg")).exists():
+        yield config
+    extensions = Path(sysconfig.get_config_var("DESTSHARED") or paths["platstdlib"])
+    yield from _libraries([Path(sys.executable).resolve(), *sorted(extensions.glob("*.so"))])
+
+
+def _libraries(binaries: Iterable[Path]) -> Iterator[Path]:
+    """The shared libraries that ``binaries`` load, and the loader."""
+    listed = subprocess.run(["ldd", *binaries], capture_output=True, text=True, check=False).stdout
+    words = {word for line in listed.splitlines() for word in line.split()}
+    yield from (Path(word) for word in sorted(words) if word.startswith("/") and word[-1] != ":")
