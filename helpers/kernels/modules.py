@@ -51,7 +51,7 @@ class Modules:
 
 
 def _name(file: str) -> str:
-    return file.split(".ko")[0].replace("-", "_")
+    return file.split(".ko", maxsplit=1)[0].replace("-", "_")
 
 
 def _read(path: Path) -> bytes:

@@ -1,0 +1,22 @@
+"""Which clauses and deviations the collected tests name: ``-p tests.census --census=FILE``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--census", metavar="FILE", help="write the ids that tests name to FILE")
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    named = {
+        table: sorted(
+            {mark.args[0].id for item in session.items for mark in item.iter_markers(table)}
+        )
+        for table in ("clause", "deviation")
+    }
+    Path(session.config.option.census).write_text(json.dumps(named))

@@ -1,0 +1,302 @@
+"""A KVM that lies: a plugin between the suite and the kernel, with one lie about KVM_SIGNAL_MSI.
+
+    pytest suites -p tests.liar --lie=always-1 --caught=caught.json
+
+Every other ioctl is the kernel's own answer. ``--caught`` takes down which tests failed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from errno import EFAULT, EINVAL
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.apic import DeliveryMode, DestinationMode, LapicPage, Message, Register, TriggerMode
+from helpers.guest import machine
+from helpers.kvm import abi, ioctl
+
+Outcome = tuple[int, int]
+"""Return value, and errno or 0."""
+
+kernel = ioctl.raw_ioctl
+"""The truth."""
+
+
+# --- this process's memory, as carefully as the kernel handles it ---------------------------------
+
+
+class IoVec(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("size", ctypes.c_size_t)]
+
+
+_libc = ctypes.CDLL(None)
+
+
+def _copy(by: Callable[..., int], struct: ctypes.Structure, address: int) -> bool:
+    size = ctypes.sizeof(struct)
+    here, there = IoVec(ctypes.addressof(struct), size), IoVec(address, size)
+    return by(os.getpid(), ctypes.byref(here), 1, ctypes.byref(there), 1, 0) == size
+
+
+def read_msi(address: int) -> abi.kvm_msi | None:
+    """The structure at ``address``, if there is one."""
+    msi = abi.kvm_msi()
+    return msi if _copy(_libc.process_vm_readv, msi, address) else None
+
+
+def write_msi(msi: abi.kvm_msi, address: int) -> None:
+    """Put ``msi`` at ``address``, if it can be written."""
+    _copy(_libc.process_vm_writev, msi, address)
+
+
+# --- the call that is lied about ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Call:
+    """One KVM_SIGNAL_MSI; ``msi`` is a copy of what is at ``address``, None if nothing is."""
+
+    liar: Liar
+    fd: int
+    address: int
+    msi: abi.kvm_msi | None
+
+    @property
+    def message(self) -> Message:
+        msi = self.msi or abi.kvm_msi()
+        return Message.decode(msi.address_lo, msi.address_hi, msi.data)
+
+    def send(self, **changes: Any) -> Outcome:
+        """What the kernel makes of it, with these fields of the message (or the flags) changed."""
+        if self.msi is None or not changes:
+            return kernel(self.fd, abi.KVM_SIGNAL_MSI.number, self.address)
+        flags = changes.pop("flags", self.msi.flags)
+        message = replace(self.message, **changes)
+        msi = abi.kvm_msi.from_buffer_copy(self.msi)
+        msi.address_lo, msi.address_hi = message.address_lo, message.address_hi
+        msi.data, msi.flags = message.data, flags
+        return kernel(self.fd, abi.KVM_SIGNAL_MSI.number, ctypes.addressof(msi))
+
+    @property
+    def idle_vcpus(self) -> list[int]:
+        """The VM's vCPUs that are not running, whose LAPICs can be asked."""
+        return [fd for fd in self.liar.vcpus[self.fd] if fd not in self.liar.running]
+
+    @property
+    def all_idle(self) -> bool:
+        return self.idle_vcpus == self.liar.vcpus[self.fd]
+
+    @contextmanager
+    def lapics_unchanged(self) -> Iterator[None]:
+        """Undo what happens to the LAPICs."""
+        before = {vcpu: get_lapic(vcpu) for vcpu in self.idle_vcpus}
+        yield
+        for vcpu, page in before.items():
+            if get_lapic(vcpu) != page:
+                set_lapic(vcpu, page)
+
+
+def get_lapic(vcpu: int) -> LapicPage:
+    state = abi.kvm_lapic_state()
+    kernel(vcpu, abi.KVM_GET_LAPIC.number, ctypes.addressof(state))
+    return LapicPage(bytes(state.regs))
+
+
+def set_lapic(vcpu: int, page: LapicPage) -> None:
+    state = abi.kvm_lapic_state.from_buffer_copy(page.raw)
+    kernel(vcpu, abi.KVM_SET_LAPIC.number, ctypes.addressof(state))
+
+
+# --- the lies -------------------------------------------------------------------------------------
+
+INTERRUPTS = (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY)
+
+
+def no_lie(call: Call) -> Outcome:
+    """The truth: the control of the experiment."""
+    return call.send()
+
+
+def always_1(call: Call) -> Outcome:
+    """The return value is 1, whatever happened."""
+    call.send()
+    return 1, 0
+
+
+def always_0(call: Call) -> Outcome:
+    """The return value is 0, whatever happened."""
+    call.send()
+    return 0, 0
+
+
+def always_einval(call: Call) -> Outcome:
+    """The call fails with EINVAL, whatever happened."""
+    call.send()
+    return -1, EINVAL
+
+
+def flags_not_checked(call: Call) -> Outcome:
+    """Undefined flags are ignored."""
+    return call.send(flags=0)
+
+
+def delivers_to_all(call: Call) -> Outcome:
+    """Every vCPU gets the message; the return value tells of those it was sent to."""
+    outcome = call.send()
+    if outcome[0] > 0:
+        physical = DestinationMode.PHYSICAL
+        call.send(destination=0xFF, destination_mode=physical, redirection_hint=0)
+    return outcome
+
+
+def never_delivers(call: Call) -> Outcome:
+    """No vCPU gets the message; the return value is as if it had been delivered.
+
+    An interrupt is taken out of IRR again; where that cannot be done the message is sent with the
+    reserved delivery mode, which is accepted and does nothing.
+    """
+    mode = call.message.delivery_mode
+    if mode is not DeliveryMode.EXTINT and not (mode in INTERRUPTS and call.all_idle):
+        mode = DeliveryMode.REMRD
+    with call.lapics_unchanged():
+        return call.send(delivery_mode=mode)
+
+
+def delivers_twice(call: Call) -> Outcome:
+    """When the guest has taken an interrupt it is pending once more."""
+    outcome = call.send()
+    if call.message.delivery_mode in INTERRUPTS and outcome[0] > 0:
+        for vcpu in call.idle_vcpus:
+            call.liar.owed[vcpu] |= get_lapic(vcpu).irr & {call.message.vector}
+    return outcome
+
+
+def next_vector(call: Call) -> Outcome:
+    """The interrupt arrives with the vector above its own."""
+    return call.send(vector=call.message.vector + 1 & 0xFF)
+
+
+def wrong_vcpu(call: Call) -> Outcome:
+    """A physical destination's neighbour gets the message."""
+    message = call.message
+    if message.destination_mode is DestinationMode.LOGICAL or message.destination & 0xFF == 0xFF:
+        return call.send()
+    return call.send(destination=message.destination ^ 1)
+
+
+def tmr_wrong(call: Call) -> Outcome:
+    """Edge arrives as level, and level as edge."""
+    return call.send(trigger_mode=TriggerMode(1 - call.message.trigger_mode))
+
+
+def writes_to_the_struct(call: Call) -> Outcome:
+    """The return value is also written into the padding."""
+    result, errno = call.send()
+    if call.msi is not None:
+        call.msi.pad[0] = result & 0xFF
+        write_msi(call.msi, call.address)
+    return result, errno
+
+
+def null_accepted(call: Call) -> Outcome:
+    """A NULL pointer is a delivered message."""
+    outcome = call.send()
+    return (1, 0) if call.address == 0 and outcome == (-1, EFAULT) else outcome
+
+
+Lie = Callable[[Call], Outcome]
+
+LIES: dict[str, Lie] = {
+    lie.__name__.replace("_", "-"): lie
+    for lie in (
+        *(no_lie, always_1, always_0, always_einval, flags_not_checked),
+        *(delivers_to_all, never_delivers, delivers_twice, next_vector, wrong_vcpu, tmr_wrong),
+        *(writes_to_the_struct, null_accepted),
+    )
+}
+
+
+# --- the liar -------------------------------------------------------------------------------------
+
+
+class Liar:
+    """Stands in for ``helpers.kvm.ioctl.raw_ioctl``."""
+
+    def __init__(self, lie: Lie) -> None:
+        self.lie = lie
+        self.vcpus: dict[int, list[int]] = defaultdict(list)
+        self.running: set[int] = set()
+        self.owed: dict[int, frozenset[int]] = defaultdict(frozenset)
+
+    def __call__(self, fd: int, number: int, argument: int) -> Outcome:
+        match number:
+            case abi.KVM_SIGNAL_MSI.number:
+                return self.lie(Call(self, fd, argument, read_msi(argument)))
+            case abi.KVM_RUN.number:
+                return self._run(fd)
+        result, errno = kernel(fd, number, argument)
+        match number:
+            case abi.KVM_CREATE_VM.number:
+                self.vcpus.pop(result, None)
+            case abi.KVM_CREATE_VCPU.number if result >= 0:
+                self.vcpus[fd].append(result)
+                self.owed.pop(result, None)
+        return result, errno
+
+    def _run(self, vcpu: int) -> Outcome:
+        self.running.add(vcpu)
+        try:
+            outcome = kernel(vcpu, abi.KVM_RUN.number, 0)
+        finally:
+            self.running.discard(vcpu)
+        if self.owed[vcpu]:
+            self._pay(vcpu)
+        return outcome
+
+    def _pay(self, vcpu: int) -> None:
+        """Make pending again what is owed and has been taken."""
+        page = get_lapic(vcpu)
+        taken = self.owed[vcpu] - page.irr
+        self.owed[vcpu] -= taken
+        page.set_vectors(Register.IRR, page.irr | taken)
+        set_lapic(vcpu, page)
+
+
+class Record:
+    """Takes down which tests failed, and which could not be run."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        self.tests: dict[str, list[str]] = {"failed": [], "errors": [], "others": []}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.tests["failed" if report.when == "call" else "errors"].append(report.nodeid)
+        elif report.when == "call":
+            self.tests["others"].append(report.nodeid)
+
+    def pytest_sessionfinish(self) -> None:
+        self.path.write_text(json.dumps(self.tests))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("lies")
+    group.addoption("--lie", choices=LIES, default="no-lie", help="what KVM_SIGNAL_MSI lies about")
+    group.addoption("--caught", metavar="FILE", help="write the tests that failed to FILE")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    ioctl.raw_ioctl = Liar(LIES[config.option.lie])
+    if config.option.lie != "no-lie":
+        machine.DEADLINE = 1.0  # many a test waits in vain
+    if config.option.caught and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Record(config.option.caught))

@@ -1,0 +1,291 @@
+"""The guest on the real /dev/kvm: its assembling, its log, its faults, and that it always ends."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from helpers.apic import DeliveryMode, Message, Mode, Register
+from helpers.guest import GuestError, Machine, assemble, layout
+from helpers.guest import machine as machine_module
+from helpers.guest.assemble import AssemblyError
+from helpers.guest.machine import Running
+from helpers.kvm import KvmError, System, abi
+
+EFER = 0xC0000080
+KERNEL_GS_BASE = 0xC0000102
+
+# --- assembling -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache directory."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return assemble.cache_directory()
+
+
+@pytest.fixture
+def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of probe.S that can be changed."""
+    copy = tmp_path / "probe.S"
+    copy.write_bytes(assemble.SOURCE.read_bytes())
+    monkeypatch.setattr(assemble, "SOURCE", copy)
+    return copy
+
+
+@pytest.fixture
+def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The tools that were run, in order."""
+    ran: list[str] = []
+    run = subprocess.run
+
+    def keep(command, **options):
+        ran.append(command[0])
+        return run(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", keep)
+    return ran
+
+
+def assembled() -> bytes:
+    """The probe, as a new process gets it."""
+    return assemble.probe.__wrapped__()
+
+
+@pytest.mark.usefixtures("cache")
+def test_probe_is_assembled_once(commands):
+    first = assembled()
+    assert commands == ["gcc", "ld"]
+    assert assembled() == first
+    assert commands == ["gcc", "ld"]
+
+
+def test_changed_source_is_assembled_again(cache, source, commands):
+    first = assembled()
+    source.write_text(source.read_text().replace("incl\tCTL(HALTS)", "nop"))
+    assert assembled() != first
+    assert commands == ["gcc", "ld"] * 2
+    assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.usefixtures("cache")
+def test_changed_layout_is_assembled_again(monkeypatch, commands):
+    first = assembled()
+    monkeypatch.setattr(layout, "PORT_IDLE", layout.PORT_IDLE + 8)
+    assert assembled() != first
+    assert commands == ["gcc", "ld"] * 2
+
+
+def test_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert assembled() == assembled()
+
+
+@pytest.mark.usefixtures("cache")
+def test_missing_tools_are_named(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(AssemblyError, match=r"^gcc and ld not found: .*apt-get install gcc"):
+        assembled()
+
+
+@pytest.mark.usefixtures("cache")
+def test_cached_probe_needs_no_tools(monkeypatch):
+    first = assembled()
+    monkeypatch.setenv("PATH", "")
+    assert assembled() == first
+
+
+@pytest.mark.usefixtures("cache")
+def test_mistake_in_the_source_is_shown(source):
+    source.write_text("no_such_instruction\n")
+    with pytest.raises(AssemblyError, match=r"(?s)^gcc could not build probe.S: .*no such inst"):
+        assembled()
+
+
+@pytest.mark.usefixtures("cache")
+def test_probe_that_is_too_large_is_refused(source):
+    source.write_text(source.read_text() + "\n.org 0x4000\n")
+    with pytest.raises(AssemblyError, match="too large"):
+        assembled()
+
+
+# --- stepping and the log -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(system: System) -> Iterator[Machine]:
+    """Two vCPUs."""
+    with Machine(system, vcpu_ids=range(2)) as made:
+        yield made
+
+
+def test_guest_answers_what_it_is_asked(machine):
+    assert machine[1].read(Register.ID) == 1 << 24
+    machine[1].write(Register.TPR, 0x30)
+    assert machine[1].read(Register.TPR) == machine[1].lapic[Register.TPR] == 0x30
+
+
+def test_x2apic_guest_answers_by_msr(system):
+    with Machine(system, vcpu_ids=range(2), mode=Mode.X2APIC) as machine:
+        assert machine[1].read(Register.ID) == 1
+
+
+def test_log_is_forgotten_when_read(machine):
+    machine.signal(Message(destination=1))
+    machine[1].step()
+    assert [taken.vector for taken in machine[1].log()] == [0x41]
+    assert machine[1].log() == []
+
+
+def test_full_log_is_read_whole(machine):
+    for _ in range(layout.LOG_RECORDS):
+        machine.send(Message(destination=1))
+        machine[1].step()
+    assert [taken.vector for taken in machine[1].log()] == [0x41] * layout.LOG_RECORDS
+
+
+def test_overflow_of_the_log_is_reported(machine):
+    for _ in range(layout.LOG_RECORDS + 1):
+        machine.send(Message(destination=1))
+        machine[1].step()
+    with pytest.raises(GuestError, match="vCPU 1: 129 interrupts, the log has room for fewer"):
+        machine[1].log()
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+def test_exception_in_the_guest_is_an_error(machine):
+    with pytest.raises(GuestError, match=r"^vCPU 1: exception 13$"):
+        machine[1].wrmsr(EFER, 1 << 63)
+
+
+def test_guest_that_left_its_path_is_an_error(machine):
+    machine[1].vcpu.set_regs(abi.kvm_regs(rip=1 << 33, rflags=0x202, rsp=layout.AREAS))
+    with pytest.raises(GuestError, match=r"^vCPU 1: exception 14$"):
+        machine[1].step()
+
+
+def test_shutdown_is_an_error(machine):
+    sregs = machine[1].vcpu.get_sregs()
+    sregs.idt.limit = 0
+    machine[1].vcpu.set_sregs(sregs)
+    with pytest.raises(GuestError, match=r"^vCPU 1: unexpected KVM_EXIT_SHUTDOWN$"):
+        machine[1].wrmsr(EFER, 1 << 63)
+
+
+def test_exit_to_another_port_is_an_error(machine):
+    machine[1].handler(pause=True)
+    machine.signal(Message(destination=1))
+    with pytest.raises(GuestError, match=r"^vCPU 1: unexpected KVM_EXIT_IO port 0x1f1$"):
+        machine[1].step()
+
+
+# --- vCPUs in threads -----------------------------------------------------------------------------
+
+
+def test_spinning_vcpu_is_kicked_out(machine):
+    with machine[1].spinning() as running:
+        assert not running.left
+        assert running.kick() is False
+        assert running.left
+
+
+def test_halted_vcpu_is_kicked_out(machine):
+    with machine[1].halted() as running:
+        assert running.kick() is False
+        assert running.left
+
+
+def test_vcpu_that_left_by_itself_is_told_from_one_that_was_kicked(machine):
+    with machine[1].halted() as running:
+        machine.send(Message(destination=1))
+        running.finish()
+        assert running.kick() is True
+
+
+def test_kicked_vcpu_runs_on(machine):
+    with machine[1].spinning():
+        pass
+    machine[1].step()
+    machine.signal(Message(destination=1)).accepted_by(1)
+    assert [taken.vector for taken in machine[1].take()] == [0x41]
+
+
+def test_waiting_in_vain_is_an_error(machine, monkeypatch):
+    monkeypatch.setattr(machine_module, "DEADLINE", 0.0)
+    with pytest.raises(GuestError, match=r"^vCPU 1: waited 0 s for Godot$"):
+        Running(machine[1]).wait_for(lambda: False, "Godot")
+
+
+def test_failure_in_the_thread_is_raised_where_it_is_waited_for(machine):
+    machine[1].vcpu.run = lambda: machine[1].vcpu.set_mp_state(0xFF)
+    refused = pytest.raises(KvmError, match=r"^KVM_SET_MP_STATE: EINVAL")
+    with refused, Running(machine[1]) as running:
+        running.finish()
+
+
+# --- machines that serve many tests ---------------------------------------------------------------
+
+
+def test_reset_machine_is_as_new(machine):
+    before = machine.snapshots()
+    machine.signal(Message(destination=1))
+    machine[0].configure(tpr=0x20, svr=0xFF, id=9)
+    machine[1].handler(pause=True)
+    machine[1].run_to_handler()
+    assert machine.reset()
+    assert machine.snapshots() == before
+    assert [cpu.take() for cpu in machine.cpus] == [[], []]
+
+
+@pytest.mark.parametrize("mode", [DeliveryMode.NMI, DeliveryMode.INIT], ids=lambda mode: mode.name)
+def test_machine_that_took_a_signal_is_not_shared(machine, mode):
+    machine.signal(Message(destination=1, delivery_mode=mode))
+    assert not machine.reset()
+
+
+def test_machine_whose_guest_wrote_an_msr_is_not_shared(machine):
+    machine[1].wrmsr(KERNEL_GS_BASE, 0)
+    assert not machine.reset()
+
+
+def test_machine_in_another_mode_is_not_shared(machine):
+    machine[1].mode = Mode.X2APIC
+    assert not machine.reset()
+
+
+def test_machine_with_another_vcpu_is_not_shared(machine):
+    machine.add_cpu(2)
+    assert not machine.reset()
+
+
+# --- nothing hangs --------------------------------------------------------------------------------
+
+SPINS = """
+@clause("guest.running")
+def test_spins(machine):
+    machine.memory[0x9000:0x9002] = bytes.fromhex("ebfe")  # jmp to itself
+    regs = machine[0].vcpu.get_regs()
+    regs.rip = 0x9000
+    machine[0].vcpu.set_regs(regs)
+    machine[0].step()
+
+@clause("guest.taken-once")
+def test_next(machine):
+    machine.signal(Message()).accepted_by(0)
+    assert [taken.vector for taken in machine[0].take()] == [0x41]
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 2], ids="-n{}".format)
+def test_vcpu_that_never_exits_ends_its_test_and_no_other(suite, workers):
+    suite.add(SPINS)
+    run = suite.run("-n", str(workers), "--timeout=1", "--dist=loadfile")
+    assert run.outcomes == {"failed": 1, "passed": 1}
+    assert run.lines_with("Timeout (>1.0s) from pytest-timeout")

@@ -1,0 +1,72 @@
+"""A KVM that lies makes the suite red, and the test that is there for that lie says so."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.copy_of_the_suite import ROOT, run_pytest
+from tests.liar import LIES
+
+CAUGHT_BY = {
+    "always-1": "test_return_value.py::test_software_disabled_lapic_blocks_vectors",
+    "always-0": "test_return_value.py::test_delivered_message_returns_above_0",
+    "always-einval": "test_capability.py::test_advertised_ioctl_delivers",
+    "flags-not-checked": "test_flags.py::test_undefined_flag_is_rejected",
+    "delivers-to-all": "test_destination.py::test_physical_destination_is_one_lapic",
+    "never-delivers": "test_guest.py::test_every_vector_is_taken_once",
+    "delivers-twice": "test_guest.py::test_vector_is_taken_once",
+    "next-vector": "test_message.py::test_vector_is_raised",
+    "wrong-vcpu": "test_guest.py::test_only_the_destination_takes_it",
+    "tmr-wrong": "test_message.py::test_tmr_is_the_trigger_mode",
+    "writes-to-the-struct": "test_abi.py::test_structure_is_not_written",
+    "null-accepted": "test_abi.py::test_unreadable_address_faults[null]",
+}
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the suite said of a KVM: the tests that failed, that broke, and the others."""
+
+    exit_code: int
+    failed: list[str]
+    errors: list[str]
+    others: list[str]
+
+    def names(self, test: str) -> bool:
+        """Whether ``test``, with any parameters unless it has some, failed."""
+        return any(f"{nodeid}[".startswith(f"suites/{test}[") for nodeid in self.failed)
+
+
+def judge(lie: str, file: Path, timeout: int) -> Judgement:
+    """Run the whole suite on a KVM that lies."""
+    options = ["-n", "2", "-q", "--tb=no", f"--timeout={timeout}"]
+    liar = ["-p", "tests.liar", f"--lie={lie}", f"--caught={file}"]
+    run = run_pytest(ROOT, "suites", *options, *liar)
+    assert file.exists(), run.output
+    return Judgement(run.exit_code, **json.loads(file.read_text()))
+
+
+def test_every_lie_has_its_test():
+    assert CAUGHT_BY.keys() == LIES.keys() - {"no-lie"}
+
+
+@pytest.mark.timeout(900)
+def test_suite_is_green_without_a_lie(tmp_path):
+    judgement = judge("no-lie", tmp_path / "caught.json", timeout=60)
+    assert (judgement.failed, judgement.errors, judgement.exit_code) == ([], [], 0)
+    assert judgement.others
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("lie", CAUGHT_BY)
+def test_suite_sees_through(lie, tmp_path, record_property):
+    judgement = judge(lie, tmp_path / "caught.json", timeout=5)
+    examples = ", ".join(judgement.failed[:3])
+    record_property("caught", f"{lie}: caught by {len(judgement.failed)} tests: {examples}")
+    assert judgement.errors == []
+    assert judgement.names(CAUGHT_BY[lie])
+    assert judgement.exit_code == pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,135 @@
+"""Messages: encoding and decoding are inverses, and every bit has one field."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.apic import DeliveryMode, DestinationMode, Message, TriggerMode
+from helpers.apic.message import LAYOUT
+
+WORDS = ("address_lo", "address_hi", "data")
+ZERO = Message(vector=0, address_base=0)
+BITS = [(field, bit) for field in LAYOUT for bit in range(field.high - field.low + 1)]
+
+word = st.integers(0, 2**32 - 1)
+
+
+def words(message: Message) -> tuple[int, int, int]:
+    return message.address_lo, message.address_hi, message.data
+
+
+@given(word, word, word)
+def test_decoding_and_encoding_gives_back_the_words(address_lo, address_hi, data):
+    message = Message.decode(address_lo, address_hi, data)
+    assert words(message) == (address_lo, address_hi, data)
+
+
+@given(word, word, word)
+def test_encoding_and_decoding_gives_back_the_message(address_lo, address_hi, data):
+    message = Message.decode(address_lo, address_hi, data)
+    assert Message.decode(*words(message)) == message
+
+
+@given(word, word, word)
+def test_fields_have_their_types(address_lo, address_hi, data):
+    message = Message.decode(address_lo, address_hi, data)
+    assert isinstance(message.destination_mode, DestinationMode)
+    assert isinstance(message.delivery_mode, DeliveryMode)
+    assert isinstance(message.trigger_mode, TriggerMode)
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_layout_has_each_bit_of_a_word_once(name):
+    covered = Counter(bit for f in LAYOUT if f.word == name for bit in range(f.low, f.high + 1))
+    assert covered == Counter(range(32))
+
+
+def test_layout_has_the_fields_of_a_message():
+    destination = {"destination_7_0", "destination_31_8"}
+    names = {field.name for field in LAYOUT} - destination | {"destination"}
+    assert names == {field.name for field in fields(Message)}
+
+
+@pytest.mark.parametrize("field, bit", BITS, ids=[f"{f.word}-bit{f.low + b}" for f, b in BITS])
+def test_each_bit_of_a_field_is_one_bit_of_its_word(field, bit):
+    name, value = field.name, 1 << bit
+    if name == "destination_31_8":
+        value <<= 8
+    if name.startswith("destination_") and name != "destination_mode":
+        name = "destination"
+    message = replace(ZERO, **{name: value})
+    expected = [1 << field.low + bit if name == field.word else 0 for name in WORDS]
+    assert list(words(message)) == expected
+    assert Message.decode(*expected) == message
+
+
+def test_plain_message_is_what_a_device_writes():
+    message = Message(vector=0x41, destination=2)
+    assert words(message) == (0xFEE02000, 0, 0x41)
+
+
+def test_every_field_of_the_sdm_is_in_its_place():
+    message = Message(
+        vector=0x41,
+        destination=0x12345678,
+        destination_mode=DestinationMode.LOGICAL,
+        delivery_mode=DeliveryMode.NMI,
+        redirection_hint=1,
+        trigger_mode=TriggerMode.LEVEL,
+        level=1,
+    )
+    assert words(message) == (0xFEE7800C, 0x12345600, 0xC441)
+
+
+@pytest.mark.parametrize(
+    "name, value, place",
+    [
+        ("vector", 256, "data[7:0]"),
+        ("vector", -1, "data[7:0]"),
+        ("redirection_hint", 2, "address_lo[3]"),
+        ("level", 2, "data[14]"),
+        ("delivery_mode", 8, "data[10:8]"),
+        ("address_base", 0x1000, "address_lo[31:20]"),
+        ("address_hi_reserved", 0x100, "address_hi[7:0]"),
+        ("data_reserved_31_16", 1 << 16, "data[31:16]"),
+        ("destination", 1 << 32, "32 bits"),
+        ("destination", -1, "32 bits"),
+    ],
+)
+def test_value_that_does_not_fit_is_refused(name, value, place):
+    with pytest.raises(ValueError, match="does not fit") as refused:
+        Message(**{name: value})
+    assert str(refused.value) == f"{name} {value:#x} does not fit {place}"
+
+
+@pytest.mark.parametrize(
+    "message, shown",
+    [
+        (Message(), "<Message FIXED vector 0x41, to physical 0x0>"),
+        (
+            Message(0xFE, 0x1FF, DestinationMode.LOGICAL, DeliveryMode.NMI, 1, TriggerMode.LEVEL),
+            "<Message NMI vector 0xfe, to logical 0x1ff, RH=1, level-triggered>",
+        ),
+        (
+            Message(level=1, address_base=0, data_reserved_31_16=0xFF),
+            "<Message FIXED vector 0x41, to physical 0x0, level=0x1, address_base=0x0, "
+            "data_reserved_31_16=0xff>",
+        ),
+    ],
+    ids=["plain", "modes", "unusual-fields"],
+)
+def test_repr_says_what_is_not_plain(message, shown):
+    assert repr(message) == shown
+
+
+def test_decoded_rows_name_modes():
+    rows = Message(delivery_mode=DeliveryMode.INIT, trigger_mode=TriggerMode.LEVEL).decoded()
+    assert [row[:3] for row in rows] == [(f.word, f.bits, f.name) for f in LAYOUT]
+    assert ("data", "10:8", "delivery_mode", "0x5 INIT") in rows
+    assert ("data", "15", "trigger_mode", "0x1 LEVEL") in rows
+    assert ("address_lo", "31:20", "address_base", "0xfee") in rows

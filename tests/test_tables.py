@@ -1,0 +1,131 @@
+"""The tables of clauses and deviations: well-formed, and complete."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from helpers.guest import Mismatch
+from helpers.verdicts import CLAUSES, DEVIATIONS, clause, deviation
+from helpers.verdicts.clauses import LEVELS
+from helpers.verdicts.kernel import Kernel
+from tests.copy_of_the_suite import ROOT, run_pytest
+
+EACH_CLAUSE = pytest.mark.parametrize("entry", CLAUSES.values(), ids=CLAUSES)
+EACH_DEVIATION = pytest.mark.parametrize("entry", DEVIATIONS.values(), ids=DEVIATIONS)
+VERSION_BOUND = {id: entry for id, entry in DEVIATIONS.items() if entry.bound == "version"}
+
+
+def kernel(version: tuple[int, int] = (6, 12), vendor: str = "kvm_amd") -> Kernel:
+    """A kernel of this version."""
+    return Kernel("", version, vendor, "", {}, {})
+
+
+# --- clauses --------------------------------------------------------------------------------------
+
+
+@EACH_CLAUSE
+def test_clause_is_well_formed(entry):
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*\.[a-z0-9]+(-[a-z0-9]+)*", entry.id)
+    assert entry.level in LEVELS
+    assert re.fullmatch(r"\d+\.\d+(\.\d+)?", entry.since)
+    assert entry.text.endswith(".")
+    assert entry.source
+
+
+def test_clause_that_is_not_in_the_table_cannot_be_named():
+    with pytest.raises(KeyError):
+        clause("msi.no-such")
+
+
+# --- deviations -----------------------------------------------------------------------------------
+
+
+@EACH_DEVIATION
+def test_deviation_is_well_formed(entry):
+    assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", entry.id)
+    assert entry.summary.endswith(".")
+    assert entry.condition
+    assert entry.evidence
+    assert entry.shows
+    assert bool(entry.fixed) == (entry.bound == "version")
+
+
+@pytest.mark.parametrize("entry", VERSION_BOUND.values(), ids=VERSION_BOUND)
+def test_deviation_applies_up_to_the_version_that_fixed_it(entry):
+    fixed = re.fullmatch(r".*\((\d+)\.(\d+)\)", entry.fixed)
+    major, minor = int(fixed[1]), int(fixed[2])
+    assert entry.applies(kernel((major, minor - 1)))
+    assert entry.applies(kernel((major - 1, minor + 1)))
+    assert not entry.applies(kernel((major, minor)))
+    assert not entry.applies(kernel((major + 1, 0)))
+
+
+@EACH_DEVIATION
+def test_only_deviations_of_every_kernel_apply_to_every_kernel(entry):
+    kernels = [kernel(version) for version in ((3, 5), (5, 10), (99, 0))]
+    assert all(entry.applies(each) for each in kernels) == (entry.bound == "every")
+
+
+def test_deviation_of_a_host_applies_to_it_alone():
+    entry = DEVIATIONS["pvm-never-in-service"]
+    assert entry.applies(kernel(vendor="kvm_pvm"))
+    assert not entry.applies(kernel(vendor="kvm_intel"))
+
+
+@pytest.mark.parametrize(
+    "subject, actual, explained",
+    [
+        ("return value", "1", True),
+        ("return value", "2", False),
+        ("return value", "-1 EPERM", False),
+        ("effect on vCPU 1", "1", False),
+    ],
+)
+def test_deviation_explains_only_what_it_shows(subject, actual, explained):
+    assert DEVIATIONS["pad-not-checked"].explains(Mismatch(subject, "", actual)) is explained
+
+
+@pytest.mark.parametrize(
+    "subject, actual, explained",
+    [
+        ("effect on vCPU 12", "IRR SET {0x41}", True),
+        ("effect on vCPU 12", "IRR SET {0x41}, NMI pending", False),
+        ("effect on vCPU", "IRR SET {0x41}", False),
+    ],
+)
+def test_asterisks_stand_for_anything(subject, actual, explained):
+    entry = DEVIATIONS["illegal-vector-accepted"]
+    assert entry.explains(Mismatch(subject, "", actual)) is explained
+
+
+def test_deviation_that_is_not_in_the_table_cannot_be_named():
+    with pytest.raises(KeyError):
+        deviation("no-such")
+
+
+# --- the suite names them all ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """The ids of clauses and deviations that some test in suites/ names."""
+    file = tmp_path_factory.mktemp("census") / "census.json"
+    run = run_pytest(
+        ROOT, "suites", "--collect-only", "-q", "-p", "tests.census", f"--census={file}"
+    )
+    assert run.exit_code == 0, run.output
+    names: dict[str, list[str]] = json.loads(file.read_text())
+    return names
+
+
+@EACH_CLAUSE
+def test_clause_has_a_test_or_says_why_not(named, entry):
+    assert (entry.id in named["clause"]) != bool(entry.unchecked)
+
+
+@EACH_DEVIATION
+def test_deviation_is_met_by_a_test(named, entry):
+    assert entry.id in named["deviation"]
