@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.copy_of_the_suite import ROOT, Run, Suite
+from tests.copy_of_the_suite import ROOT, Run, Suite, run_pytest
 
 WORKERS = pytest.mark.parametrize("workers", [0, 2], ids="-n{}".format)
 
@@ -473,3 +473,29 @@ def test_collecting_needs_no_kvm(suite):
     run = suite.run("--collect-only", "-q")
     assert run.exit_code == 0
     assert run.lines_with("suites/test_it.py::test_deviates")
+
+
+@pytest.fixture
+def without_kvm(suite: Suite) -> Suite:
+    """A suite on a machine without KVM, with tests that judge it and one that does not."""
+    conftest = suite.path / "conftest.py"
+    conftest.write_text(conftest.read_text() + ANOTHER_PATH.format(path="/no/such/kvm"))
+    suite.add(DEVIATES)
+    suite.write("tests/test_helper.py", "def test_helper():\n    pass\n")
+    return suite
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["."], ["tests", "suites"], ["suites/test_it.py::test_holds"]],
+    ids=["none", "all", "both", "one-test"],
+)
+def test_run_that_judges_a_kernel_needs_kvm(without_kvm, arguments):
+    run = run_pytest(without_kvm.path, *arguments)
+    assert run.exit_code == pytest.ExitCode.USAGE_ERROR
+    assert run.lines_with("no /no/such/kvm")
+
+
+def test_run_that_judges_the_suite_needs_no_kvm(without_kvm):
+    run = run_pytest(without_kvm.path, "tests")
+    assert (run.outcomes, run.exit_code) == ({"passed": 1}, 0)

@@ -112,7 +112,6 @@ class Writer:
             outcomes=OUTCOMES,
             states=CLAUSE_STATES,
             message=self.message,
-            part=self.part,
             part_of=self.part_of,
             row_of=self.row_of,
             trace=self.trace,
