@@ -48,7 +48,7 @@ def send(machine, pages):
         where = pages.address if address is None else address
         if write:
             pages.write(bytes(msi), where)
-        descriptor = machine.vm.fd if fd is None else fd
+        descriptor = machine.fd if fd is None else fd
         return machine.observe(msi, lambda: by(descriptor, request, where))
 
     return call
@@ -112,7 +112,7 @@ def descriptor(request, system, machine):
         case "dev-null":
             opened = [os.open("/dev/null", os.O_RDWR)]
         case "closed":
-            fd = os.dup(machine.vm.fd)
+            fd = os.dup(machine.fd)
             os.close(fd)
             yield fd
         case "minus-one":
@@ -143,7 +143,7 @@ def test_errno_on_other_descriptors(send, descriptor, code):
 
 @clause("msi.vm-ioctl")
 def test_duplicated_vm_descriptor_is_the_vm(send, machine):
-    fd = os.dup(machine.vm.fd)
+    fd = os.dup(machine.fd)
     try:
         send(fd=fd).returns(4).accepted_by(0, 1, 2, 3)
     finally:

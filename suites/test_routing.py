@@ -281,7 +281,6 @@ def test_line_set_to_0_injects_nothing(machines, irqchip):
 @clause("equivalence.routes")
 def test_guest_takes_a_routed_message_like_a_direct_one(machine):
     message = Message(vector=0x52, destination=1, trigger_mode=LEVEL)
-    machine.shared = False
     machine.vm.set_gsi_routing([msi_route(GSI, message)])
     machine.send(message)
     direct = machine[1].take()

@@ -465,13 +465,13 @@ class Machine:
         self._pristine: list[Snapshot] = []
         self.cpuid = system.supported_cpuid()
         with contextlib.ExitStack() as undo:
-            self.vm: Vm = undo.enter_context(system.create_vm())
+            self._vm = undo.enter_context(system.create_vm())
             if irqchip == "full":
-                self.vm.create_irqchip()
+                self._vm.create_irqchip()
             elif irqchip == "split":
-                self.vm.split_irqchip()
+                self._vm.split_irqchip()
             if x2apic_api:
-                self.vm.enable_cap(abi.KVM_CAP_X2APIC_API, x2apic_api)
+                self._vm.enable_cap(abi.KVM_CAP_X2APIC_API, x2apic_api)
             self.memory = self._load_probe(len(vcpu_ids))
             self.cpus: list[Cpu] = []
             for vcpu_id in vcpu_ids:
@@ -494,14 +494,25 @@ class Machine:
         self.close()
 
     def close(self) -> None:
-        self.vm.close()
+        self._vm.close()
+
+    @property
+    def vm(self) -> Vm:
+        """The VM, for what a machine does not do itself: this cannot be undone by a reset."""
+        self.shared = False
+        return self._vm
+
+    @property
+    def fd(self) -> int:
+        """The VM's file descriptor."""
+        return self._vm.fd
 
     def __getitem__(self, index: int) -> Cpu:
         return self.cpus[index]
 
     def add_cpu(self, vcpu_id: int) -> Cpu:
         """Create the next vCPU, fresh from KVM_CREATE_VCPU."""
-        cpu = Cpu(self, len(self.cpus), self.vm.create_vcpu(vcpu_id))
+        cpu = Cpu(self, len(self.cpus), self._vm.create_vcpu(vcpu_id))
         self.cpus.append(cpu)
         return cpu
 
@@ -518,7 +529,7 @@ class Machine:
     def _load_probe(self, vcpus: int) -> mmap.mmap:
         # Room for vCPUs that a test adds later, in whole 2 MiB pages.
         size = layout.AREAS + (vcpus + 8) * layout.AREA_SIZE
-        memory = self.vm.add_memory(0, -(-size // 0x200000) * 0x200000)
+        memory = self._vm.add_memory(0, -(-size // 0x200000) * 0x200000)
         for address, content in _image():
             memory[address : address + len(content)] = content
         return memory
@@ -542,7 +553,7 @@ class Machine:
     def send(self, message: Message) -> int:
         """KVM_SIGNAL_MSI without looking at the vCPUs, one of which may be running."""
         self.shared &= message.delivery_mode in _LEAVE_NO_TRACE
-        return self.vm.signal_msi(_msi(message))
+        return self._vm.signal_msi(_msi(message))
 
     @property
     def start_page(self) -> int:
@@ -557,7 +568,7 @@ class Machine:
 
     def _signal(self, msi: abi.kvm_msi) -> tuple[int, int]:
         try:
-            return self.vm.signal_msi(msi), 0
+            return self._vm.signal_msi(msi), 0
         except KvmError as error:
             return -1, error.errno or 0
 
@@ -578,14 +589,14 @@ class Machine:
 
     def raise_line(self, gsi: int, message: Message) -> Injection:
         """KVM_IRQ_LINE_STATUS of ``gsi``, which is routed to ``message``; result: the status."""
-        return self.observe(_msi(message), lambda: (self.vm.irq_line_status(gsi, 1), 0))
+        return self.observe(_msi(message), lambda: (self._vm.irq_line_status(gsi, 1), 0))
 
     def raise_irqfd(self, gsi: int) -> list[Effect]:
         """Signal an irqfd of ``gsi``; it reports no status, so only the effects."""
         before = self.snapshots()
-        fd = self.vm.irqfd(gsi)
+        fd = self._vm.irqfd(gsi)
         os.eventfd_write(fd, 1)
-        self.vm.deassign_irqfd(fd, gsi)  # waits for the injection
+        self._vm.deassign_irqfd(fd, gsi)  # waits for the injection
         return [effect_between(b, a) for b, a in zip(before, self.snapshots(), strict=True)]
 
 
