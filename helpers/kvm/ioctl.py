@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from helpers.kvm.abi import Request, kvm_msi
+from helpers.kvm.abi import Request, kvm_enable_cap, kvm_msi
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
@@ -108,6 +108,8 @@ def _describe(argument: Argument) -> str:
         )
         pad = bytes(argument.pad)
         return shown + (f", pad={pad.hex()}" if any(pad) else "")
+    if isinstance(argument, kvm_enable_cap):
+        return f", cap={argument.cap}, args[0]={argument.args[0]:#x}"
     return f", {type(argument).__name__}"
 
 

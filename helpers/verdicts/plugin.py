@@ -65,6 +65,8 @@ class Verdicts:
         self.deviations: Counter[str] = Counter()
         self.backports: Counter[str] = Counter()
         self.judged = 0
+        self.clauses: dict[str, str] = {}
+        """Which clause a test names, by node id, from its set-up on."""
         self.kernel: Kernel | None = None
         """The kernel under test; of a booted one it is known when its worker is done."""
 
@@ -201,6 +203,11 @@ class Verdicts:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         verdict = getattr(report, "verdict", None)
+        if verdict and report.when == "setup":
+            self.clauses[report.nodeid] = verdict["clause"]
+        died = str(report.when) == "???"  # xdist's word for a test whose worker died
+        if died and report.nodeid in self.clauses:
+            verdict = asdict(Verdict(self.clauses[report.nodeid]))
         if verdict is None or (report.when != "call" and report.passed):
             return
         outcome = outcome_of(report)
