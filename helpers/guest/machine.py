@@ -34,6 +34,7 @@ from helpers.guest import layout
 from helpers.guest.assemble import probe
 from helpers.guest.injection import Effect, Injection, Snapshot, effect_between
 from helpers.kvm import KvmError, System, Vcpu, Vm, abi
+from helpers.kvm.closing import Closing
 
 Irqchip = Literal["none", "full", "split"]
 
@@ -441,7 +442,7 @@ def _image() -> tuple[tuple[int, bytes], ...]:
     )
 
 
-class Machine:
+class Machine(Closing):
     """A VM with ``irqchip`` and a vCPU per entry of ``vcpu_ids``, each in its power-on state.
 
     ``x2apic_api`` is KVM_CAP_X2APIC_API's args[0], enabled before the vCPUs are made (0: not
@@ -481,17 +482,6 @@ class Machine:
                     cpu.power_on(mode)
                 self._pristine = self.snapshots()
             undo.pop_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         self._vm.close()

@@ -8,8 +8,8 @@ import os
 import struct
 import warnings
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
+
+from helpers.kvm.closing import Closing
 
 PROT_NONE = 0
 
@@ -25,7 +25,7 @@ _libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _MAP_32BIT = 0x40
 
 
-class UserPages:
+class UserPages(Closing):
     """Two fresh pages of this process, below 4 GiB, at ``address``; unmapped at the end."""
 
     def __init__(self) -> None:
@@ -36,16 +36,9 @@ class UserPages:
         if self.address == ctypes.c_void_p(-1).value:
             raise OSError(ctypes.get_errno(), "mmap below 4 GiB")
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         _libc.munmap(self.address, self._size)
+        self._size = 0
 
     @property
     def boundary(self) -> int:

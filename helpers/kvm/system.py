@@ -4,30 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import os
-from types import TracebackType
-from typing import Self
 
 from helpers.kvm import abi
+from helpers.kvm.closing import Closing
 from helpers.kvm.ioctl import ioctl
 from helpers.kvm.vm import Vm
 
 
-class System:
+class System(Closing):
     """An open /dev/kvm. Raises OSError when it cannot be opened."""
 
     def __init__(self, path: str = "/dev/kvm") -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         if self.fd >= 0:

@@ -7,16 +7,16 @@ import ctypes
 import errno
 import mmap
 import os
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from helpers.kvm import abi
+from helpers.kvm.closing import Closing
 from helpers.kvm.ioctl import KvmError, ioctl, ioctl_once
 
 T = TypeVar("T", bound=ctypes.Structure)
 
 
-class Vcpu:
+class Vcpu(Closing):
     """One vCPU. ``vcpu_id`` is the number given to KVM_CREATE_VCPU, the initial APIC ID."""
 
     def __init__(self, fd: int, vcpu_id: int, mmap_size: int) -> None:
@@ -24,17 +24,6 @@ class Vcpu:
         self.vcpu_id = vcpu_id
         self._page = mmap.mmap(fd, mmap_size)
         self.kvm_run = abi.kvm_run.from_buffer(self._page)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         if self.fd >= 0:

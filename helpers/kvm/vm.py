@@ -6,15 +6,14 @@ import ctypes
 import mmap
 import os
 from collections.abc import Iterable
-from types import TracebackType
-from typing import Self
 
 from helpers.kvm import abi
+from helpers.kvm.closing import Closing
 from helpers.kvm.ioctl import ioctl
 from helpers.kvm.vcpu import Vcpu
 
 
-class Vm:
+class Vm(Closing):
     """One VM and everything made from it; closing it releases vCPUs, memory and irqfds too."""
 
     def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
@@ -23,17 +22,6 @@ class Vm:
         self._vcpu_mmap_size = vcpu_mmap_size
         self._memory: list[mmap.mmap] = []
         self._eventfds: list[int] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         for vcpu in self.vcpus:
