@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Literal, Self
 
 from helpers.apic import DeliveryMode, LapicPage, Message, Mode, Register
@@ -319,7 +319,7 @@ class Cpu:
         self.mp_state = abi.KVM_MP_STATE_RUNNABLE
 
 
-class Running:
+class Running(Closing):
     """A vCPU inside KVM_RUN in a thread of its own, until the probe's next exit or a kick."""
 
     def __init__(self, cpu: Cpu) -> None:
@@ -335,12 +335,7 @@ class Running:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         self.kick()
 
     def _run(self) -> None:
