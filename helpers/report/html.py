@@ -24,8 +24,7 @@ from helpers.apic.message import LAYOUT
 from helpers.report.details import Details, Failed, Sent, State, VcpuChange
 from helpers.verdicts import CLAUSES, DEVIATIONS
 from helpers.verdicts.clauses import LEVELS
-from helpers.verdicts.kernel import Kernel
-from helpers.verdicts.plugin import CLAUSE_STATES, Verdicts
+from helpers.verdicts.tally import CLAUSE_STATES, Tally
 
 TEMPLATES = Path(__file__).with_name("templates")
 OUTCOMES = ("failed", "error", "xfailed", "passed", "skipped")
@@ -72,21 +71,20 @@ class Failure:
 
 @dataclass(frozen=True)
 class Run:
-    """A whole run; ``kernel`` is None where it died before it could say what it is."""
+    """A whole run."""
 
-    kernel: Kernel | None
+    tally: Tally
     irqchips: Sequence[str]
     started: datetime
     command: str
     environment: dict[str, Any]
     cut_short: str
-    verdicts: Verdicts
     failures: Sequence[Failure]
 
     @property
     def totals(self) -> Counter[str]:
         """How many tests had which outcome."""
-        return sum(self.verdicts.outcomes.values(), Counter())
+        return sum(self.tally.outcomes.values(), Counter())
 
 
 class Writer:
@@ -144,7 +142,7 @@ class Writer:
 
     def overview(self, run: Run) -> Markup:
         """The run, its failures, the clauses, and the known deviations that were met."""
-        return self.render("overview.jinja2", run=run, verdicts=run.verdicts)
+        return self.render("overview.jinja2", run=run)
 
     def results_bar(self) -> Markup:
         """What stands above the results table: heading, search, what is filtered."""

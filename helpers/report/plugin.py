@@ -17,6 +17,7 @@ import pytest
 from helpers.report import details
 from helpers.report.html import Failure, Run, TestResult, Writer
 from helpers.verdicts.plugin import Verdicts, outcome_of
+from helpers.verdicts.tally import Tally
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -92,16 +93,15 @@ class HtmlReport:
     def pytest_html_results_summary(
         self, prefix: list[str], summary: list[str], postfix: list[str], session: pytest.Session
     ) -> None:
-        kernel = self.verdicts.kernel
-        self.page.title = f"KVM_SIGNAL_MSI on {kernel or 'a kernel that did not say which'}"
+        tally = next(iter(self.verdicts.tallies.values()), Tally())
+        self.page.title = f"KVM_SIGNAL_MSI on {tally.kernel or 'a kernel that did not say which'}"
         run = Run(
-            kernel=kernel,
+            tally=tally,
             irqchips=sorted(self.irqchips),
             started=self.started,
             command=_command(session.config),
             environment=self.environment,
             cut_short=_cut_short(session),
-            verdicts=self.verdicts,
             failures=self.failures,
         )
         prefix.append(self.writer.results_bar())

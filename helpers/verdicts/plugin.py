@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter, defaultdict
 from collections.abc import Generator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from helpers.guest.expect import Mismatch
 from helpers.guest.machine import journal
 from helpers.kvm.ioctl import trace
-from helpers.verdicts.clauses import CLAUSES, LEVELS, Clause
+from helpers.verdicts.clauses import Clause
 from helpers.verdicts.deviations import Deviation
-from helpers.verdicts.kernel import Kernel, Untestable, require_testable, running_kernel
+from helpers.verdicts.kernel import Untestable, require_testable, running_kernel
 from helpers.verdicts.kernel_log import KernelLog
+from helpers.verdicts.tally import Result, Tally
 
 SUITES = Path(__file__).resolve().parents[2] / "suites"
 
@@ -61,14 +60,10 @@ class Verdicts:
         self.strict = bool(config.getini("strict"))
         self.log = KernelLog()
         self.is_worker = hasattr(config, "workerinput")
-        self.outcomes: dict[str, Counter[str]] = defaultdict(Counter)
-        self.deviations: Counter[str] = Counter()
-        self.backports: Counter[str] = Counter()
-        self.judged = 0
+        self.tallies: dict[str, Tally] = {}
+        """By column; one, named "", where one kernel is judged."""
         self.clauses: dict[str, str] = {}
         """Which clause a test names, by node id, from its set-up on."""
-        self.kernel: Kernel | None = None
-        """The kernel under test; of a booted one it is known when its worker is done."""
 
     # --- before -----------------------------------------------------------------------------------
 
@@ -81,12 +76,12 @@ class Verdicts:
                 require_testable()
             except Untestable as reason:
                 raise pytest.UsageError(str(reason)) from None
-            self.kernel = running_kernel()
+            self.tally("").kernel = running_kernel()
 
     def pytest_report_header(self) -> list[str]:
-        if self.kernel is None:
+        if "" not in self.tallies:
             return []
-        lines = [f"kernel under test: {self.kernel}"]
+        lines = [f"kernel under test: {self.tallies[''].kernel}"]
         if not self.log.readable:
             lines.append("the kernel log cannot be read: only the taint flags are watched")
         return lines
@@ -211,74 +206,42 @@ class Verdicts:
         if verdict is None or (report.when != "call" and report.passed):
             return
         outcome = outcome_of(report)
-        self.outcomes[verdict["clause"]][outcome] += 1
-        self.judged += outcome != "skipped"
-        if outcome == "xfailed" or verdict["backport"]:
-            counter = self.backports if verdict["backport"] else self.deviations
-            counter[verdict["deviation"]] += 1
+        shows = outcome == "xfailed" or verdict["backport"]
+        result = Result(outcome, verdict["deviation"] if shows else "", verdict["backport"])
+        self.tally(column_of(report)).count(report.nodeid, verdict["clause"], result)
 
-    def pytest_testnodedown(self, node: Any) -> None:
-        if self.kernel is None and "kernel" in getattr(node, "workeroutput", {}):
-            self.kernel = Kernel(**node.workeroutput["kernel"])
+    def tally(self, column: str) -> Tally:
+        """The tally of a kernel."""
+        return self.tallies.setdefault(column, Tally(column))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         self.log.close()
-        if self.is_worker and self.needs_kvm:
-            vars(self.config)["workeroutput"]["kernel"] = asdict(running_kernel())
         nothing = self.needs_kvm and not self.is_worker and not self.judged
         if nothing and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+    @property
+    def judged(self) -> bool:
+        """Whether every kernel's tests came to a verdict."""
+        return bool(self.tallies) and all(tally.judged for tally in self.tallies.values())
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if not self.needs_kvm:
             return
         write = terminalreporter.write_line
+        for tally in self.tallies.values():
+            if tally.judged:
+                terminalreporter.section(f"clauses, {tally.kernel}")
+                for line in tally.summary():
+                    write(line)
         if not self.judged:
             write("no test was run to a verdict: nothing was judged, and that is not a pass")
-            return
-        terminalreporter.section(f"clauses, {self.kernel}")
-        for level, states in self.levels().items():
-            counts = Counter(states.values())
-            numbers = "  ".join(f"{counts[state]:3} {state}" for state in CLAUSE_STATES)
-            write(f"{level:<14}{numbers}")
-        not_run = 0
-        for id, entry in sorted(CLAUSES.items()):
-            outcomes = self.outcomes.get(id, Counter())
-            if why := entry.unchecked or _counted(outcomes):
-                if not outcomes["passed"]:
-                    write(f"no passing test: {id} ({entry.level}): {why}")
-            else:
-                not_run += 1
-        if not_run:
-            write(f"no passing test: {not_run} clauses whose tests were not run")
-        for name, counter in (("known deviation", self.deviations), ("backport", self.backports)):
-            for id, number in sorted(counter.items()):
-                write(f"{name}: {id}, {number} test{'s' * (number != 1)}")
-
-    def clause_states(self) -> dict[str, str]:
-        """Every clause's state, one of CLAUSE_STATES."""
-        return {id: clause_state(self.outcomes.get(id, Counter())) for id in CLAUSES}
-
-    def levels(self) -> dict[str, dict[str, str]]:
-        """The clause states by level."""
-        states = self.clause_states()
-        return {
-            level: {id: states[id] for id, entry in CLAUSES.items() if entry.level == level}
-            for level in LEVELS
-        }
 
 
-CLAUSE_STATES = ("holds", "deviates", "broken", "not tested")
-
-
-def clause_state(outcomes: Counter[str]) -> str:
-    """``broken`` by any failure, ``deviates`` by any known deviation, ``holds`` by passes alone."""
-    if outcomes["failed"] or outcomes["error"]:
-        return "broken"
-    if outcomes["xfailed"]:
-        return "deviates"
-    return "holds" if outcomes["passed"] else "not tested"
+def column_of(report: pytest.TestReport) -> str:
+    """Which of several kernels a report is of; empty where there is one."""
+    return str(getattr(report, "column", ""))
 
 
 def outcome_of(report: pytest.TestReport) -> str:
@@ -308,7 +271,3 @@ def explain(clause: Clause, verdict: Verdict) -> str:
 def repeat_command(nodeid: str, strict: bool) -> str:
     """The one command that runs this test again."""
     return f"pytest {shlex.quote(nodeid)}" + (" --strict" if strict else "")
-
-
-def _counted(outcomes: Counter[str]) -> str:
-    return ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items()))
