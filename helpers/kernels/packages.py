@@ -10,13 +10,14 @@ import fcntl
 import re
 import shutil
 import subprocess
-import tempfile
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from helpers.guest.assemble import cache_directory
+from helpers.kernels.download import Download
 
 SUITES = {
     "debian": (
@@ -64,27 +65,27 @@ class Archive:
         }
         return [tool, *(f"-o{name}={value}" for name, value in options.items()), *arguments]
 
-    def _update(self) -> None:
-        """Fetch the package lists, unless they are of today."""
-        stamp = self._apt / "updated"
-        if stamp.exists() and time.time() - stamp.stat().st_mtime < _LISTS_KEEP:
-            return
+    def _packages(self) -> list[str]:
+        """The names of all packages of the kernel, as of today."""
+        names = self._apt / "names"
+        if names.exists() and time.time() - names.stat().st_mtime < _LISTS_KEEP:
+            return names.read_text().split()
         sources = [
             f"deb [signed-by={_KEYRING}] {uri} {suite} main\n"
             for uri in _mirrors()
             for suite in SUITES.get(uri.rstrip("/").rpartition("/")[2], ())
         ]
         if not sources:
-            raise KernelError("apt's sources on this machine name no Debian mirror")
+            raise KernelError(
+                "apt's sources on this machine name no Debian mirror, so there are no packaged "
+                "kernels: give a bzImage or a kernel build tree to --kernel"
+            )
         (self._apt / "sources.list").write_text("".join(sources))
         for needed in ("lists/partial", "cache/archives/partial"):
             (self._apt / needed).mkdir(parents=True, exist_ok=True)
         _run(self._command("apt-get", "-q", "update"))
-        stamp.touch()
-
-    def _packages(self) -> set[str]:
-        self._update()
-        return set(_run(self._command("apt-cache", "pkgnames", "linux-")).split())
+        names.write_text(_run(self._command("apt-cache", "pkgnames", "linux-")))
+        return names.read_text().split()
 
     def kernels(self) -> list[str]:
         """The names of all kernels, such as ``6.12.107+deb13-amd64``, oldest first."""
@@ -92,35 +93,51 @@ class Archive:
             packages = self._packages()
         names = {found[1] for package in packages if (found := _KERNEL.fullmatch(package))}
         plain = [name for name in names if not set(_OTHER_FLAVOURS) & set(name.split("-"))]
-        return sorted(plain, key=_numbers)
+        # A newer kernel rebuilt for an older release is the same kernel again.
+        return sorted((name for name in plain if ".deb11." not in name), key=numbers)
+
+    def is_fetched(self, name: str) -> bool:
+        """Whether a kernel is there already."""
+        return (self.directory / name).exists()
 
     def newest(self, version: str) -> str:
         """The newest kernel of a version, ``6.12``, or the one of that full name."""
         names = self.kernels()
-        # A newer kernel rebuilt for an older release is not what is asked for.
-        own = [name for name in names if ".deb11." not in name]
-        matching = [name for name in own if re.match(rf"{re.escape(version)}(?![0-9])", name)]
+        matching = [name for name in names if re.match(rf"{re.escape(version)}(?![0-9])", name)]
         if not matching:
-            series = sorted({".".join(name.split(".")[:2]) for name in names}, key=_numbers)
-            raise KernelError(f"no packaged kernel {version}; there are {', '.join(series)}")
+            known = ", ".join(dict.fromkeys(map(series, names)))
+            raise KernelError(f"no packaged kernel {version}; there are {known}")
         return matching[-1]
 
     def fetch(self, name: str) -> Path:
-        """Where the kernel is unpacked; fetched first when it is not there yet."""
+        """Where the kernel is unpacked; fetched first when it is not there yet.
+
+        Progress is shown on the terminal; a fetch that was cut off goes on where it was.
+        """
         unpacked = self.directory / name
         with self._locked():
             if unpacked.exists():
                 return unpacked
             wanted = {f"linux-{part}-{name}" for part in ("image", "binary", "modules", "base")}
-            packages = wanted & self._packages()
-            with tempfile.TemporaryDirectory(dir=self.directory) as work:
-                command = self._command("apt-get", "download", *sorted(packages))
-                if subprocess.run(command, cwd=work, check=False).returncode:
-                    raise KernelError(f"apt could not fetch {', '.join(sorted(packages))}")
-                for package in Path(work).glob("*.deb"):
-                    _run(["dpkg-deb", "-x", str(package), f"{work}/unpacked"])
-                Path(work, "unpacked").rename(unpacked)
+            packages = sorted(wanted & set(self._packages()))
+            print(f"fetching Linux {name}", file=sys.stderr, flush=True)
+            work = self.directory / f"{name}.part"
+            work.mkdir(exist_ok=True)
+            self._download(packages, work)
+            shutil.rmtree(work / "unpacked", ignore_errors=True)
+            for package in work.glob("*.deb"):
+                _run(["dpkg-deb", "-x", str(package), str(work / "unpacked")])
+            (work / "unpacked").rename(unpacked)
+            shutil.rmtree(work)
         return unpacked
+
+    def _download(self, packages: Sequence[str], directory: Path) -> None:
+        listed = _run(self._command("apt-get", "download", "--print-uris", *packages))
+        try:
+            for line in listed.splitlines():
+                Download.parse(line).fetch(directory)
+        except (OSError, ValueError) as error:
+            raise KernelError(f"could not fetch {', '.join(packages)}: {error}") from None
 
 
 def _mirrors() -> list[str]:
@@ -131,7 +148,13 @@ def _mirrors() -> list[str]:
     )
 
 
-def _numbers(name: str) -> list[int]:
+def series(name: str) -> str:
+    """``6.12`` for a kernel of that series."""
+    return ".".join(name.split(".")[:2])
+
+
+def numbers(name: str) -> list[int]:
+    """What to sort names of kernels by."""
     return [int(number) for number in re.findall(r"\d+", name)]
 
 

@@ -1,0 +1,69 @@
+"""Kernels on the command line.
+
+python -m helpers.kernels list             what can be had
+python -m helpers.kernels fetch 6.12 ...   get kernels ahead of time
+python -m helpers.kernels bisect 6.1 7.3 -- suites/test_x.py::test_y
+                                           find where a test's verdict changes
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from itertools import groupby
+
+from helpers.kernels.bisect import bisect
+from helpers.kernels.packages import Archive, KernelError, series
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 if it did what it was asked to."""
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.kernels", description="Debian's kernels"
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="show the packaged kernels; * are fetched already")
+    fetch = commands.add_parser("fetch", help="get kernels ahead of time")
+    fetch.add_argument("version", nargs="+", help="such as 6.12, or a kernel's full name")
+    search = commands.add_parser(
+        "bisect",
+        help="find the neighbours between which a test's verdict changes",
+        usage="%(prog)s FIRST LAST -- TEST [PYTEST OPTION ...]",
+    )
+    search.add_argument("first")
+    search.add_argument("last")
+    search.add_argument("pytest", nargs="+", metavar="TEST", help="what pytest is to run")
+    given = parser.parse_args(arguments)
+    try:
+        match given.command:
+            case "list":
+                _list(Archive())
+            case "fetch":
+                _fetch(Archive(), given.version)
+            case "bisect":
+                bisect(given.first, given.last, given.pytest)
+    except KernelError as reason:
+        print(f"error: {reason}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _list(archive: Archive) -> None:
+    for name, kernels in groupby(archive.kernels(), key=series):
+        marked = [f"{kernel}{'*' * archive.is_fetched(kernel)}" for kernel in kernels]
+        print(f"{name:6}{'  '.join(reversed(marked))}")
+
+
+def _fetch(archive: Archive, versions: Sequence[str]) -> None:
+    for name in [archive.newest(version) for version in versions]:
+        print(f"Linux {name} is in {archive.fetch(name)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Bisecting over packaged kernels: between which neighbours does a test's verdict change?"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+from helpers.kernels.packages import Archive, KernelError, numbers
+
+_VERDICTS = {0: "passes", 1: "fails"}
+
+
+def bisect(first: str, last: str, arguments: Sequence[str]) -> None:
+    """Print each step and the two neighbours. ``arguments`` are pytest's. Raises KernelError."""
+    archive = Archive()
+    kernels = between(archive.kernels(), archive.newest(first), archive.newest(last))
+    print(f"{len(kernels)} kernels from {kernels[0]} to {kernels[-1]}", flush=True)
+
+    def verdict(kernel: str) -> str:
+        found = _verdict(kernel, arguments)
+        print(f"{kernel:24} {found}", flush=True)
+        return found
+
+    old, new, was, now = search(kernels, verdict)
+    print(f"\nthe verdict changes between\n  {old:24} {was}\n  {new:24} {now}")
+
+
+def between(kernels: Sequence[str], first: str, last: str) -> list[str]:
+    """The kernels from first to last, one for each upstream release, whichever is older first."""
+    first, last = sorted((first, last), key=numbers)
+    if first == last:
+        raise KernelError(f"there is nothing between {first} and itself")
+    chosen = {_upstream(name): name for name in kernels if _within(first, name, last)}
+    # The two that were asked for stand for their own releases.
+    chosen.update({_upstream(name): name for name in (first, last)})
+    return sorted(chosen.values(), key=numbers)
+
+
+def _within(first: str, name: str, last: str) -> bool:
+    return numbers(first) <= numbers(name) <= numbers(last)
+
+
+def _upstream(name: str) -> str:
+    """A release without what says for whom it was built; Debian's old names count their ABI."""
+    found = re.match(r"\d+\.\d+\.0-\d+|\d+\.\d+\.\d+", name)
+    return found[0] if found else name
+
+
+def search(kernels: Sequence[str], verdict: Callable[[str], str]) -> tuple[str, str, str, str]:
+    """Two neighbours with different verdicts, and their verdicts: (old, new, was, now)."""
+    was, now = verdict(kernels[0]), verdict(kernels[-1])
+    if was == now:
+        raise KernelError(f"the test {was} on both {kernels[0]} and {kernels[-1]}")
+    low, high = 0, len(kernels) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = verdict(kernels[middle])
+        if found == was:
+            low = middle
+        else:
+            high, now = middle, found
+    return kernels[low], kernels[high], was, now
+
+
+def _verdict(kernel: str, arguments: Sequence[str]) -> str:
+    command = [sys.executable, "-m", "pytest", f"--kernel={kernel}", "-q", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode not in _VERDICTS:
+        raise KernelError(f"{kernel} came to no verdict:\n{done.stdout[-2000:]}")
+    return _VERDICTS[done.returncode]

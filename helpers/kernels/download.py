@@ -1,0 +1,99 @@
+"""Downloading files that apt vouches for: resumable, with a progress bar, checked.
+
+``apt-get download`` would do, but throws away what it has when it is interrupted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+_CHUNK = 1 << 18
+_SILENCE = 60  # seconds
+
+
+@dataclass(frozen=True)
+class Download:
+    """A line of ``apt-get download --print-uris``: what is where, its size and its SHA256."""
+
+    uri: str
+    name: str
+    size: int
+    sha256: str
+
+    @classmethod
+    def parse(cls, line: str) -> Download:
+        """``'URI' NAME SIZE SHA256:HASH``. Raises ValueError."""
+        uri, name, size, digest = line.split()
+        kind, _, sha256 = digest.partition(":")
+        if kind != "SHA256":
+            raise ValueError(f"no SHA256 for {name}")
+        return cls(uri.strip("'"), name, int(size), sha256)
+
+    def fetch(self, directory: Path) -> Path:
+        """The file, in ``directory``; what is there of it already is kept.
+
+        Raises OSError; ValueError if the file is not the one apt knows.
+        """
+        whole, part = directory / self.name, directory / f"{self.name}.part"
+        if not whole.exists():
+            self._fetch_rest(part)
+            with part.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+            if found != self.sha256:
+                part.unlink()
+                raise ValueError(f"{self.uri} has SHA256 {found}, not {self.sha256}")
+            part.rename(whole)
+        return whole
+
+    def _fetch_rest(self, part: Path) -> None:
+        with part.open("ab") as file:
+            request = urllib.request.Request(self.uri)
+            if file.tell():
+                request.add_header("Range", f"bytes={file.tell()}-")
+            if file.tell() == self.size:
+                return
+            with urllib.request.urlopen(request, timeout=_SILENCE) as answer:
+                if answer.status != 206:  # this server begins anew
+                    file.truncate(0)
+                bar = Bar(self.name, self.size, begun=file.seek(0, 2))
+                while content := answer.read(_CHUNK):
+                    file.write(content)
+                    bar.show(file.tell())
+                bar.end()
+            if file.tell() < self.size:
+                raise OSError(f"{self.uri} was cut off")
+
+
+class Bar:
+    """One line on the terminal: how much, how fast, how long yet. Silent where there is none."""
+
+    def __init__(self, name: str, size: int, begun: int = 0) -> None:
+        self._name, self._size, self._begun = name, size, begun
+        self._start = time.monotonic()
+        self._shown = 0.0
+
+    def show(self, done: int) -> None:
+        """``done`` of ``size`` bytes are there."""
+        now = time.monotonic()
+        if not sys.stderr.isatty() or now - self._shown < 0.1:
+            return
+        self._shown = now
+        rate = (done - self._begun) / max(now - self._start, 1e-3)
+        left = (self._size - done) / max(rate, 1)
+        text = f"{100 * done // self._size:3} % of {self._size >> 20} MiB, "
+        text += f"{rate / 2**20:.1f} MiB/s, {left:.0f} s left  {self._name}"
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r{text[:width]:{width}}", end="", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Make room for what comes after it."""
+        if self._shown:
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r{'':{width}}\r", end="", file=sys.stderr, flush=True)
