@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import stat
 import subprocess
@@ -10,9 +11,10 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-_LEFT_OUT = {"test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "pip"}
-_LEFT_OUT |= {"setuptools", "mypy", "mypyc", ".git", ".tox", ".venv", "reports"}
-# Below the standard library these are another Python's packages; our own are added by their path.
+# Of the standard library and of the project: what no test needs.
+_LEFT_OUT = {"test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "pydoc_data"}
+_LEFT_OUT |= {".git", ".tox", ".mypy_cache", ".ruff_cache", "reports", "tests"}
+# Below the standard library these are another Python's packages; our own are added by name.
 _LEFT_OUT |= {"site-packages", "dist-packages"}
 
 
@@ -49,6 +51,8 @@ class Cpio:
             self.add(str(path), info.st_mode, os.readlink(path).encode())
             self.add_path(path.parent / os.readlink(path))
         elif stat.S_ISDIR(info.st_mode):
+            if (path / "pyvenv.cfg").exists():
+                return  # a virtual environment inside the project; what is used of it is named
             self.add(str(path), info.st_mode)
             for child in sorted(path.iterdir()):
                 if child.name not in _LEFT_OUT and child.suffix not in (".a", ".o"):
@@ -64,26 +68,41 @@ class Cpio:
 
 
 def userland(project: Path, more: Iterable[Path]) -> bytes:
-    """An archive of ``project``, this Python with its packages, the libraries they need."""
+    """An archive of ``project``, this Python with the packages in use, the libraries they need."""
     archive = Cpio()
     archive.add("/dev/console", stat.S_IFCHR | 0o600, rdev=os.makedev(5, 1))
     archive.add("/tmp", stat.S_IFDIR | 0o1777)
-    init = Path(__file__).with_name("init.py")
-    shebang = f"#!{sys.executable} -S\n".encode()
-    archive.add("/init", stat.S_IFREG | 0o755, shebang + init.read_bytes())
-    for path in (*_python(), project, *more):
+    archive.add(os.getcwd(), stat.S_IFDIR | 0o755)
+    init = f"#!{sys.executable} -S\nimport sys\nsys.path.insert(0, {str(project)!r})\n"
+    init += "from helpers.kernels.init import main\nmain()\n"
+    archive.add("/init", stat.S_IFREG | 0o755, init.encode())
+    for path in (*_python(), *_packages(), project, *more):
         archive.add_path(path)
     return archive.finish()
 
 
 def _python() -> Iterator[Path]:
     paths = sysconfig.get_paths()
-    yield from {Path(paths[name]) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    yield from {Path(paths["stdlib"]), Path(paths["platstdlib"])}
     yield Path(sys.executable)
     if (config := Path(sys.prefix, "pyvenv.cfg")).exists():
         yield config
     extensions = Path(sysconfig.get_config_var("DESTSHARED") or paths["platstdlib"])
     yield from _libraries([Path(sys.executable).resolve(), *sorted(extensions.glob("*.so"))])
+
+
+def _packages() -> Iterator[Path]:
+    """What this process has imported, whole packages, and what is known of their installation."""
+    names = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
+    for name in sorted(names):
+        module = sys.modules.get(name)
+        yield from map(Path, getattr(module, "__path__", ()))
+        if file := getattr(module, "__file__", None):
+            yield Path(file)
+    for distribution in importlib.metadata.distributions():
+        for file in distribution.files or ():
+            if file.parts[0].endswith((".dist-info", ".egg-info")):
+                yield Path(str(distribution.locate_file(file)))
 
 
 def _libraries(binaries: Iterable[Path]) -> Iterator[Path]:

@@ -1,63 +1,43 @@
-"""The guest's /init: loads the modules in /modules, then becomes the worker of an xdist run.
+"""The guest's /init: mounts file systems, loads modules, then runs pytest with worker.py.
 
 The kernel runs it, from an initramfs, with the Python it finds there and no site-packages.
 """
 
+from __future__ import annotations
+
 import ctypes
+import json
 import os
 import sys
+from pathlib import Path
 
-INIT_MODULE, POWER_OFF = 175, 0x4321FEDC
+from helpers.kernels import insmod
 
-libc = ctypes.CDLL(None, use_errno=True)
+MODULES = Path("/modules")
+SETUP = Path("/setup.json")
 
-
-def mount(kind: str, where: str) -> None:
-    """Mount a file system that has no device."""
-    os.makedirs(where, exist_ok=True)
-    libc.mount(kind.encode(), where.encode(), kind.encode(), 0, None)
-
-
-def load(path: str) -> None:
-    """Load a module; a failure is told on the console."""
-    with open(path, "rb") as file:
-        content = file.read()
-    if libc.syscall(INIT_MODULE, content, ctypes.c_ulong(len(content)), b""):
-        print(f"init: {path}: {os.strerror(ctypes.get_errno())}", flush=True)
+_POWER_OFF = 0x4321FEDC
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
-def gateway() -> int:
-    """The port that is the worker's stdin and stdout."""
-    ports = "/sys/class/virtio-ports"
-    for port in os.listdir(ports):
-        with open(f"{ports}/{port}/name") as file:
-            if file.read().strip() == "gateway":
-                return os.open(f"/dev/{port}", os.O_RDWR)
-    raise SystemExit("init: no port named gateway")
+def main() -> None:
+    """Run the worker, then power off."""
+    for kind, where in (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")):
+        os.makedirs(where, exist_ok=True)
+        _libc.mount(kind.encode(), where.encode(), kind.encode(), 0, None)
+    for module in sorted(MODULES.iterdir()):
+        if module.is_file():
+            insmod.load(module.read_bytes())
+    worker = os.fork()
+    if worker == 0:
+        _work()
+    while os.wait()[0] != worker:
+        pass
+    _libc.reboot(_POWER_OFF)
 
 
-def work() -> None:
-    """Become the worker."""
-    with open("/environment") as file:
-        environment = dict(line.split("=", 1) for line in file.read().splitlines())
-    port = gateway()
-    os.dup2(port, 0)
-    os.dup2(port, 1)
+def _work() -> None:
+    setup = json.loads(SETUP.read_text())
     os.setsid()
-    os.chdir(environment["PWD"])
-    command = [sys.executable, "-u", "-c", environment.pop("BOOTSTRAP")]
-    os.execve(sys.executable, command, environment)
-
-
-for kind, where in (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")):
-    mount(kind, where)
-for module in sorted(os.listdir("/modules")):
-    load(f"/modules/{module}")
-if not os.path.exists("/dev/kvm"):
-    raise SystemExit("init: this kernel has no /dev/kvm")
-worker = os.fork()
-if worker == 0:
-    work()
-while os.wait()[0] != worker:
-    pass
-libc.reboot(POWER_OFF)
+    os.chdir(setup["cwd"])
+    os.execve(sys.executable, [sys.executable, *setup["argv"]], setup["environ"])

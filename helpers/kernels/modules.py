@@ -23,12 +23,20 @@ class Modules:
         return {_name(path.name): path for path in sorted(self.directory.rglob("*.ko*"))}
 
     @cached_property
-    def _builtin(self) -> set[str]:
+    def builtin(self) -> set[str]:
+        """The names of the modules that are part of the kernel itself."""
         try:
             listed = (self.directory / "modules.builtin").read_text().split()
         except OSError:
             return set()
         return {_name(Path(line).name) for line in listed}
+
+    def __contains__(self, name: str) -> bool:
+        return _name(name) in self._files
+
+    def __getitem__(self, name: str) -> bytes:
+        """A module, uncompressed. Raises KeyError."""
+        return _read(self._files[_name(name)])
 
     def closure(self, names: Iterable[str]) -> dict[str, bytes]:
         """``names`` and what they depend on, dependencies first: {name: uncompressed module}.
@@ -38,10 +46,10 @@ class Modules:
         loaded: dict[str, bytes] = {}
 
         def add(name: str) -> None:
-            if name in loaded or name in self._builtin:
+            if name in loaded or name in self.builtin:
                 return
-            content = _read(self._files[name])
-            for dependency in _depends(content):
+            content = self[name]
+            for dependency in depends(content):
                 add(dependency)
             loaded[name] = content
 
@@ -55,7 +63,6 @@ def _name(file: str) -> str:
 
 
 def _read(path: Path) -> bytes:
-    """The module, uncompressed."""
     match path.suffix:
         case ".xz":
             return lzma.decompress(path.read_bytes())
@@ -67,8 +74,24 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _depends(module: bytes) -> list[str]:
-    """What modinfo calls depends: a NUL-terminated string of the module's .modinfo section."""
-    found = re.search(rb"\0depends=([^\0]*)\0", module)
-    names = found[1].decode() if found else ""
-    return [_name(name) for name in names.split(",") if name]
+def modinfo(module: bytes, key: str) -> list[str]:
+    """The values of a key of the .modinfo section, which holds NUL-terminated ``key=value``."""
+    found = re.findall(rb"\0" + key.encode() + rb"=([^\0]*)(?=\0)", module)
+    return [value.decode() for value in found]
+
+
+def depends(module: bytes) -> list[str]:
+    """The modules that must be loaded before this one."""
+    return [
+        _name(name) for names in modinfo(module, "depends") for name in names.split(",") if name
+    ]
+
+
+def release(module: bytes) -> str:
+    """The kernel a module was built for, as ``uname -r`` has it; empty if it does not say."""
+    return next((magic.split()[0] for magic in modinfo(module, "vermagic")), "")
+
+
+def parameters(module: bytes) -> set[str]:
+    """The names of a module's parameters."""
+    return {described.partition(":")[0] for described in modinfo(module, "parmtype")}

@@ -1,88 +1,172 @@
-"""``--kernel``: the run's tests in a kernel booted in QEMU, reported as if they had run here.
-
-The booted kernel is one of pytest-xdist's workers: results stream as they come, the test that was
-running when a kernel died is named, and the rest run on a fresh boot.
-"""
+"""``--kernel``: the run's tests in kernels booted in QEMU, reported as if they had run here."""
 
 from __future__ import annotations
 
-import shlex
-import sys
-import tempfile
-from collections.abc import Generator
+import os
+import platform
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 
-from helpers.kernels.boot import require_qemu
+from helpers.guest.assemble import AssemblyError
+from helpers.kernels.boot import VIRTIO, Images, Processor, require_qemu
+from helpers.kernels.columns import Boot, boots
+from helpers.kernels.loop import Judging, slots
 from helpers.kernels.packages import KernelError
-from helpers.kernels.spec import BootFiles, resolve
+from helpers.kernels.worker import is_worker
+from helpers.verdicts.plugin import Verdicts, judges_suites
 
-_CONSOLE_LINES = 40
+DEFAULT_KERNEL = "6.12"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --kernel."""
-    parser.getgroup("kernels").addoption(
+    """Add --kernel, --kvm-modules and --kvm-param."""
+    group = parser.getgroup("kernels")
+    group.addoption(
         "--kernel",
         metavar="SPEC",
+        action="append",
+        default=[],
         help="judge this kernel, booted in QEMU: a version such as 6.12 (Debian's newest package "
-        "of it, or one by its full name), a bzImage, or a kernel build tree",
+        "of it, or one by its full name), a bzImage, or a kernel build tree; repeat it for several "
+        "kernels in one report; with -n N, N of them at a time",
+    )
+    group.addoption(
+        "--kvm-modules",
+        metavar="DIR",
+        action="append",
+        default=[],
+        help="judge kvm.ko and kvm-amd.ko or kvm-intel.ko of DIR, built for a --kernel of the run; "
+        "repeat it for several sets, each on the same boot",
+    )
+    group.addoption(
+        "--kvm-param",
+        metavar="NAME=VALUE",
+        action="append",
+        default=[],
+        help="set a parameter of KVM's modules in all booted kernels: vector_hashing=N",
     )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Make the kernel the run's only worker."""
-    spec = config.getoption("--kernel")
-    if not spec or hasattr(config, "workerinput") or config.option.collectonly:
+    """Find the kernels, and take the run over from pytest-xdist."""
+    option = config.option
+    if is_worker(config) or hasattr(config, "workerinput") or option.collectonly:
         return
+    default = not option.kernel and judges_suites(config) and not _has_kvm()
+    if not default and not option.kernel:
+        if option.kvm_modules or option.kvm_param:
+            raise pytest.UsageError(
+                "--kvm-modules and --kvm-param are for kernels that are booted: name one by "
+                "--kernel, such as --kernel=6.12"
+            )
+        return
+    if option.usepdb or option.trace:
+        raise pytest.UsageError("--pdb and --trace cannot reach into a booted kernel")
+    if default:
+        option.kernel = [DEFAULT_KERNEL]
+    processor = Processor.best()
     try:
         require_qemu()
-        kernel = resolve(spec)
+        found = _find(config, processor)
     except KernelError as reason:
-        raise pytest.UsageError(str(reason)) from None
-    console = Path(tempfile.mkdtemp(prefix="kvm-signal-msi-"), "console")
-    boot = [sys.executable, "-m", "helpers.kernels.boot"]
-    boot += [str(kernel.vmlinuz), str(kernel.modules), str(console)]
-    config.option.dist = "each"
-    config.option.tx = [f"popen//python={shlex.join(boot)}"]
-    config.option.numprocesses = None
-    config.pluginmanager.register(BootedKernel(kernel, console), "kvm-booted-kernel")
+        no_kvm = "no /dev/kvm on this machine, and: " if default else ""
+        raise pytest.UsageError(f"{no_kvm}{reason}") from None
+    wanted = option.numprocesses if isinstance(option.numprocesses, int) else None
+    option.numprocesses, option.dist, option.tx = None, "no", []
+    booted = BootedKernels(found, processor, slots(wanted), default)
+    config.pluginmanager.register(booted, "kvm-booted-kernels")
 
 
-class BootedKernel:
-    """The controller's side of a run in a booted kernel."""
+def _has_kvm() -> bool:
+    """Whether the suite can be run here; other machines than x86-64 have their own message."""
+    return Path("/dev/kvm").exists() or platform.machine() not in ("x86_64", "AMD64")
 
-    def __init__(self, kernel: BootFiles, console: Path) -> None:
-        self.kernel = kernel
-        self.console = console
 
-    def pytest_report_header(self) -> str:
-        return f"kernel under test: Linux {self.kernel.release}, booting in QEMU"
+def _find(config: pytest.Config, processor: Processor) -> list[Boot]:
+    option = config.option
+    capture = config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():  # apt shows its progress
+        return boots(option.kernel, option.kvm_modules, option.kvm_param, VIRTIO, processor.vendor)
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_sessionstart(self) -> Generator[None, Any, Any]:
+
+class BootedKernels:
+    """A run over booted kernels, where the report is written."""
+
+    def __init__(
+        self, boots: Sequence[Boot], processor: Processor, slots: int, is_default: bool
+    ) -> None:
+        self.boots = boots
+        self.processor = processor
+        self.slots = slots
+        self.is_default = is_default
+        self.failed: dict[object, bool] = {}
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Announce the columns, in order."""
+        for boot in self.boots:
+            for column in boot.columns:
+                _verdicts(session).tally(column.label)
+
+    def pytest_report_header(self) -> list[str]:
+        lines = [
+            f"kernel under test: {column.label}, on Linux {boot.kernel.release} in QEMU "
+            f"({self.processor.name})"
+            for boot in self.boots
+            for column in boot.columns
+        ]
+        if self.is_default:
+            lines.insert(0, f"no /dev/kvm here: judging Debian's kernel {DEFAULT_KERNEL} instead")
+        return lines
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
+        """In place of pytest's own loop."""
+        config = session.config
+        if session.testsfailed and not config.option.continue_on_collection_errors:
+            return None  # pytest's own says so
+        reporter = config.pluginmanager.getplugin("terminalreporter")
+        if reporter:
+            reporter.showfspath = False  # tests come from several files at once
+        argv = ["-u", "-m", "pytest", "-p", "helpers.kernels.worker"]
+        argv += map(str, config.invocation_params.args)
+        environ = {name: value for name, value in os.environ.items() if name.startswith("PYTEST_")}
         try:
-            return (yield)
-        except (EOFError, OSError) as error:
-            last = self.last_words(1) or "it said nothing"
-            raise pytest.UsageError(
-                f"Linux {self.kernel.release} did not come up in QEMU: {last}"
-            ) from error
+            images = Images(argv, environ, _worker_input(config))
+        except AssemblyError as reason:
+            raise pytest.UsageError(str(reason)) from None
+        judging = Judging(
+            session, self.boots, images, self.processor, self.slots, _verdicts(session)
+        )
+        judging.run()
+        return True
 
-    def pytest_handlecrashitem(self, report: pytest.TestReport) -> None:
-        report.longrepr = f"{report.longrepr}\nthe kernel's last words:\n{self.last_words()}"
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed[getattr(report, "id", report.nodeid)] = True
 
-    def last_words(self, lines: int = _CONSOLE_LINES) -> str:
-        """The console's last lines."""
-        try:
-            said = self.console.read_text(errors="replace").splitlines()
-        except OSError:
-            return ""
-        return "\n".join(said[-lines:])
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Remember failures for --lf, and fail for every kernel that could not be judged."""
+        if last_failed := session.config.pluginmanager.getplugin("lfplugin"):
+            last_failed.lastfailed.update(self.failed)  # the same id may pass on the next kernel
+        if any(tally.broken for tally in _verdicts(session).tallies.values()):
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
-    def pytest_unconfigure(self) -> None:
-        self.console.unlink(missing_ok=True)
-        self.console.parent.rmdir()
+
+def _worker_input(config: pytest.Config) -> dict[str, object]:
+    """What plugins tell their workers, by pytest-xdist's hook: the seed of a random order."""
+    given: dict[str, object] = {"workerid": "guest"}
+    node = SimpleNamespace(config=config, workerinput=given)
+    if configure := getattr(config.hook, "pytest_configure_node", None):
+        configure(node=node)
+    return given
+
+
+def _verdicts(session: pytest.Session) -> Verdicts:
+    verdicts: Verdicts = session.config.pluginmanager.getplugin("kvm-verdicts")
+    return verdicts

@@ -11,11 +11,12 @@ from helpers.kernels.packages import Archive, KernelError
 
 @dataclass(frozen=True, slots=True)
 class BootFiles:
-    """A kernel to boot: its image and the directory its modules are below."""
+    """A kernel to boot: its image, the directory its modules are below, and its build tree."""
 
     release: str
     vmlinuz: Path
     modules: Path
+    tree: Path | None = None
 
 
 def resolve(spec: str) -> BootFiles:
@@ -43,7 +44,7 @@ def _of_tree(tree: Path) -> BootFiles:
     image = tree / "arch/x86/boot/bzImage"
     if not image.exists():
         raise KernelError(f"{tree} is no built x86 kernel tree: it has no arch/x86/boot/bzImage")
-    return BootFiles(_release(image), image.resolve(), tree.resolve())
+    return BootFiles(_release(image), image.resolve(), tree.resolve(), tree.resolve())
 
 
 def _of_image(image: Path) -> BootFiles:

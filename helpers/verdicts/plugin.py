@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -64,6 +64,8 @@ class Verdicts:
         """By column; one, named "", where one kernel is judged."""
         self.clauses: dict[str, str] = {}
         """Which clause a test names, by node id, from its set-up on."""
+        self.kernel_options: Sequence[str] = ()
+        """What the command line must say to have the kernel under test booted."""
 
     # --- before -----------------------------------------------------------------------------------
 
@@ -127,13 +129,22 @@ class Verdicts:
         clause = clause_of(item)
         if clause is None:
             return report
-        verdict = Verdict(clause.id, repeat=repeat_command(item.nodeid, self.strict))
+        verdict = self._verdict(item, clause)
         if call.when == "call":
             verdict = self._judge(item, call, report, verdict)
         if report.failed:
             report.sections.append(("KVM_SIGNAL_MSI", explain(clause, verdict)))
         vars(report)["verdict"] = asdict(verdict)  # xdist carries a report's attributes over
         return report
+
+    def _verdict(self, item: pytest.Item, clause: Clause) -> Verdict:
+        options = [*self.kernel_options, *(["--strict"] if self.strict else [])]
+        return Verdict(clause.id, repeat=shlex.join(["pytest", item.nodeid, *options]))
+
+    def add_verdict(self, item: pytest.Item, report: pytest.TestReport) -> None:
+        """Say which clause a report is about that did not come from a test: its kernel died."""
+        if clause := clause_of(item):
+            vars(report)["verdict"] = asdict(self._verdict(item, clause))
 
     def _judge(
         self,
@@ -232,9 +243,13 @@ class Verdicts:
         write = terminalreporter.write_line
         for tally in self.tallies.values():
             if tally.judged:
-                terminalreporter.section(f"clauses, {tally.kernel}")
+                name = f"{tally.column}: " if len(self.tallies) > 1 else ""
+                terminalreporter.section(f"clauses, {name}{tally.kernel}")
                 for line in tally.summary():
                     write(line)
+        for column, tally in self.tallies.items():
+            if tally.broken:
+                write(f"{column} could not be judged: {tally.broken}", red=True)
         if not self.judged:
             write("no test was run to a verdict: nothing was judged, and that is not a pass")
 
@@ -266,8 +281,3 @@ def explain(clause: Clause, verdict: Verdict) -> str:
         parts.append(verdict.note)
     parts += [injection.explain() for injection in list(journal)[-4:]]
     return "\n".join([*parts, f"again: {verdict.repeat}"])
-
-
-def repeat_command(nodeid: str, strict: bool) -> str:
-    """The one command that runs this test again."""
-    return f"pytest {shlex.quote(nodeid)}" + (" --strict" if strict else "")

@@ -1,0 +1,37 @@
+"""Loading and unloading modules, in the guest, by the system calls of modprobe."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+_INIT_MODULE, _DELETE_MODULE = 175, 176  # x86-64
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def load(module: bytes, parameters: str = "") -> None:
+    """Load a module. Raises OSError."""
+    size = ctypes.c_ulong(len(module))
+    if _libc.syscall(_INIT_MODULE, module, size, parameters.encode()):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def unload(name: str) -> None:
+    """Unload a module. Raises OSError: EWOULDBLOCK if it is in use."""
+    if _libc.syscall(_DELETE_MODULE, name.encode(), os.O_NONBLOCK):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+def loaded(name: str) -> bool:
+    """Whether a module is loaded or built in."""
+    return Path("/sys/module", name).exists()
+
+
+def is_loaded_from(name: str, module: bytes) -> bool:
+    """Whether the loaded module is this file, told by its build id; True if it has none."""
+    try:
+        note = Path("/sys/module", name, "notes/.note.gnu.build-id").read_bytes()
+    except OSError:
+        return True
+    return note in module

@@ -1,0 +1,301 @@
+"""Judging booted kernels: which guest runs which test, and what becomes of those that die.
+
+pytest-xdist's own way, a booted kernel as an execnet gateway, was tried first. It brings up one
+gateway after the other before the first test, waits for a hung one for ever, blames the test of
+every worker in a dead kernel, has no place for a second set of modules on the same boot, and its
+messages are twice the price of a test in an emulator.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import subprocess
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from helpers.kernels.boot import MEMORY, Guest, Images, Processor
+from helpers.kernels.columns import Boot, Column
+from helpers.verdicts.kernel import Kernel
+from helpers.verdicts.plugin import Verdicts
+
+BOOT_SECONDS = 300
+_WORTH_A_BOOT = 200  # tests
+_CONSOLE_LINES = 40
+
+_DYING = re.compile(r"BUG:|Oops|Kernel panic|general protection fault|stack-protector|RIP:")
+
+
+@dataclass
+class Work:
+    """What is left to do for a boot: for each column the tests that no guest has yet."""
+
+    boot: Boot
+    pending: list[deque[int]]
+    guests: int = 0
+
+    @property
+    def left(self) -> int:
+        return sum(map(len, self.pending))
+
+
+@dataclass
+class Seat:
+    """A guest and what it was given. ``column`` is -1 until it is ready for one."""
+
+    guest: Guest
+    work: Work
+    deadline: float
+    column: int = -1
+    given: deque[int] = field(default_factory=deque)
+    running: int | None = None
+    is_ended: bool = False
+
+
+class Judging:
+    """One run over all boots; ``slots`` guests at a time."""
+
+    def __init__(
+        self,
+        session: pytest.Session,
+        boots: Sequence[Boot],
+        images: Images,
+        processor: Processor,
+        slots: int,
+        verdicts: Verdicts,
+    ) -> None:
+        self.session = session
+        self.hook = session.config.hook
+        self.images = images
+        self.processor = processor
+        self.slots = slots
+        self.verdicts = verdicts
+        self.nodeids = [item.nodeid for item in session.items]
+        every = range(len(session.items))
+        self.works = [Work(boot, [deque(every) for _ in boot.columns]) for boot in boots]
+        self.columns = sum(len(boot.columns) for boot in boots)
+        self.seats: dict[Guest, Seat] = {}
+        self.selector = selectors.DefaultSelector()
+        self.seen: set[str] = set()
+        self.reported = 0
+        timeout = session.config.getoption("timeout") or session.config.getini("timeout") or 0
+        # The guest watches the timeout; where it cannot, the kernel hangs.
+        self.test_seconds = 2 * float(timeout) + 10 if float(timeout) else float("inf")
+
+    def run(self) -> None:
+        """Until all tests of all columns are reported. Guests are gone afterwards, whatever."""
+        try:
+            self._start()
+            while self.seats:
+                self._wait()
+                self._check()
+                self._start()
+        finally:
+            for seat in self.seats.values():
+                seat.guest.close()
+            self.selector.close()
+
+    def _check(self) -> None:
+        """As pytest's own loop after every test: -x, --maxfail, session.shouldstop."""
+        if self.session.shouldfail:
+            raise self.session.Failed(self.session.shouldfail)
+        if self.session.shouldstop:
+            raise self.session.Interrupted(self.session.shouldstop)
+
+    # --- guests -----------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        """Boot what is not booted yet; with slots to spare, where most is left to do."""
+        while len(self.seats) < self.slots:
+            waiting = [work for work in self.works if work.left and not work.guests]
+            waiting = waiting or [
+                work for work in self.works if work.left >= _WORTH_A_BOOT * (work.guests + 1)
+            ]
+            if not waiting:
+                return
+            work = max(waiting, key=lambda work: (not work.guests, work.left / (work.guests + 1)))
+            guest = Guest(work.boot, self.images.of(work.boot), self.processor)
+            work.guests += 1
+            self.seats[guest] = Seat(guest, work, time.monotonic() + BOOT_SECONDS)
+            self.selector.register(guest, selectors.EVENT_READ, guest)
+
+    def _stop(self, seat: Seat) -> None:
+        self.selector.unregister(seat.guest)
+        del self.seats[seat.guest]
+        seat.work.guests -= 1
+        seat.guest.close()
+
+    def _wait(self) -> None:
+        """Handle what the guests say next, and those that have said nothing for too long."""
+        deadline = min(seat.deadline for seat in self.seats.values())
+        patience = max(0.0, deadline - time.monotonic())
+        for key, _ in self.selector.select(None if patience == float("inf") else patience):
+            seat = self.seats[key.data]
+            try:
+                for message in seat.guest.receive():
+                    self._handle(seat, *message)
+                    if seat.guest not in self.seats:
+                        break
+            except EOFError:
+                self._died(seat, "the kernel died")
+        for seat in list(self.seats.values()):
+            if time.monotonic() > seat.deadline:
+                self._died(seat, "no sign of life for too long: the kernel hangs")
+
+    def _handle(self, seat: Seat, kind: str, *arguments: Any) -> None:
+        match kind:
+            case "ready":
+                self._ready(seat, *arguments)
+            case "column":
+                tally = self.verdicts.tally(self._label(seat))
+                tally.kernel = Kernel(**arguments[1])
+                self._give(seat)
+            case "begin":
+                seat.running = arguments[0]
+                seat.deadline = time.monotonic() + self.test_seconds
+                self._give(seat)
+            case "ended":
+                seat.running = None
+                seat.given.remove(arguments[0])
+                self._report(seat, arguments[1])
+            case "done":
+                self._next_column(seat)
+            case "failed":
+                self._give_up(seat, arguments[0])
+
+    def _ready(self, seat: Seat, nodeids: list[str]) -> None:
+        if nodeids != self.nodeids:
+            self._give_up(seat, "the guest collects other tests than the host")
+        else:
+            self._next_column(seat)
+
+    def _next_column(self, seat: Seat) -> None:
+        left = [number for number, pending in enumerate(seat.work.pending) if pending]
+        if not left:
+            self._stop(seat)
+            return
+        seat.column, seat.is_ended = left[0], False
+        seat.deadline = time.monotonic() + BOOT_SECONDS
+        column = seat.work.boot.columns[seat.column]
+        parameters = {name: options for name, _, options in column.modules}
+        seat.guest.send("column", seat.column, parameters, list(column.options))
+
+    def _give(self, seat: Seat) -> None:
+        """Keep a guest in work: it must know the test after the one that it runs."""
+        pending = seat.work.pending[seat.column]
+        while len(seat.given) < 3 and not seat.is_ended:
+            if not pending:
+                seat.is_ended = True
+                seat.guest.send("end")
+                return
+            share = max(2, len(pending) // (2 * seat.work.guests))
+            chunk = [pending.popleft() for _ in range(min(share, len(pending)))]
+            seat.given.extend(chunk)
+            seat.guest.send("run", chunk)
+
+    # --- reports ----------------------------------------------------------------------------------
+
+    def _label(self, seat: Seat) -> str:
+        return seat.work.boot.columns[seat.column].label
+
+    def _report(self, seat: Seat, reports: Iterable[dict[str, Any]]) -> None:
+        for data in reports:
+            report = self.hook.pytest_report_from_serializable(
+                config=self.session.config, data=data
+            )
+            self._log(seat, report)
+
+    def _log(self, seat: Seat, report: pytest.TestReport) -> None:
+        label = self._label(seat)
+        # What pytest-xdist's reports have, and pytest's terminal shows.
+        said = f"on {label}, Linux {seat.work.boot.kernel.release}"
+        node = SimpleNamespace(gateway=SimpleNamespace(id=label), _workerinfocache=said)
+        vars(report).update(column=label, node=node)
+        if report.when == "call" or not report.passed:
+            self.reported += 1
+            self.seen.add(report.nodeid)
+            # pytest's progress is ids seen / tests collected, and an id comes once per column.
+            total = len(self.nodeids) * self.columns
+            self.session.testscollected = max(
+                len(self.seen), round(len(self.seen) * total / min(self.reported, total))
+            )
+        self.hook.pytest_runtest_logreport(report=report)
+        if report.when == "teardown":
+            self.hook.pytest_runtest_logfinish(nodeid=report.nodeid, location=report.location)
+
+    # --- deaths -----------------------------------------------------------------------------------
+
+    def _died(self, seat: Seat, how: str) -> None:
+        """Fail the test that was running, and leave the others to a fresh boot."""
+        console = seat.guest.console()
+        if seat.running is None:
+            last = next((line for line in reversed(console) if line), "it said nothing")
+            self._give_up(seat, f"{how} with no test running; its last words: {last}")
+            return
+        item = self.session.items[seat.running]
+        seat.given.remove(seat.running)
+        self._take_back(seat)
+        self._stop(seat)
+        words = last_words(console, seat.work.boot.kernel.tree)
+        column = seat.work.boot.columns[seat.column]
+        report = self._report_of_death(
+            item, column, f"{how} in this test. Its last words:\n{words}"
+        )
+        self._log(seat, report)
+
+    def _report_of_death(self, item: pytest.Item, column: Column, text: str) -> pytest.TestReport:
+        report = pytest.TestReport(
+            nodeid=item.nodeid,
+            location=item.location,
+            keywords={},
+            outcome="failed",
+            longrepr=text,
+            when="call",
+        )
+        self.verdicts.kernel_options = column.options
+        self.verdicts.add_verdict(item, report)
+        return report
+
+    def _take_back(self, seat: Seat) -> None:
+        if seat.column >= 0:
+            seat.work.pending[seat.column].extendleft(reversed(seat.given))
+        seat.given.clear()
+
+    def _give_up(self, seat: Seat, reason: str) -> None:
+        """A column that cannot be judged; before the first one is loaded, all of the boot's."""
+        columns = range(len(seat.work.pending)) if seat.column < 0 else [seat.column]
+        for number in columns:
+            seat.work.pending[number].clear()
+            self.verdicts.tally(seat.work.boot.columns[number].label).broken = reason
+        self._stop(seat)
+
+
+def last_words(console: Sequence[str], tree: Path | None = None) -> str:
+    """The end of a dead kernel's console, from its oops on; decoded if its tree has symbols."""
+    dying = [number for number, line in enumerate(console) if _DYING.search(line)]
+    first = dying[0] if dying else len(console)
+    text = "\n".join(console[min(first, max(0, len(console) - _CONSOLE_LINES)) :])
+    decoder, vmlinux = (Path(tree or "", name) for name in _DECODER)
+    if tree and dying and decoder.exists() and vmlinux.exists():
+        decoded = subprocess.run(
+            [decoder, vmlinux], input=text, capture_output=True, text=True, check=False
+        )
+        text = decoded.stdout or text
+    return text
+
+
+_DECODER = ("scripts/decode_stacktrace.sh", "vmlinux")
+
+
+def slots(wanted: int | None) -> int:
+    """How many guests there can be at once: one per core, or ``wanted``, as memory allows."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    return max(1, min(wanted or len(os.sched_getaffinity(0)), available // MEMORY))
