@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import http.server
 import lzma
+import os
+import signal
 import stat
 import struct
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from helpers.kernels import spec
+from helpers.kernels import bisect, columns, frames, spec
+from helpers.kernels.boot import VIRTIO
+from helpers.kernels.download import Download
 from helpers.kernels.image import Cpio
 from helpers.kernels.modules import Modules
 from helpers.kernels.packages import Archive, KernelError
@@ -134,9 +147,310 @@ def test_version_without_apt_says_what_else_can_be_given(monkeypatch):
         Archive()
 
 
+# --- columns --------------------------------------------------------------------------------------
+
+
+def kvm_modules(path, release="6.99.0-test"):
+    """A directory with modules built for a kernel, so far as their .modinfo says."""
+    path.mkdir(parents=True)
+    magic = f"vermagic={release} SMP mod_unload \0".encode()
+    (path / "kvm.ko").write_bytes(b"\0parmtype=vector_hashing:bool\0" + magic)
+    (path / "kvm-amd.ko").write_bytes(b"\0parmtype=npt:bool\0depends=kvm,ccp\0" + magic)
+    return str(path)
+
+
+@pytest.fixture
+def kernel(tmp_path):
+    """What to give to --kernel for a kernel with stock modules."""
+    kvm_modules(tmp_path / "boot/lib/modules/6.99.0-test")
+    (tmp_path / "boot/lib/modules/6.99.0-test/ccp.ko").write_bytes(module())
+    return str(bzimage(tmp_path / "boot/bzImage", "6.99.0-test"))
+
+
+def boots(*arguments):
+    return columns.boots(*arguments, virtio=(), vendor="kvm_amd")
+
+
+def test_module_sets_share_a_boot(tmp_path, kernel):
+    sets = [kvm_modules(tmp_path / name) for name in ("first", "second")]
+    (boot,) = boots([kernel], sets, [])
+    assert list(boot.modules) == ["ccp"]
+    assert [column.label for column in boot.columns] == ["first", "second"]
+    assert boot.columns[1].options == [f"--kernel={kernel}", f"--kvm-modules={sets[1]}"]
+
+
+def test_parameter_goes_to_the_module_that_has_it(kernel):
+    (boot,) = boots([kernel], [], ["vector_hashing=N", "kvm_amd.npt=0"])
+    given = {name: parameters for name, _, parameters in boot.columns[0].modules}
+    assert given == {"kvm": "vector_hashing=N", "kvm_amd": "npt=0"}
+
+
+def test_parameter_of_a_built_in_kvm_goes_to_the_command_line(tmp_path):
+    image = bzimage(tmp_path / "bzImage", "6.99.0-test")
+    modules = tmp_path / "lib/modules/6.99.0-test"
+    modules.mkdir(parents=True)
+    (modules / "modules.builtin").write_text("arch/x86/kvm/kvm.ko\narch/x86/kvm/kvm-amd.ko\n")
+    (boot,) = boots([str(image)], [], ["vector_hashing=N"])
+    assert (boot.command_line, boot.columns[0].modules) == ("kvm.vector_hashing=N", [])
+
+
+@pytest.mark.parametrize(
+    ("directories", "settings", "says"),
+    [
+        (["other"], [], "is built for 6.98.0-other, which no --kernel of this run is"),
+        (["mine", "deep/mine"], [], "two kernels of this run would be called mine"),
+        (["nowhere"], [], r"no kvm\.ko in it"),
+        ([], ["vector_hashing"], "give NAME=VALUE"),
+        ([], ["no_such=1"], "kvm and kvm_amd have no such parameter"),
+    ],
+    ids=["other-release", "same-name", "no-modules", "no-value", "no-parameter"],
+)
+def test_columns_that_cannot_be_had_say_why(tmp_path, kernel, directories, settings, says):
+    kvm_modules(tmp_path / "other", release="6.98.0-other")
+    for name in ("mine", "deep/mine"):
+        kvm_modules(tmp_path / name)
+    with pytest.raises(KernelError, match=says):
+        boots([kernel], [str(tmp_path / name) for name in directories], settings)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--kvm-modules=here"], "name one by --kernel"),
+        (["--kernel=6.12", "--pdb"], "cannot reach into a booted kernel"),
+        (["--kernel=nonsense"], "no such file or directory; give a version such as 6.12"),
+        (["--kernel=4.4"], "no packaged kernel 4.4; there are 5.10, 6.1"),
+    ],
+)
+def test_nonsense_is_one_line(options, says):
+    run = run_pytest(ROOT, "suites/test_flags.py", *options)
+    (line,) = run.lines_with(says)
+    assert (line.startswith("ERROR: "), run.exit_code) == (True, pytest.ExitCode.USAGE_ERROR)
+
+
+# --- without /dev/kvm -----------------------------------------------------------------------------
+
+WITHOUT_KVM = "from helpers.kernels import plugin\nplugin._has_kvm = lambda: False\n"
+
+
+def test_without_kvm_and_qemu_it_says_what_to_install(suite, tmp_path):
+    suite.add("def test_it(): pass")
+    suite.prepare(WITHOUT_KVM)
+    run = suite.run(PATH=str(tmp_path))
+    (line,) = run.lines_with("ERROR: ")
+    assert "no /dev/kvm on this machine, and: qemu-system-x86_64 not found" in line
+    assert "apt-get install qemu-system-x86" in line
+
+
+@pytest.mark.timeout(600)
+def test_without_kvm_the_default_kernel_is_judged(suite):
+    suite.add("@clause('msi.pad')\ndef test_it(kernel): assert kernel.version == (6, 12)")
+    suite.prepare(WITHOUT_KVM)
+    run = suite.run()
+    assert run.outcomes["passed"] == 1, run.output
+    assert run.lines_with("no /dev/kvm here: judging Debian's kernel 6.12 instead")
+
+
+# --- packages -------------------------------------------------------------------------------------
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves CONTENT, the first time only half of it; knows ranges."""
+
+    requested: ClassVar[list[str]] = []
+
+    def do_GET(self):
+        begin = int((self.headers["Range"] or "bytes=0-").removeprefix("bytes=").strip("-"))
+        self.requested.append(self.headers["Range"])
+        self.send_response(206 if begin else 200)
+        self.send_header("Content-Length", str(len(CONTENT) - begin))
+        self.end_headers()
+        is_first = len(self.requested) == 1
+        self.wfile.write(CONTENT[begin : len(CONTENT) // 2 if is_first else None])
+
+    def log_message(self, *_):
+        pass
+
+
+CONTENT = bytes(range(256)) * 4096
+
+
+@pytest.fixture
+def uri():
+    """Where CONTENT is served."""
+    Server.requested.clear()
+    with http.server.HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://127.0.0.1:{server.server_port}/file"
+        server.shutdown()
+
+
+def test_interrupted_download_goes_on_where_it_was(tmp_path, uri):
+    file = Download(uri, "file", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+    with pytest.raises(OSError, match="cut off"):
+        file.fetch(tmp_path)
+    assert file.fetch(tmp_path).read_bytes() == CONTENT
+    assert Server.requested == [None, f"bytes={len(CONTENT) // 2}-"]
+
+
+def test_download_that_is_not_what_apt_knows_is_thrown_away(tmp_path, uri):
+    Server.requested.append("")
+    with pytest.raises(ValueError, match="SHA256"):
+        Download(uri, "file", len(CONTENT), "0" * 64).fetch(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+NAMES = ["6.1.0-55-amd64", "6.1.0-56-amd64", "6.12.9+deb12-amd64", "6.12.9+deb13-amd64"]
+NAMES += ["6.12.10+deb13-amd64", "6.16.3+deb13-amd64", "7.0.4+deb13-amd64"]
+
+
+def test_bisection_tries_each_release_once():
+    found = bisect.between(NAMES, "7.0.4+deb13-amd64", "6.1.0-56-amd64")
+    assert found == ["6.1.0-56-amd64", *NAMES[3:]]
+
+
+@pytest.mark.parametrize("change", range(1, len(NAMES)))
+@pytest.mark.parametrize(("was", "now"), [("passes", "fails"), ("fails", "passes")])
+def test_bisection_finds_the_neighbours(change, was, now):
+    tried = []
+
+    def verdict(name):
+        tried.append(name)
+        return was if NAMES.index(name) < change else now
+
+    assert bisect.search(NAMES, verdict) == (NAMES[change - 1], NAMES[change], was, now)
+    assert len(tried) <= 5
+
+
+def test_bisection_without_a_change_says_so():
+    with pytest.raises(KernelError, match=r"passes on both 6\.1.* and 7\.0"):
+        bisect.search(NAMES, lambda _: "passes")
+
+
+# --- frames ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 1000])
+def test_messages_arrive_however_they_are_cut(size):
+    messages = [("run", [1, 2, 3]), ("end",), ("ended", 7, [{"a": ("b", None, 1.5)}])]
+    stream = b"".join(frames.pack(*message) for message in messages)
+    unpacker = frames.Unpacker()
+    pieces = [stream[place : place + size] for place in range(0, len(stream), size)]
+    assert [message for piece in pieces for message in unpacker.feed(piece)] == messages
+
+
+# --- booted kernels -------------------------------------------------------------------------------
+
+
 @pytest.mark.timeout(900)
 def test_packaged_kernel_is_judged_in_qemu():
-    run = run_pytest(ROOT, "suites/test_flags.py", "--kernel=6.12", "--timeout=300")
+    run = run_pytest(ROOT, "suites", "--kernel=6.12", "--timeout=300", "-q")
     assert run.exit_code == 0, run.output
     assert run.lines_with("clauses, Linux 6.12.")
-    assert run.outcomes["passed"] > 80
+    assert run.outcomes.keys() <= {"passed", "xfailed", "skipped"}
+    assert run.outcomes["passed"] > 1000
+
+
+DYING = """
+import os, pathlib, signal
+
+@clause("msi.pad")
+def test_before(): pass
+
+@clause("msi.pad")
+def test_panic(): pathlib.Path("/proc/sysrq-trigger").write_text("c")
+
+@clause("msi.pad")
+def test_between(): pass
+
+@clause("msi.pad")
+def test_hang(): os.kill(os.getpid(), signal.SIGSTOP)
+
+@clause("msi.pad")
+def test_after(): pass
+"""
+
+
+@pytest.mark.timeout(900)
+def test_kernel_that_dies_costs_the_test_that_ran(suite):
+    suite.add(DYING)
+    run = suite.run("--kernel=6.12", "--timeout=5", "-rA")
+    passed = [line.split("::")[1] for line in run.lines_with("PASSED suites")]
+    failed = [line.split("::")[1].split()[0] for line in run.lines_with("FAILED suites")]
+    assert (sorted(passed), sorted(failed)) == (
+        ["test_after", "test_before", "test_between"],
+        ["test_hang", "test_panic"],
+    )
+    assert run.lines_with("Kernel panic - not syncing: sysrq triggered crash")
+    assert run.lines_with("no sign of life for too long: the kernel hangs in this test")
+    assert run.exit_code == pytest.ExitCode.TESTS_FAILED
+
+
+SENT = "@clause('msi.pad')\ndef test_it(kernel): pass"
+
+
+@pytest.mark.timeout(600)
+def test_each_kernel_has_its_column_and_failures_are_remembered(suite):
+    suite.add("@clause('msi.pad')\ndef test_it(kernel): assert kernel.version != (6, 1)")
+    run = suite.run("--kernel=6.1", "--kernel=6.12", "-v", "-p", "cacheprovider")
+    assert [line.split()[0] for line in run.lines_with("[100%]") + run.lines_with("[ 50%]")]
+    assert run.lines_with("[6.1]")[0].split()[-2] == "FAILED"
+    assert run.lines_with("[6.12]")[0].split()[-2] == "PASSED"
+    assert run.outcomes == {"failed": 1, "passed": 1}
+    assert "test_it" in (suite.path / ".pytest_cache/v/cache/lastfailed").read_text()
+
+
+@pytest.mark.timeout(600)
+def test_modules_that_do_not_load_are_never_replaced_by_others(suite, tmp_path):
+    name = Archive().newest("6.12")
+    suite.add(SENT)
+    broken = kvm_modules(tmp_path / "broken", release=name)
+    run = suite.run("--kernel=6.12", f"--kvm-modules={broken}")
+    (line,) = run.lines_with("broken could not be judged")
+    assert "kvm cannot be loaded: Exec format error" in line
+    assert run.exit_code == pytest.ExitCode.USAGE_ERROR
+
+
+@pytest.mark.timeout(600)
+def test_kernel_that_does_not_boot_is_one_line(suite, tmp_path):
+    suite.add(SENT)
+    image = bzimage(tmp_path / "bzImage", "6.99.0-test")
+    (tmp_path / "lib/modules/6.99.0-test").mkdir(parents=True)
+    (tmp_path / "lib/modules/6.99.0-test/modules.builtin").write_text(BUILT_IN)
+    run = suite.run(f"--kernel={image}")
+    assert len(run.lines_with("6.99.0-test could not be judged: the kernel died")) == 1
+    assert run.exit_code == pytest.ExitCode.USAGE_ERROR
+
+
+BUILT_IN = "".join(f"kernel/{name}.ko\n" for name in (*VIRTIO, "kvm", "kvm_amd"))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
+def test_interrupted_run_leaves_no_process(suite, sent):
+    suite.add("import time\n@clause('msi.pad')\ndef test_it(): time.sleep(600)")
+    mark = f"MARK={suite.path}"
+    command = [sys.executable, "-m", "pytest", "suites", "--kernel=6.12", "-q"]
+    environment = os.environ | {"MARK": str(suite.path)}
+    with subprocess.Popen(command, cwd=suite.path, env=environment) as run:
+        until(lambda: any("qemu" in name for name in processes(mark)))
+        run.send_signal(sent)
+        run.wait(60)
+    until(lambda: not processes(mark))
+
+
+def processes(mark):
+    """The names of the processes with ``mark`` in their environment."""
+    names = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in (process / "environ").read_bytes().split(b"\0"):
+                names.append((process / "comm").read_text().strip())
+    return names
+
+
+def until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
