@@ -5,7 +5,7 @@ import pytest
 from helpers.apic import Message
 from helpers.guest import expect
 from helpers.kvm import abi
-from helpers.verdicts import clause
+from helpers.verdicts import clause, deviation
 
 
 @pytest.fixture(params=["system", "vm", "vm-full", "vm-split", "vm-with-vcpus"])
@@ -58,3 +58,12 @@ def test_message_without_device_id_is_delivered(machine):
 def test_capabilities_the_clauses_build_on_are_advertised(system, capability):
     if system.check_extension(getattr(abi, capability)) <= 0:
         expect(capability, "not advertised", "advertised")
+
+
+@clause("x2apic-api.eoi-broadcast")
+@deviation("no-eoi-broadcast-features")
+@pytest.mark.parametrize("asked", ["system", "full", "split"])
+def test_eoi_broadcast_features_are_advertised(system, machines, asked):
+    source = system if asked == "system" else machines(irqchip=asked, vcpu_ids=()).vm
+    features = 0b1011 if asked == "full" else 0b1111
+    expect("KVM_CAP_X2APIC_API", source.check_extension(abi.KVM_CAP_X2APIC_API), features)

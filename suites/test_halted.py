@@ -21,6 +21,10 @@ def expect_log(cpu, *vectors):
     expect("vectors taken", [record.vector for record in cpu.log()], list(vectors))
 
 
+def expect_state(cpu, name):
+    expect("mp_state", MP_STATE_NAMES[cpu.mp_state], name)
+
+
 def expect_asleep(cpu, running):
     """Not woken: it does not leave KVM_RUN by itself, and is halted still when it is made to."""
     woken = running.kick() or cpu.mp_state != abi.KVM_MP_STATE_HALTED
@@ -73,7 +77,7 @@ def test_init_resets_a_halted_processor(machine):
     with machine[1].halted() as running:
         expect("return value", machine.send(to_one(INIT)), 1)
         running.kick()
-    expect("mp_state", MP_STATE_NAMES[machine[1].mp_state], "INIT_RECEIVED")
+    expect_state(machine[1], "INIT_RECEIVED")
     expect("SVR", machine[1].lapic[Register.SVR], 0xFF)
 
 
@@ -148,6 +152,34 @@ def test_halted_vcpu_outside_kvm_run_wakes_on_entry(machine, mode):
     machine.signal(to_one(mode)).returns(1).accepted_by(1)
     machine[1].step()
     expect_log(machine[1], 2 if mode is NMI else 0x41)
+
+
+# --- outside KVM_RUN ------------------------------------------------------------------------------
+
+
+@clause("return.remrd-reset-hold")
+@deviation("reset-hold-stays")
+def test_reserved_mode_ends_a_reset_hold(machine):
+    machine[1].mp_state = abi.KVM_MP_STATE_AP_RESET_HOLD
+    machine.signal(to_one(REMRD)).returns(1)
+    expect_state(machine[1], "RUNNABLE")
+
+
+@clause("return.remrd-latched")
+def test_reserved_mode_to_a_runnable_vcpu_unhalts_it_later(machine):
+    machine.signal(to_one(REMRD)).returns(1).reached_nobody()
+    machine[1].mp_state = abi.KVM_MP_STATE_HALTED
+    expect_state(machine[1], "RUNNABLE")
+
+
+@clause("return.remrd-forgotten")
+@deviation("unhalt-not-forgotten")
+def test_reserved_mode_unhalts_once(machine):
+    machine[1].mp_state = abi.KVM_MP_STATE_HALTED
+    machine.signal(to_one(REMRD)).returns(1).accepted_by(1)
+    for state in (abi.KVM_MP_STATE_RUNNABLE, abi.KVM_MP_STATE_HALTED):
+        machine[1].mp_state = state
+    expect_state(machine[1], "HALTED")
 
 
 @clause("guest.init-sipi")

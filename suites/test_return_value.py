@@ -217,6 +217,9 @@ NOBODY = {
     "logical-no-ldr": (
         all_cpus(ldr=0), Message(destination=1, destination_mode=LOGICAL), "0", "nobody-is-eperm",
     ),
+    "logical-absent-all-software-disabled": (
+        disabled, Message(destination=0x20, destination_mode=LOGICAL), "0", "nobody-is-eperm",
+    ),
     "logical-no-such-bit": (
         untouched, Message(destination=0xF0, destination_mode=LOGICAL), "0", None,
     ),
@@ -234,6 +237,18 @@ NOBODY = {
     "logical-beside-aliases": (
         one_cpu(1, ldr=1), Message(destination=0x20, destination_mode=LOGICAL), "-1 EPERM",
         "logical-alias-one-receives",
+    ),
+    "logical-beside-an-ldr-of-several-bits": (
+        one_cpu(1, ldr=6), Message(destination=0x20, destination_mode=LOGICAL), "-1 EPERM",
+        "logical-alias-one-receives",
+    ),
+    "logical-beside-aliased-ids": (
+        one_cpu(1, id=2), Message(destination=0x20, destination_mode=LOGICAL), "-1 EPERM",
+        "alias-one-receives",
+    ),
+    "logical-beside-a-cluster-lapic-without-ldr": (
+        one_cpu(3, dfr=DFR_CLUSTER, ldr=0),
+        Message(destination=0x20, destination_mode=LOGICAL), "0", None,
     ),
     "broadcast-all-off": (all_off, Message(destination=0xFF), "-1 EPERM", None),
     "broadcast-all-off-logical": (
@@ -327,6 +342,21 @@ def test_pending_nmi_is_not_blocked(machine):
     machine.signal(message).returns(1).accepted_by(1)
     for _ in range(5):
         machine.signal(message).returns(1)
+
+
+@clause("return.nmi-count")
+@pytest.mark.parametrize(
+    "sent, pending",
+    [
+        pytest.param(1, 1, id="1-sent"),
+        pytest.param(2, 2, id="2-sent", marks=deviation("one-nmi-shown")),
+        pytest.param(5, 2, id="5-sent", marks=deviation("one-nmi-shown")),
+    ],
+)
+def test_host_sees_at_most_two_nmis_pending(machine, sent, pending):
+    for _ in range(sent):
+        machine.signal(Message(destination=1, delivery_mode=NMI)).returns(1)
+    expect("NMIs pending", machine[1].vcpu.get_events().nmi.pending, pending)
 
 
 @clause("return.mp-state")

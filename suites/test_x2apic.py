@@ -338,7 +338,7 @@ def test_features_stay_enabled(machines):
 @pytest.mark.parametrize(
     "mode, reached",
     [
-        pytest.param(PHYSICAL, [], id="44", marks=deviation("x2apic-id-writable")),
+        pytest.param(PHYSICAL, [], id="44", marks=deviation("x2apic-id-usurped")),
         pytest.param(LOGICAL, [0], id="cluster"),
     ],
 )
@@ -388,14 +388,55 @@ def test_set_lapic_refuses_another_32bit_id(large):
     expect("errno", refused.value.name, "EINVAL")
 
 
+@pytest.fixture
+def misnamed(machines):
+    """Two xAPICs and two x2APICs; KVM_SET_LAPIC says that the last one's ID were 7, not 3."""
+    machine = machines(vcpu_ids=range(4))
+    machine[2].mode = machine[3].mode = Mode.X2APIC
+    machine[3].configure(id=7)
+    return machine
+
+
 @clause("lapic.format")
 @deviation("x2apic-id-writable")
-def test_set_lapic_does_not_change_an_x2apic_id(machines):
+def test_set_lapic_does_not_change_an_x2apic_id(misnamed):
+    expect("x2APIC ID", misnamed[3].lapic.xapic_id, 3)
+
+
+@clause("dest.x2apic-logical")
+@deviation("x2apic-id-writable")
+def test_set_lapic_does_not_change_an_x2apic_logical_id(misnamed):
+    misnamed.signal(to(1 << 7, LOGICAL)).blocked_or_unmatched().reached_nobody()
+    misnamed.signal(to(1 << 3, LOGICAL)).returns(1).accepted_by(3)
+
+
+@clause("dest.physical")
+@deviation("x2apic-id-usurped")
+def test_id_given_by_set_lapic_is_not_the_destination(machines):
     machine = machines(vcpu_ids=range(4), mode=Mode.X2APIC)
     machine[3].configure(id=7)
-    expect("x2APIC ID", machine[3].lapic.xapic_id, 3)
     machine.signal(to(7)).blocked_or_unmatched().reached_nobody()
+
+
+@clause("dest.physical")
+def test_id_that_set_lapic_would_change_is_the_destination(machines):
+    machine = machines(vcpu_ids=range(4), mode=Mode.X2APIC)
+    machine[3].configure(id=7)
     machine.signal(to(3)).returns(1).accepted_by(3)
+
+
+@clause("dest.physical")
+@deviation("x2apic-id-usurped")
+def test_large_id_does_not_take_the_messages_of_id_0(machines):
+    machine = machines(vcpu_ids=(0, 1, 256), mode=Mode.X2APIC)
+    machine.signal(to(0)).returns(1).accepted_by(0)
+
+
+@clause("dest.x2apic-logical")
+@deviation("x2apic-id-usurped")
+def test_large_id_does_not_take_the_messages_of_logical_id_1(machines):
+    machine = machines(vcpu_ids=(0, 1, 256), mode=Mode.X2APIC)
+    machine.signal(to(1, LOGICAL)).returns(1).accepted_by(0)
 
 
 # --- aliases under 32-bit IDs ---------------------------------------------------------------------

@@ -170,6 +170,13 @@ _TABLE = (
         "Enabling KVM_CAP_X2APIC_API with invalid features fails with EINVAL.",
     ),
     _documented(
+        "x2apic-api.eoi-broadcast",
+        "7.0",
+        _X2APIC_API,
+        "Two features say whether the guest is offered to suppress EOI broadcasts; offering it "
+        "takes a split irqchip.",
+    ),
+    _documented(
         "x2apic-api.quirk",
         "4.8",
         _X2APIC_API,
@@ -425,6 +432,31 @@ _TABLE = (
         "5.10",
         "Reserved delivery mode 3 returns 1 and un-halts its target.",
         "arch/x86/kvm/lapic.c __apic_accept_irq; 6aef266c6e17 (3.12)",
+    ),
+    _observed(
+        "return.remrd-reset-hold",
+        "5.11",
+        "Reserved delivery mode 3 makes a vCPU in AP_RESET_HOLD runnable.",
+        "arch/x86/kvm/x86.c vcpu_block; 647daca25d24 (5.11)",
+    ),
+    _observed(
+        "return.remrd-latched",
+        "5.10",
+        "Reserved delivery mode 3 to a runnable vCPU un-halts it when it is next made HALTED.",
+        "arch/x86/kvm/x86.c kvm_arch_vcpu_ioctl_get_mpstate",
+    ),
+    _observed(
+        "return.remrd-forgotten",
+        "6.15",
+        "Becoming RUNNABLE, a vCPU forgets that reserved delivery mode 3 un-halted it.",
+        "arch/x86/kvm/x86.h kvm_set_mp_state; e9cb61055fee (6.15)",
+    ),
+    _observed(
+        "return.nmi-count",
+        "6.4",
+        "Of NMIs sent before the vCPU takes one, the host sees as many pending as there are: two "
+        "at most.",
+        "arch/x86/kvm/x86.c kvm_vcpu_ioctl_x86_get_vcpu_events; ab2ee212a57b (6.4)",
     ),
     _observed(
         "message.ignored-bits",

@@ -133,10 +133,17 @@ _TABLE = (
         ),
     ),
     _before(
+        (5, 11),
+        "reset-hold-stays",
+        "647daca25d24 (5.11)",
+        "Delivery mode 3 does not end AP_RESET_HOLD.",
+        ("mp_state", "AP_RESET_HOLD"),
+    ),
+    _before(
         (6, 3),
         "nobody-is-eperm",
         "35366901017c (6.3)",
-        "A logical destination returns -1 EPERM when no LAPIC has an LDR.",
+        "A logical destination without a match returns -1 EPERM when no enabled LAPIC has an LDR.",
         ("return value", "-1 EPERM"),
     ),
     _before(
@@ -146,6 +153,16 @@ _TABLE = (
         "Of several LAPICs with one physical APIC ID only the first receives the interrupt.",
         ("return value", "*"),
         ("effect on vCPU *", "*"),
+    ),
+    _before(
+        (6, 3),
+        "x2apic-id-usurped",
+        "76e527509d37 (6.3)",
+        "A message for an x2APIC reaches another one, whose ID KVM_SET_LAPIC has truncated to, or "
+        "set to, the destination.",
+        ("return value", "1"),
+        ("effect on vCPU *", "IRR SET {*}"),
+        ("effect on vCPU *", "nothing"),
     ),
     _before(
         (6, 3),
@@ -162,13 +179,33 @@ _TABLE = (
         ("return value", "0"),
     ),
     _before(
+        (6, 4),
+        "one-nmi-shown",
+        "ab2ee212a57b (6.4)",
+        "Of two pending NMIs KVM_GET_VCPU_EVENTS shows one.",
+        ("NMIs pending", "1"),
+    ),
+    _before(
         (6, 11),
         "x2apic-id-writable",
         "4b7c3f6d04bd (6.11)",
-        "KVM_SET_LAPIC gives an x2APIC any ID, also the truncated one that KVM_GET_LAPIC returned.",
-        ("return value", "*"),
-        ("effect on vCPU *", "IRR SET {*}"),
-        ("x2APIC ID", "*"),
+        "KVM_SET_LAPIC gives an x2APIC any ID, and the logical ID that follows from it.",
+        ("x2APIC ID", "7"),
+        ("return value", "1"),
+    ),
+    _before(
+        (6, 15),
+        "unhalt-not-forgotten",
+        "e9cb61055fee (6.15)",
+        "A vCPU that delivery mode 3 once un-halted does not stay HALTED when it is made so again.",
+        ("mp_state", "RUNNABLE"),
+    ),
+    _before(
+        (7, 0),
+        "no-eoi-broadcast-features",
+        "6517dfbcc918 (7.0)",
+        "KVM_CAP_X2APIC_API has no features for the suppression of EOI broadcasts.",
+        ("KVM_CAP_X2APIC_API", "3"),
     ),
 )
 
