@@ -1,5 +1,6 @@
 """Padding and unannounced devid: must be rejected, says this suite; no kernel does so far."""
 
+from dataclasses import replace
 from errno import EINVAL
 
 import pytest
@@ -47,6 +48,6 @@ def test_padding_does_not_change_what_is_delivered(machine, padding):
 
 
 @clause("abi.ignored")
-@pytest.mark.parametrize("devid", DEVIDS, ids="{:#x}".format)
-def test_devid_without_its_flag_does_not_change_what_is_delivered(machine, devid):
-    machine.signal(TO_ONE, devid=devid).returns(1).accepted_by(1)
+def test_devid_without_its_flag_does_not_change_what_is_delivered(machine):
+    for vector, devid in enumerate(DEVIDS, 0x40):
+        machine.signal(replace(TO_ONE, vector=vector), devid=devid).returns(1).accepted_by(1)

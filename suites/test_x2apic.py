@@ -45,18 +45,16 @@ def small(shared_machine):
 
 @clause("dest.physical")
 @pytest.mark.parametrize("mode", [FIXED, LOWEST, NMI, INIT], ids=lambda mode: mode.name)
-@pytest.mark.parametrize("vcpu_id", SMALL, ids="to-{}".format)
-def test_x2apic_id_below_255(small, vcpu_id, mode):
-    shot = small.signal(to(vcpu_id, delivery_mode=mode))
-    shot.returns(1).accepted_by(SMALL.index(vcpu_id))
+def test_x2apic_id_below_255(small, mode):
+    for index, vcpu_id in enumerate(SMALL):
+        small.signal(to(vcpu_id, delivery_mode=mode)).returns(1).accepted_by(index)
 
 
 @clause("msi.address-hi-bits")
 @pytest.mark.parametrize("mode", [FIXED, LOWEST, NMI, INIT], ids=lambda mode: mode.name)
-@pytest.mark.parametrize("vcpu_id", IDS, ids="to-{}".format)
-def test_address_hi_completes_the_destination(large, vcpu_id, mode):
-    shot = large.signal(to(vcpu_id, delivery_mode=mode))
-    shot.returns(1).accepted_by(IDS.index(vcpu_id))
+def test_address_hi_completes_the_destination(large, mode):
+    for index, vcpu_id in enumerate(IDS):
+        large.signal(to(vcpu_id, delivery_mode=mode)).returns(1).accepted_by(index)
 
 
 @clause("msi.address-hi-bits")
@@ -204,13 +202,13 @@ CLUSTERS = sorted({vcpu_id >> 4 for vcpu_id in IDS})
 
 
 @clause("dest.x2apic-logical")
-@pytest.mark.parametrize("bit", range(16), ids="bit{}".format)
 @pytest.mark.parametrize("cluster", CLUSTERS, ids="cluster{:x}".format)
-def test_logical_destination_is_cluster_and_bit(large, cluster, bit):
-    vcpu_id = cluster << 4 | bit
-    members = [IDS.index(vcpu_id)] if vcpu_id in IDS else []
-    shot = large.signal(to(cluster << 16 | 1 << bit, LOGICAL)).accepted_by(*members)
-    shot.returns(1) if members else shot.blocked_or_unmatched()
+def test_logical_destination_is_cluster_and_bit(large, cluster):
+    for bit in range(16):
+        vcpu_id = cluster << 4 | bit
+        members = [IDS.index(vcpu_id)] if vcpu_id in IDS else []
+        shot = large.signal(to(cluster << 16 | 1 << bit, LOGICAL)).accepted_by(*members)
+        shot.returns(1) if members else shot.blocked_or_unmatched()
 
 
 @clause("dest.x2apic-logical")
@@ -260,12 +258,12 @@ def test_xapic_cluster_destination_ignores_address_hi(shared_machine):
 
 
 @clause("x2apic-api.flags")
-@pytest.mark.parametrize("bit", range(4, 64), ids="bit{}".format)
-def test_invalid_feature_is_refused(shared_machine, bit):
-    vm = shared_machine(vcpu_ids=()).vm
-    with pytest.raises(KvmError) as refused:
-        vm.enable_cap(abi.KVM_CAP_X2APIC_API, 1 << bit)
-    expect("errno", refused.value.name, "EINVAL")
+def test_invalid_feature_is_refused(machines):
+    vm = machines(vcpu_ids=()).vm
+    for bit in range(4, 64):
+        with pytest.raises(KvmError) as refused:
+            vm.enable_cap(abi.KVM_CAP_X2APIC_API, 1 << bit)
+        expect(f"errno of bit {bit}", refused.value.name, "EINVAL")
 
 
 @clause("x2apic-api.flags")

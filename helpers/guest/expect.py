@@ -13,11 +13,13 @@ __tracebackhide__ = True  # a failure is shown where the test asked
 class Mismatch(AssertionError):
     """``subject`` was ``actual`` where the clause wants ``expected``; all three as shown to people.
 
-    Known deviations are recognized by subject and actual (helpers/verdicts/deviations.py).
+    ``sent`` is the message it is about, where there is one: a test may send many. Known deviations
+    are recognized by subject and actual (helpers/verdicts/deviations.py).
     """
 
-    def __init__(self, subject: str, expected: str, actual: str) -> None:
-        super().__init__(f"{subject}: expected {expected}, got {actual}")
+    def __init__(self, subject: str, expected: str, actual: str, sent: str = "") -> None:
+        said = f"{subject}: expected {expected}, got {actual}"
+        super().__init__(f"{said}, of {sent}" if sent else said)
         self.subject = subject
         self.expected = expected
         self.actual = actual

@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from helpers.apic import DeliveryMode, LapicPage, Message, Register, show_vectors
-from helpers.guest.expect import Mismatch, expect
+from helpers.guest.expect import Mismatch, show
 from helpers.kvm import abi, errno_name
 
 __tracebackhide__ = True  # a failure is shown where the test asked
@@ -183,15 +184,22 @@ class Injection:
     def effects(self) -> list[Effect]:
         return [effect_between(b, a) for b, a in zip(self.before, self.after, strict=True)]
 
+    def _differs(self, subject: str, expected: Any, actual: Any) -> Mismatch:
+        return Mismatch(subject, show(expected), show(actual), sent=str(self.message))
+
+    def _expect(self, subject: str, actual: Any, expected: Any) -> None:
+        if actual != expected:
+            raise self._differs(subject, expected, actual)
+
     def returns(self, count: int) -> Injection:
         """Exactly ``count`` vCPUs accepted it, says the return value."""
-        expect("return value", self.returned, str(count))
+        self._expect("return value", self.returned, str(count))
         return self
 
     def delivered(self) -> Injection:
         """Return value > 0."""
         if self.result <= 0:
-            raise Mismatch("return value", "> 0", self.returned)
+            raise self._differs("return value", "> 0", self.returned)
         return self
 
     def blocked(self) -> Injection:
@@ -200,20 +208,21 @@ class Injection:
 
     def fails(self, code: int) -> Injection:
         """Return value -1 with this errno."""
-        expect("return value", self.returned, f"-1 {errno_name(code)}")
+        self._expect("return value", self.returned, f"-1 {errno_name(code)}")
         return self
 
     def blocked_or_unmatched(self) -> Injection:
         """0, or -1 EPERM: both say that nobody accepted it, and the documents leave it open."""
         if self.returned not in ("0", f"-1 {errno.errorcode[errno.EPERM]}"):
-            raise Mismatch("return value", "0 or -1 EPERM", self.returned)
+            raise self._differs("return value", "0 or -1 EPERM", self.returned)
         return self
 
     def accepted_by(self, *indices: int) -> Injection:
         """These vCPUs accepted the message, to the bit; on all others nothing changed."""
         for index, effect in enumerate(self.effects()):
             accepted = accepted_effect(self.message, self.before[index], bootstrap=index == 0)
-            expect(f"effect on vCPU {index}", effect, accepted if index in indices else Effect())
+            wanted = accepted if index in indices else Effect()
+            self._expect(f"effect on vCPU {index}", effect, wanted)
         return self
 
     def reached_nobody(self) -> Injection:
