@@ -1,4 +1,4 @@
-"""A vCPU asleep in HLT inside KVM_RUN: what wakes it, and what must not."""
+"""A vCPU asleep in HLT, inside KVM_RUN and outside: what wakes it, and what must not."""
 
 import pytest
 
@@ -145,6 +145,21 @@ def test_broadcast_wakes_all(machine):
     expect_log(machine[2], 0x41)
 
 
+@clause("guest.init-sipi")
+def test_init_and_sipi_start_a_vcpu_that_waits_in_kvm_run(machines):
+    machine = machines(vcpu_ids=range(2))
+    machine[1].mp_state = abi.KVM_MP_STATE_UNINITIALIZED
+    with machine[1].waiting() as running:
+        expect("return value", machine.send(to_one(INIT)), 1)
+        running.wait_until_asleep()
+        expect("return value", machine.send(to_one(SIPI, machine.start_page)), 1)
+        running.finish()
+    expect("SVR", machine[1].read(Register.SVR), 0xFF)
+
+
+# --- outside KVM_RUN ------------------------------------------------------------------------------
+
+
 @clause("guest.hlt")
 @pytest.mark.parametrize("mode", [FIXED, LOWEST, NMI], ids=lambda mode: mode.name)
 def test_halted_vcpu_outside_kvm_run_wakes_on_entry(machine, mode):
@@ -152,9 +167,6 @@ def test_halted_vcpu_outside_kvm_run_wakes_on_entry(machine, mode):
     machine.signal(to_one(mode)).returns(1).accepted_by(1)
     machine[1].step()
     expect_log(machine[1], 2 if mode is NMI else 0x41)
-
-
-# --- outside KVM_RUN ------------------------------------------------------------------------------
 
 
 @clause("return.remrd-reset-hold")
@@ -180,15 +192,3 @@ def test_reserved_mode_unhalts_once(machine):
     for state in (abi.KVM_MP_STATE_RUNNABLE, abi.KVM_MP_STATE_HALTED):
         machine[1].mp_state = state
     expect_state(machine[1], "HALTED")
-
-
-@clause("guest.init-sipi")
-def test_init_and_sipi_start_a_vcpu_that_waits_in_kvm_run(machines):
-    machine = machines(vcpu_ids=range(2))
-    machine[1].mp_state = abi.KVM_MP_STATE_UNINITIALIZED
-    with machine[1].waiting() as running:
-        expect("return value", machine.send(to_one(INIT)), 1)
-        running.wait_until_asleep()
-        expect("return value", machine.send(to_one(SIPI, machine.start_page)), 1)
-        running.finish()
-    expect("SVR", machine[1].read(Register.SVR), 0xFF)

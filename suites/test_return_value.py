@@ -342,7 +342,7 @@ def test_pending_nmi_is_not_blocked(machine):
         machine.signal(message).returns(1)
 
 
-@clause("return.nmi-count")
+@clause("message.nmi-count")
 @pytest.mark.parametrize(
     "sent, pending",
     [

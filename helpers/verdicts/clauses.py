@@ -437,7 +437,7 @@ _TABLE = (
         "return.remrd-reset-hold",
         "5.11",
         "Reserved delivery mode 3 makes a vCPU in AP_RESET_HOLD runnable.",
-        "arch/x86/kvm/x86.c vcpu_block; 647daca25d24 (5.11)",
+        "arch/x86/kvm/x86.c kvm_arch_vcpu_ioctl_get_mpstate; 647daca25d24 (5.11)",
     ),
     _observed(
         "return.remrd-latched",
@@ -452,10 +452,10 @@ _TABLE = (
         "arch/x86/kvm/x86.h kvm_set_mp_state; e9cb61055fee (6.15)",
     ),
     _observed(
-        "return.nmi-count",
+        "message.nmi-count",
         "6.4",
-        "Of NMIs sent before the vCPU takes one, the host sees as many pending as there are: two "
-        "at most.",
+        "Of the NMIs sent before the vCPU takes one, two at most are pending, and the host sees "
+        "how many.",
         "arch/x86/kvm/x86.c kvm_vcpu_ioctl_x86_get_vcpu_events; ab2ee212a57b (6.4)",
     ),
     _observed(
