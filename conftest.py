@@ -13,7 +13,12 @@ from helpers.guest.machine import Irqchip
 from helpers.kvm import System
 from helpers.verdicts.kernel import Kernel, running_kernel
 
-pytest_plugins = ["helpers.verdicts.plugin", "helpers.report.plugin", "helpers.kernels.plugin"]
+pytest_plugins = [
+    "helpers.verdicts.plugin",
+    "helpers.report.plugin",
+    "helpers.report.results",
+    "helpers.kernels.plugin",
+]
 
 
 @pytest.fixture(scope="session")
