@@ -55,6 +55,11 @@ class Tally:
         return any(result.outcome != "skipped" for result in self.results.values())
 
     @property
+    def totals(self) -> Counter[str]:
+        """How many tests had which outcome."""
+        return sum(self.outcomes.values(), Counter())
+
+    @property
     def deviations(self) -> Counter[str]:
         """How many tests showed which known deviation."""
         shown = (result for result in self.results.values() if result.outcome == "xfailed")
