@@ -102,7 +102,7 @@ class Writer:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters["ranges"] = ranges
+        self._templates.filters.update(ranges=ranges, part=self.part)
         self._templates.globals.update(
             clauses=CLAUSES,
             deviations=DEVIATIONS,
