@@ -22,6 +22,7 @@ from helpers.apic import Message
 from helpers.apic.lapic import DFR_CLUSTER, DFR_FLAT, SVR_ENABLE
 from helpers.apic.message import LAYOUT
 from helpers.report.details import Details, Failed, Sent, State, VcpuChange
+from helpers.report.matrix import Cell, Row, ordered
 from helpers.verdicts import CLAUSES, DEVIATIONS
 from helpers.verdicts.clauses import LEVELS
 from helpers.verdicts.tally import CLAUSE_STATES, Tally
@@ -39,16 +40,22 @@ class TestResult:
     nodeid: str
     when: str
     outcome: str
+    column: str = ""
     verdict: dict[str, Any] | None = None
     details: Details | None = None
     properties: Sequence[tuple[str, object]] = ()
     message: str = ""
 
     @property
-    def name(self) -> str:
+    def test(self) -> str:
         """The test id, without the directory all of them share."""
+        return self.nodeid.removeprefix("suites/")
+
+    @property
+    def name(self) -> str:
+        """The test, and the phase if it is another than its call."""
         phase = f"::{self.when}" if self.when in ("setup", "teardown") else ""
-        return self.nodeid.removeprefix("suites/") + phase
+        return self.test + phase
 
     @property
     def mismatch(self) -> Failed | None:
@@ -62,29 +69,54 @@ class TestResult:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A test that failed; ``has_row`` is False for what pytest-html has no row for."""
-
-    result: TestResult
-    has_row: bool = True
-
-
-@dataclass(frozen=True)
 class Run:
-    """A whole run."""
+    """A whole run; it has several ``tallies`` where it judges several kernels."""
 
-    tally: Tally
+    tallies: Sequence[Tally]
     irqchips: Sequence[str]
     started: datetime
     command: str
     environment: dict[str, Any]
     cut_short: str
-    failures: Sequence[Failure]
+    failures: Sequence[TestResult]
 
     @property
     def totals(self) -> Counter[str]:
-        """How many tests had which outcome."""
-        return sum(self.tally.outcomes.values(), Counter())
+        """How many tests had which outcome, on all kernels."""
+        return sum((tally.totals for tally in self.tallies), Counter())
+
+    @property
+    def is_good(self) -> bool:
+        """Whether every kernel was judged to the end, and found as expected."""
+        judged = all(tally.judged and not tally.broken for tally in self.tallies)
+        return judged and not self.failures and not self.cut_short
+
+    @property
+    def failing(self) -> list[str]:
+        """The columns with failures."""
+        return [
+            tally.column
+            for tally in self.tallies
+            if tally.totals["failed"] or tally.totals["error"]
+        ]
+
+    @property
+    def clause_states(self) -> list[dict[str, str]]:
+        """The states of all clauses, kernel by kernel."""
+        return [tally.clause_states() for tally in self.tallies]
+
+    @property
+    def tested(self) -> set[str]:
+        """The clauses that have tests."""
+        return {id for tally in self.tallies for id in tally.outcomes}
+
+    @property
+    def capabilities(self) -> list[str]:
+        """The names of those that any kernel was asked for."""
+        kernels = (tally.kernel for tally in self.tallies)
+        return list(
+            dict.fromkeys(name for kernel in kernels if kernel for name in kernel.capabilities)
+        )
 
 
 class Writer:
@@ -93,7 +125,8 @@ class Writer:
     def __init__(self) -> None:
         self._parts: dict[Markup, str] = {}
         self._rendered: dict[tuple[str, str], Markup] = {}
-        self._rows: dict[tuple[str, str], str] = {}
+        self._places: dict[tuple[str, str, str], str] = {}
+        self._matrix: dict[str, Row] = {}
         self._templates = Environment(
             loader=FileSystemLoader(TEMPLATES),
             autoescape=True,
@@ -111,7 +144,7 @@ class Writer:
             states=CLAUSE_STATES,
             message=self.message,
             part_of=self.part_of,
-            row_of=self.row_of,
+            place_of=self.place_of,
             trace=self.trace,
             facts=facts,
             fields_of=fields_of,
@@ -124,8 +157,10 @@ class Writer:
 
     def part(self, html: Markup) -> Markup:
         """What stands where ``html`` is to be shown."""
-        name = self._parts.setdefault(html, f"p{len(self._parts)}")
-        return Markup(f"<kvm-part of={name}></kvm-part>")
+        return Markup(f"<kvm-part of={self._name(html)}></kvm-part>")
+
+    def _name(self, html: Markup) -> str:
+        return self._parts.setdefault(html, f"p{len(self._parts)}")
 
     def part_of(self, template: str, key: str, **values: object) -> Markup:
         """The part that ``template`` makes of ``values``, of which there is one set for ``key``."""
@@ -134,9 +169,13 @@ class Writer:
             self._rendered[name] = self.part(self.render(template, **values))
         return self._rendered[name]
 
-    def row_of(self, result: TestResult) -> str:
-        """What a link to the result's row names: #test=..."""
-        return self._rows.setdefault((result.nodeid, result.when), str(len(self._rows)))
+    def place_of(self, result: TestResult) -> str:
+        """Where a link leads to that result, #test=...; empty if it is shown nowhere."""
+        return self._places.get((result.column, result.nodeid, result.when), "")
+
+    def _new_place(self, result: TestResult, number: str = "") -> str:
+        place = result.column, result.nodeid, result.when
+        return self._places.setdefault(place, number or str(len(self._places)))
 
     # --- the page ---------------------------------------------------------------------------------
 
@@ -148,14 +187,22 @@ class Writer:
         """What stands above the results table: heading, search, what is filtered."""
         return self.render("results_bar.jinja2")
 
-    def resources(self) -> Markup:
-        """All parts, and the style and script that the rest relies on."""
-        style, script = (
-            # Our own files, so nothing to escape.
-            Markup((TEMPLATES / name).read_text(encoding="utf-8"))
-            for name in ("report.css", "report.js")
+    def matrix(self, tallies: Sequence[Tally], nodeids: Sequence[str]) -> Markup:
+        """The results of several kernels, in place of the results table; ``nodeids`` order them."""
+        rows = ordered(self._matrix, nodeids)
+        return self.render(
+            "matrix.jinja2",
+            columns=[tally.column for tally in tallies],
+            groups={
+                differ: [row for row in rows if row.differs is differ] for differ in (True, False)
+            },
         )
-        return self.render("resources.jinja2", parts=self._parts, style=style, script=script)
+
+    def resources(self, files: Sequence[str]) -> Markup:
+        """All parts, and the styles and scripts that the rest relies on."""
+        # Our own files, so nothing to escape.
+        texts = {name: Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in files}
+        return self.render("resources.jinja2", parts=self._parts, texts=texts)
 
     # --- the results table ------------------------------------------------------------------------
 
@@ -172,17 +219,32 @@ class Writer:
         # Text only: pytest-html unfolds a row by the parent of what was clicked.
         test = Markup('<td class="col-testId">{}</td>').format(result.name)
         clause = Markup('<td class="col-clause" data-test="{}" data-deviation="{}">{}</td>').format(
-            self.row_of(result), verdict.get("deviation", ""), verdict.get("clause", "")
+            self._new_place(result), verdict.get("deviation", ""), verdict.get("clause", "")
         )
         return [outcome, test, clause, duration]
 
-    def test(self, result: TestResult, log: Sequence[str]) -> list[str]:
-        """What a row unfolds to; ``log`` is pytest-html's, escaped: traceback, captured output."""
+    def add_cell(self, result: TestResult, log: str) -> None:
+        """Add a result to the matrix; ``log`` as for :meth:`test`, but plain text."""
+        verdict = result.verdict or {}
+        row = self._matrix.setdefault(result.nodeid, Row(result.test, verdict.get("clause", "")))
+        cell = row.cells.get(result.column)
+        number = self._new_place(result, cell.number if cell else "")
+        if cell is None:
+            cell = Cell(number, result.outcome, verdict.get("deviation", ""))
+            row.cells[result.column] = cell
+        elif result.outcome == "error":
+            cell.outcome = result.outcome
+        cell.parts.append(
+            self._name(self.render("test.jinja2", result=result, details=result.details))
+        )
+        if log:
+            lines = Markup("\n").join(_reddened(line) for line in log.splitlines())
+            cell.parts.append(self._name(self.render("log.jinja2", log=lines)))
+
+    def test(self, result: TestResult, log: Markup) -> Markup:
+        """What a test did; ``log`` is what pytest has to say: traceback, captured output."""
         shown = self.part(self.render("test.jinja2", result=result, details=result.details))
-        if log == ["No log output captured."]:
-            return [shown]
-        fold = '<details class="kvm-log"><summary>Python traceback and captured output</summary>'
-        return [shown, fold, *log, "</details>"]
+        return shown + self.render("log.jinja2", log=log) if log else shown
 
     def message(self, sent: Sent, number: int) -> Markup:
         """A message of a test, the ``number``-th."""
@@ -204,6 +266,11 @@ class Writer:
 def _marked(line: str) -> str:
     is_message = line.startswith("KVM_SIGNAL_MSI")
     return Markup(f"<b>{escape(line)}</b>") if is_message else line
+
+
+def _reddened(line: str) -> str:
+    """A line of a traceback, as pytest-html has it."""
+    return Markup(f'<span class="error">{escape(line)}</span>') if line.startswith("E") else line
 
 
 def fields_of(decoded: Message, word: str) -> list[tuple[str, str, str, str]]:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from datetime import datetime
 from typing import Any
 
 import pytest
+from markupsafe import Markup
 
 from helpers.report import details
-from helpers.report.html import Failure, Run, TestResult, Writer
-from helpers.verdicts.plugin import Verdicts, outcome_of
+from helpers.report.html import Run, TestResult, Writer
+from helpers.verdicts.plugin import Verdicts, column_of, outcome_of
 from helpers.verdicts.tally import Tally
 
 
@@ -59,8 +60,13 @@ class HtmlReport:
         self.writer = Writer()
         self.page: Any = None
         self.environment: dict[str, Any] = {}
-        self.failures: list[Failure] = []
+        self.failures: list[TestResult] = []
         self.irqchips: set[str] = set()
+
+    @property
+    def several(self) -> bool:
+        """Whether several kernels are judged: results in a matrix, not in pytest-html's table."""
+        return len(self.verdicts.tallies) > 1
 
     def pytest_html_report_title(self, report: Any) -> None:
         self.page = report
@@ -74,29 +80,39 @@ class HtmlReport:
         cells[:] = self.writer.header_cells()
 
     def pytest_html_results_table_row(self, report: pytest.TestReport, cells: list[str]) -> None:
-        if report.when == "call" or not report.passed:  # pytest-html drops the other rows
+        if self.several:
+            cells.clear()  # which is how pytest-html is told to leave out a row
+        elif report.when == "call" or not report.passed:  # pytest-html drops the other rows
             outcome, _, duration, _ = cells
             cells[:] = self.writer.row_cells(_result_of(report), outcome, duration)
 
     def pytest_html_results_table_html(self, report: pytest.TestReport, data: list[str]) -> None:
         if hasattr(report, "details"):
-            data[:] = self.writer.test(_result_of(report), data)
+            log = [] if data == ["No log output captured."] else data
+            # It is escaped already.
+            data[:] = [self.writer.test(_result_of(report), Markup("\n".join(log)))]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         recorded: details.Details | None = getattr(report, "details", None)
         self.irqchips.update(recorded["irqchips"] if recorded else ())
         if report.failed:
-            # xdist reports a test whose worker died in a phase of its own, unknown to pytest-html.
-            has_row = report.when in ("setup", "call", "teardown")
-            self.failures.append(Failure(_result_of(report), has_row))
+            self.failures.append(_result_of(report))
+        if self.several and (report.when == "call" or not report.passed):
+            self.writer.add_cell(_result_of(report), _log_of(report))
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if self.several and report.failed:  # it has a row in pytest-html's table only
+            self.failures.append(
+                TestResult(report.nodeid, "collect", "error", message=report.longreprtext)
+            )
 
     def pytest_html_results_summary(
         self, prefix: list[str], summary: list[str], postfix: list[str], session: pytest.Session
     ) -> None:
-        tally = next(iter(self.verdicts.tallies.values()), Tally())
-        self.page.title = f"KVM_SIGNAL_MSI on {tally.kernel or 'a kernel that did not say which'}"
+        tallies = list(self.verdicts.tallies.values()) or [Tally()]
+        self.page.title = f"KVM_SIGNAL_MSI on {_name_of(tallies)}"
         run = Run(
-            tally=tally,
+            tallies=tallies,
             irqchips=sorted(self.irqchips),
             started=self.started,
             command=_command(session.config),
@@ -104,9 +120,21 @@ class HtmlReport:
             cut_short=_cut_short(session),
             failures=self.failures,
         )
-        prefix.append(self.writer.results_bar())
+        if self.several:
+            nodeids = [item.nodeid for item in session.items]
+            prefix.append(self.writer.matrix(tallies, nodeids))
+            files = ["report.css", "matrix.css", "parts.js", "matrix.js"]
+        else:
+            prefix.append(self.writer.results_bar())
+            files = ["report.css", "parts.js", "rows.js"]
         summary.append(self.writer.overview(run))
-        postfix.append(self.writer.resources())
+        postfix.append(self.writer.resources(files))
+
+
+def _name_of(tallies: Sequence[Tally]) -> str:
+    if len(tallies) > 1:
+        return f"{len(tallies)} kernels"
+    return str(tallies[0].kernel or "a kernel that did not say which")
 
 
 def _result_of(report: pytest.TestReport) -> TestResult:
@@ -114,6 +142,7 @@ def _result_of(report: pytest.TestReport) -> TestResult:
         nodeid=report.nodeid,
         when=report.when or "",
         outcome=outcome_of(report),
+        column=column_of(report),
         verdict=getattr(report, "verdict", None),
         details=getattr(report, "details", None),
         properties=getattr(report, "user_properties", ()),
@@ -126,6 +155,12 @@ def _message_of(report: pytest.TestReport) -> str:
     if isinstance(report.longrepr, tuple):
         return str(report.longrepr[2])
     return report.longrepr if isinstance(report.longrepr, str) else ""
+
+
+def _log_of(report: pytest.TestReport) -> str:
+    """As pytest-html has it: the traceback, and sections of captured output."""
+    sections = [f"{f' {title} ':-^80}\n{text}" for title, text in report.sections]
+    return "\n".join([report.longreprtext, *sections]).strip()
 
 
 def _cut_short(session: pytest.Session) -> str:

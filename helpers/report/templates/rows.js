@@ -1,20 +1,11 @@
-// The parts of unfolded rows, and links to rows: #clause=ID, #deviation=ID and #test=NUMBER.
+// Links to rows of pytest-html's table, and search in it.
 "use strict";
-
-customElements.define("kvm-part", class extends HTMLElement {
-  connectedCallback() {
-    if (this.hasChildNodes() || this.closest(".extras-row.hidden")) return;
-    const part = document.getElementById(this.getAttribute("of"));
-    this.append(part.content.cloneNode(true));
-  }
-});
 
 {
   const search = document.getElementById("kvm-search");
   const rows = () => [...document.querySelectorAll("tbody.results-table-row")]
     .filter((row) => row.querySelector(".col-clause"));
 
-  const target = () => location.hash.match(/^#(clause|deviation|test)=(.*)$/)?.slice(1) ?? [];
   const isTarget = (row) => {
     const [key, value] = target();
     const cell = row.querySelector(".col-clause");
@@ -23,7 +14,7 @@ customElements.define("kvm-part", class extends HTMLElement {
 
   const filter = () => {
     const [key, value] = target();
-    const words = search.value.toLowerCase().split(/\s+/);
+    const words = wordsOf(search);
     let shown = 0;
     for (const row of rows()) {
       const text = row.querySelector(".collapsible").textContent.toLowerCase();
@@ -31,11 +22,7 @@ customElements.define("kvm-part", class extends HTMLElement {
         && (!key || key === "test" || isTarget(row)));
       shown += !row.hidden;
     }
-    const all = document.createElement("a");
-    all.href = "#results";
-    all.textContent = "show all";
-    const named = key && key !== "test" ? [` of ${key} ${value} (`, all, ")"] : [];
-    document.getElementById("kvm-filter").replaceChildren(`${shown} shown`, ...named);
+    sayFilter(shown);
   };
 
   const fold = (row, isFolded) => {
