@@ -71,6 +71,18 @@ def test_has_an_error(broken):
 
 
 @dataclass(frozen=True)
+class MatrixRow:
+    """A test's row in the report of several kernels; ``unfolded`` as text, the others as HTML."""
+
+    cells: list[str]
+    unfolded: list[str]
+
+    @property
+    def outcomes(self) -> list[str]:
+        return [plain("<td" + cell) for cell in self.cells]
+
+
+@dataclass(frozen=True)
 class Report:
     """A report as a browser sees it, before its scripts run."""
 
@@ -94,6 +106,23 @@ class Report:
             for nodeid, rows in data["tests"].items()
             for row in rows
         }
+
+    @cached_property
+    def matrix(self) -> dict[str, MatrixRow]:
+        """The rows of the report of several kernels, by test name."""
+        found = re.findall(
+            r"<tr><td>[^<]*?::([^<]*)<td>[^<]*<td(.*?)(?=<tr|</tbody)", self.text, re.S
+        )
+        return {html.unescape(test): self._matrix_row(cells.split("<td")) for test, cells in found}
+
+    def _matrix_row(self, cells: list[str]) -> MatrixRow:
+        parts = [
+            re.findall(r"p\d+", "".join(re.findall('data-parts="(.*?)"', cell))) for cell in cells
+        ]
+        unfolded = [
+            plain(" ".join(self._resolve(self.parts[name]) for name in names)) for names in parts
+        ]
+        return MatrixRow(cells, unfolded)
 
     @cached_property
     def overview_markup(self) -> str:
@@ -271,6 +300,188 @@ def test_report_of_thousands_of_tests_is_small_enough(report):
     assert per_test * 3000 < 10_000_000
 
 
+# --- several kernels ------------------------------------------------------------------------------
+
+NOT_RUN = "\N{EN DASH}"
+
+SEVERAL = """
+import copy
+import dataclasses
+import pytest
+
+KERNELS = ["5.10", "6.12", "6.99"]
+BROKEN = "it did not come up"
+made = {}
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionstart(session):
+    made["hook"] = session.config.hook
+    verdicts = session.config.pluginmanager.get_plugin("kvm-verdicts")
+    kernel = verdicts.tallies.pop("").kernel
+    for column in KERNELS[:2]:
+        verdicts.tally(column).kernel = dataclasses.replace(kernel, release=f"{column}.0-test")
+    verdicts.tally(KERNELS[2]).broken = BROKEN
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report):
+    # What was run once is reported of two kernels, with some differences.
+    if hasattr(report, "column"):
+        return
+    report.column, other = KERNELS[0], copy.copy(report)
+    other.column = KERNELS[1]
+    match report.nodeid.partition("::")[2], report.when:
+        case "test_passes[16]", "call":
+            other.outcome, other.longrepr = "failed", "E   it fails there"
+        case "test_passes[17]", "teardown":
+            other.outcome, other.longrepr = "failed", "it cannot be torn down"
+        case "test_deviates[3]", "call":
+            del other.wasxfail
+            other.outcome, other.longrepr = "passed", None
+            other.verdict = report.verdict | {"backport": True}
+    made["hook"].pytest_runtest_logreport(report=other)
+"""
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The report of TESTS on three kernels, of which one did not come up."""
+    suite = Suite(tmp_path_factory.mktemp("several") / "suite")
+    suite.prepare(SEVERAL)
+    suite.add(TESTS)
+    return report_of(suite)
+
+
+def test_kernels_are_side_by_side(several):
+    assert '<title id="head-title">KVM_SIGNAL_MSI on 3 kernels</title>' in several.text
+    assert "5.10 6.12 6.99 Kernel 5.10.0-test 6.12.0-test KVM" in several.overview
+    assert (
+        "Tests 1 failed 1 error 12 xfailed 242 passed 1 skipped"
+        " 2 failed 2 error 11 xfailed 242 passed 1 skipped none not judged irqchip"
+    ) in several.overview
+
+
+def test_headline_is_over_all_kernels(several):
+    assert several.overview.startswith(
+        "6 failures on 5.10, 6.12. 484 passed, 23 showed a known deviation, 2 were skipped. "
+        "6.99 could not be judged: it did not come up"
+    )
+
+
+def test_failure_names_its_kernel(several):
+    assert "6.12 test_it.py::test_passes[16] return.count E it fails" in several.overview
+    assert "6.12 test_it.py::test_passes[17]::teardown return.count it cannot" in several.overview
+    assert "5.10 test_it.py::test_fails dest.physical" in several.overview
+    assert "6.12 test_it.py::test_fails dest.physical" in several.overview
+
+
+def test_clause_has_a_state_per_kernel(several):
+    entry = CLAUSES["return.count"]
+    row = f"return.count {entry.text} {entry.source} {entry.since} holds broken not tested"
+    assert row in several.overview
+    assert 'title="1 failed 1 error 241 passed">broken</td>' in several.overview_markup
+
+
+def test_deviations_and_backports_are_counted_per_kernel(several):
+    deviations, backports = several.overview.partition("Known deviations These")[2].split(
+        "Backports These"
+    )
+    assert deviations.strip().endswith(f"not fixed 12 11 {NOT_RUN}")
+    assert backports.endswith(f"not fixed {NOT_RUN} 1 {NOT_RUN}")
+
+
+def test_every_test_has_a_row_and_every_kernel_a_cell(several):
+    assert len(several.matrix) == 257
+    assert several.matrix["test_passes[18]"].outcomes == ["passed", "passed", NOT_RUN]
+    assert several.matrix["test_has_an_error"].outcomes == ["error", "error", NOT_RUN]
+    assert several.matrix["test_passes[17]"].outcomes == ["passed", "error", NOT_RUN]
+    assert several.matrix["test_deviates[3]"].outcomes == ["xfailed", "passed", NOT_RUN]
+    for cell in several.matrix["test_deviates[3]"].cells[:2]:
+        assert 'title="pad-not-checked"' in cell
+
+
+def test_tests_that_differ_come_first(several):
+    differ = ["test_deviates[3]", "test_passes[16]", "test_passes[17]"]
+    same = ["test_fails", "test_deviates[0]", "test_deviates[1]", "test_deviates[2]"]
+    assert list(several.matrix)[:7] == differ + same
+    assert "Tests that differ <span>3</span>" in several.text
+
+
+def test_cell_leads_to_what_the_test_did_on_that_kernel(several):
+    here, there, _ = several.matrix["test_passes[16]"].unfolded
+    assert "Happened as the clause says" in here
+    assert "Happened E it fails there" in there
+    assert "Python traceback and captured output" in there
+    for shown in (here, there):
+        assert f"Clause return.count {CLAUSES['return.count'].text}" in shown
+        assert "FIXED vector 0x10, to physical 0x1 returned 1" in shown
+        assert "vCPU 1 IRR SET {0x10}" in shown
+        assert "KVM_SIGNAL_MSI(fd" in shown
+
+
+def test_details_of_a_test_that_cannot_be_torn_down_have_both_phases(several):
+    _, shown, _ = several.matrix["test_passes[17]"].unfolded
+    assert "Happened as the clause says" in shown
+    assert "Happened it cannot be torn down" in shown
+
+
+def test_test_that_killed_its_kernel_has_a_cell(suite):
+    suite.prepare(
+        SEVERAL
+        + """
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(call):
+    report = yield
+    if call.when == "call":
+        del report.details
+        report.outcome, report.longrepr = "failed", "Its last words: Oops"
+    return report
+"""
+    )
+    suite.add('@clause("return.count")\ndef test_dies():\n    pass\n')
+    [shown, *_] = report_of(suite).matrix["test_dies"].unfolded
+    assert "Happened Its last words: Oops Repeat pytest suites/test_it.py::test_dies" in shown
+
+
+def test_file_that_cannot_be_collected_is_listed(suite):
+    suite.prepare(SEVERAL)
+    suite.add("raise OSError('no such thing')")
+    report = report_of(suite)
+    assert "1 failure." in report.overview
+    assert "OSError: no such thing" in report.overview
+
+
+def test_failure_is_linked_to_its_cell(several):
+    link = r'<b>6.12</b>\s+<a href="#test=(\d+)">test_it.py::test_passes\[16\]<'
+    [number] = re.findall(link, several.overview_markup)
+    assert f"<a href=#test={number} " in several.matrix["test_passes[16]"].cells[1]
+
+
+def test_what_kernels_share_is_stored_once(several, report):
+    assert several.rows == {}
+    assert len(several.text) < 1.3 * len(report.text)
+
+
+def test_one_booted_kernel_has_the_report_of_a_running_one(suite):
+    suite.prepare("""
+import pytest
+
+def pytest_sessionstart(session):
+    verdicts = session.config.pluginmanager.get_plugin("kvm-verdicts")
+    verdicts.tally("6.12").kernel = verdicts.tallies.pop("").kernel
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report):
+    report.column = "6.12"
+""")
+    suite.add(TESTS)
+    report = report_of(suite)
+    assert 'id="kvm-matrix"' not in report.text
+    assert len(report.rows) == 257
+    assert "242 passed" in report.overview
+    [number] = re.findall(r'href="#test=(\d+)">test_it.py::test_fails<', report.text)
+    assert f'data-test="{number}"' in report.rows["test_fails"]["cells"]
+
+
 # --- escaping -------------------------------------------------------------------------------------
 
 HOSTILE = "<img src=x onerror=alert(1)>&amp;\"'</script></template>"
@@ -321,6 +532,23 @@ def test_skip(text):
     assert "<img src=x onerror=alert(1)>" in report.overview
     [mismatch] = [name for name in report.rows if name.startswith("test_mismatch")]
     assert f"Happened {HOSTILE}: {HOSTILE}" in report.unfolded(mismatch)
+
+
+def test_nothing_from_booted_kernels_becomes_markup(suite):
+    suite.prepare(f"{SEVERAL}\nKERNELS = [{HOSTILE!r}, '6.12', 'x']\nBROKEN = {HOSTILE!r}")
+    suite.add(f"""
+@clause("return.count")
+@pytest.mark.parametrize("text", [{HOSTILE!r}])
+def test_fails(machine, text):
+    machine.signal(Message())
+    raise OSError(text)
+""")
+    report = report_of(suite)
+    assert "<img src=x" not in report.text
+    assert f"x could not be judged: {HOSTILE}" in report.overview
+    [test] = report.matrix
+    assert test == f"test_fails[{HOSTILE}]"
+    assert f"OSError: {HOSTILE}" in report.matrix[test].unfolded[0]
 
 
 # --- runs that are not whole ----------------------------------------------------------------------
@@ -424,17 +652,46 @@ window.addEventListener("load", () => {
 </body>
 """
 
+COUNT_CELLS = """
+<script>
+window.addEventListener("load", () => {
+  const rows = [...document.querySelectorAll("#kvm-matrix > tbody > tr:not(.kvm-group)")]
+    .filter((row) => !row.hidden);
+  const unfolded = rows.filter((row) => row.querySelector(".kvm-test"));
+  const titles = unfolded.map((row) => row.querySelector("h3").textContent);
+  document.body.replaceChildren(
+    `rows: ${rows.length - unfolded.length}, unfolded: ${titles.join(", ") || "none"}`
+  );
+});
+</script>
+</body>
+"""
+
+
+def counted(report: Report, script: str, directory: Path) -> Path:
+    """A page that replaces itself by what is to be seen in the report."""
+    if BROWSER is None:
+        pytest.skip("no Chromium to try the links in")
+    file = directory / "counted.html"
+    file.write_text(report.text.replace("</body>", script))
+    return file
+
+
+def seen_by_browser(page: Path, fragment: str, profile: Path) -> str:
+    command = [BROWSER or "", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
+    command += [f"--user-data-dir={profile}", "--virtual-time-budget=10000", "--dump-dom"]
+    done = subprocess.run(
+        [*command, page.as_uri() + fragment], capture_output=True, text=True, check=True
+    )
+    return done.stdout.partition("<body>")[2].partition("</body>")[0]
+
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report that replaces itself by what is to be seen in it."""
-    if BROWSER is None:
-        pytest.skip("no Chromium to try the links in")
+    """The report of one kernel, counted."""
     suite = Suite(tmp_path_factory.mktemp("browser") / "suite")
     suite.add(TESTS)
-    file = suite.path / "counted.html"
-    file.write_text(report_of(suite).text.replace("</body>", COUNT))
-    return file
+    return counted(report_of(suite), COUNT, suite.path)
 
 
 @pytest.mark.parametrize(
@@ -447,9 +704,42 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_links_work_from_a_file(page, tmp_path, fragment, seen):
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run"]
-    command += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=10000", "--dump-dom"]
-    done = subprocess.run(
-        [*command, page.as_uri() + fragment], capture_output=True, text=True, check=True
-    )
-    assert f"<body>{seen}</body>" in done.stdout
+    assert seen_by_browser(page, fragment, tmp_path) == seen
+
+
+@pytest.mark.parametrize(
+    "fragment, done, seen",
+    [
+        ("", "", "rows: 257, unfolded: none"),
+        ("#clause=msi.pad", "", "rows: 12, unfolded: none"),
+        ("#deviation=pad-not-checked", "", "rows: 12, unfolded: none"),
+        ("#test=0", "", "rows: 257, unfolded: 6.12: failed"),
+        ("", "differing.click()", "rows: 3, unfolded: none"),
+        ("#test=0", "differing.click()", "rows: 3, unfolded: none"),
+        ("", "set(outcome, 'kvm-failed')", "rows: 2, unfolded: none"),
+        ("", "set(search, '[16] RETURN.count')", "rows: 1, unfolded: none"),
+        (
+            "",
+            "cells[1].click(); cells[0].click()",
+            "rows: 257, unfolded: 5.10: xfailed, 6.12: passed",
+        ),
+        ("", "cells[0].click(); cells[0].click()", "rows: 257, unfolded: none"),
+    ],
+)
+def test_cells_and_filters_work_from_a_file(several, tmp_path, fragment, done, seen):
+    script = f"""
+<script>
+window.addEventListener("load", () => {{
+  const [search, outcome, differing] = ["search", "outcome", "differing"]
+    .map((name) => document.getElementById(`kvm-${{name}}`));
+  const cells = document.querySelectorAll("#kvm-matrix a[data-parts]");
+  const set = (control, value) => {{
+    control.value = value;
+    control.dispatchEvent(new Event("input"));
+  }};
+  {done};
+}});
+</script>
+"""
+    page = counted(several, script + COUNT_CELLS, tmp_path)
+    assert seen_by_browser(page, fragment, tmp_path) == seen
