@@ -74,11 +74,12 @@ class Suite:
         return run_pytest(self.path, "suites", *arguments, **environment)
 
 
-def run_pytest(directory: Path, *arguments: str, **environment: str) -> Run:
-    """pytest as a user in ``directory`` runs it."""
+def run_pytest(directory: Path, *arguments: str, remember: bool = False, **environment: str) -> Run:
+    """pytest as a user in ``directory`` runs it; ``remember`` the failures, for --lf."""
+    forget = [] if remember else ["-p", "no:cacheprovider"]
     inherited = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+        [sys.executable, "-m", "pytest", *forget, *arguments],
         cwd=directory,
         env=inherited | environment,
         stdout=subprocess.PIPE,

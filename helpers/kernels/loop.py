@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 from helpers.kernels.boot import MEMORY, Guest, Images, Processor
-from helpers.kernels.columns import Boot, Column
+from helpers.kernels.columns import Boot
 from helpers.verdicts.kernel import Kernel
 from helpers.verdicts.plugin import Verdicts
 
@@ -245,24 +245,19 @@ class Judging:
         self._take_back(seat)
         self._stop(seat)
         words = last_words(console, seat.work.boot.kernel.tree)
-        column = seat.work.boot.columns[seat.column]
-        report = self._report_of_death(
-            item, column, f"{how} in this test. Its last words:\n{words}"
-        )
-        self._log(seat, report)
+        text = f"{how} in this test. Its last words:\n{words}"
+        self._log_death(seat, item, text)
 
-    def _report_of_death(self, item: pytest.Item, column: Column, text: str) -> pytest.TestReport:
-        report = pytest.TestReport(
-            nodeid=item.nodeid,
-            location=item.location,
-            keywords={},
-            outcome="failed",
-            longrepr=text,
-            when="call",
+    def _log_death(self, seat: Seat, item: pytest.Item, text: str) -> None:
+        common: dict[str, Any] = {"nodeid": item.nodeid, "location": item.location, "keywords": {}}
+        reports = (
+            pytest.TestReport(**common, outcome="failed", longrepr=text, when="call"),
+            pytest.TestReport(**common, outcome="passed", longrepr=None, when="teardown"),
         )
-        self.verdicts.kernel_options = column.options
-        self.verdicts.add_verdict(item, report)
-        return report
+        self.verdicts.kernel_options = seat.work.boot.columns[seat.column].options
+        for report in reports:
+            self.verdicts.add_verdict(item, report)
+            self._log(seat, report)
 
     def _take_back(self, seat: Seat) -> None:
         if seat.column >= 0:
