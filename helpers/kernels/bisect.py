@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from helpers.kernels.packages import Archive, KernelError, numbers
 
 _VERDICTS = {0: "passes", 1: "fails"}
+_SUMMARY = re.compile(r"^=*\s*\d+ (failed|passed|xfailed).* in [\d.]+s", re.MULTILINE)
 
 
 def bisect(first: str, last: str, arguments: Sequence[str]) -> None:
@@ -67,6 +68,7 @@ def search(kernels: Sequence[str], verdict: Callable[[str], str]) -> tuple[str, 
 def _verdict(kernel: str, arguments: Sequence[str]) -> str:
     command = [sys.executable, "-m", "pytest", f"--kernel={kernel}", "-q", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode not in _VERDICTS:
+    # Python's own failures end in 1 as well: only a summary makes it a verdict.
+    if done.returncode not in _VERDICTS or not _SUMMARY.search(done.stdout):
         raise KernelError(f"{kernel} came to no verdict:\n{done.stdout[-2000:]}")
     return _VERDICTS[done.returncode]

@@ -36,10 +36,10 @@ _DYING = re.compile(r"BUG:|Oops|Kernel panic|general protection fault|stack-prot
 
 @dataclass
 class Work:
-    """What is left to do for a boot: for each column the tests that no guest has yet."""
+    """What is left to do for a boot: for each column the node ids that no guest has yet."""
 
     boot: Boot
-    pending: list[deque[int]]
+    pending: list[deque[str]]
     guests: int = 0
 
     @property
@@ -55,8 +55,8 @@ class Seat:
     work: Work
     deadline: float
     column: int = -1
-    given: deque[int] = field(default_factory=deque)
-    running: int | None = None
+    given: deque[str] = field(default_factory=deque)
+    running: str = ""
     is_ended: bool = False
 
 
@@ -78,9 +78,8 @@ class Judging:
         self.processor = processor
         self.slots = slots
         self.verdicts = verdicts
-        self.nodeids = [item.nodeid for item in session.items]
-        every = range(len(session.items))
-        self.works = [Work(boot, [deque(every) for _ in boot.columns]) for boot in boots]
+        self.items = {item.nodeid: item for item in session.items}
+        self.works = [Work(boot, [deque(self.items) for _ in boot.columns]) for boot in boots]
         self.columns = sum(len(boot.columns) for boot in boots)
         self.seats: dict[Guest, Seat] = {}
         self.selector = selectors.DefaultSelector()
@@ -163,7 +162,7 @@ class Judging:
                 seat.deadline = time.monotonic() + self.test_seconds
                 self._give(seat)
             case "ended":
-                seat.running = None
+                seat.running = ""
                 seat.given.remove(arguments[0])
                 self._report(seat, arguments[1])
             case "done":
@@ -172,8 +171,8 @@ class Judging:
                 self._give_up(seat, arguments[0])
 
     def _ready(self, seat: Seat, nodeids: list[str]) -> None:
-        if nodeids != self.nodeids:
-            self._give_up(seat, "the guest collects other tests than the host")
+        if missing := self.items.keys() - nodeids:
+            self._give_up(seat, f"the guest does not find {min(missing)}")
         else:
             self._next_column(seat)
 
@@ -223,7 +222,7 @@ class Judging:
             self.reported += 1
             self.seen.add(report.nodeid)
             # pytest's progress is ids seen / tests collected, and an id comes once per column.
-            total = len(self.nodeids) * self.columns
+            total = len(self.items) * self.columns
             self.session.testscollected = max(
                 len(self.seen), round(len(self.seen) * total / min(self.reported, total))
             )
@@ -236,11 +235,11 @@ class Judging:
     def _died(self, seat: Seat, how: str) -> None:
         """Fail the test that was running, and leave the others to a fresh boot."""
         console = seat.guest.console()
-        if seat.running is None:
+        if not seat.running:
             last = next((line for line in reversed(console) if line), "it said nothing")
             self._give_up(seat, f"{how} with no test running; its last words: {last}")
             return
-        item = self.session.items[seat.running]
+        item = self.items[seat.running]
         seat.given.remove(seat.running)
         self._take_back(seat)
         self._stop(seat)

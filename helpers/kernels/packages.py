@@ -90,8 +90,14 @@ class Archive:
     def kernels(self) -> list[str]:
         """The names of all kernels, such as ``6.12.107+deb13-amd64``, oldest first."""
         with self._locked():
-            packages = self._packages()
+            packages = set(self._packages())
         names = {found[1] for package in packages if (found := _KERNEL.fullmatch(package))}
+        # A new kernel's modules have a package of their own, which the archive may have lost.
+        names -= {
+            name
+            for name in names
+            if f"linux-binary-{name}" in packages and f"linux-modules-{name}" not in packages
+        }
         plain = [name for name in names if not set(_OTHER_FLAVOURS) & set(name.split("-"))]
         # A newer kernel rebuilt for an older release is the same kernel again.
         return sorted((name for name in plain if ".deb11." not in name), key=numbers)

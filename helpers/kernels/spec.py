@@ -62,9 +62,11 @@ def _of_image(image: Path) -> BootFiles:
 
 def _of_package(name: str, unpacked: Path) -> BootFiles:
     places = [unpacked / prefix / "lib/modules" / name for prefix in ("", "usr")]
-    modules = next(place for place in places if place.is_dir())
-    images = [unpacked / "boot" / f"vmlinuz-{name}", modules / "vmlinuz"]
-    return BootFiles(name, next(image for image in images if image.exists()), modules)
+    for modules in filter(Path.is_dir, places):
+        for image in (unpacked / "boot" / f"vmlinuz-{name}", modules / "vmlinuz"):
+            if image.exists():
+                return BootFiles(name, image, modules)
+    raise KernelError(f"the packages of {name} lack its image or its modules: remove {unpacked}")
 
 
 def _release(image: Path) -> str:

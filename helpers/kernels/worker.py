@@ -4,12 +4,13 @@
 collected; which of them run, and in which order, the host says. What is said:
 
     host:  ("column", n)         load that column's modules
-           ("run", [index, ...]) run these tests of the collection, after those before
+           ("run", [node id, ...])
+                             run these tests, after those before
            ("end",)              no more tests of this column
     guest: ("ready", [node id, ...])
            ("column", n, kernel) loaded; what the kernel is, as a dict
-           ("begin", index)      a test begins
-           ("ended", index, [report, ...])
+           ("begin", node id)    a test begins
+           ("ended", node id, [report, ...])
            ("done",)             all tests of the column have run and cleaned up
            ("failed", reason)    nothing can be judged
 """
@@ -92,7 +93,8 @@ class Worker:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         gc.collect()
         gc.freeze()
-        self.send("ready", [item.nodeid for item in session.items])
+        items = {item.nodeid: item for item in session.items}
+        self.send("ready", list(items))
         while True:
             message = self.receive()
             assert message[0] == "column", message
@@ -101,7 +103,7 @@ class Worker:
             except Failed as reason:
                 self.send("failed", str(reason))
                 return True
-            self.run_column(session.items)
+            self.run_column(items)
             self.send("done")
 
     def pytest_internalerror(self, excrepr: object) -> None:
@@ -141,9 +143,9 @@ class Worker:
 
     # --- tests ------------------------------------------------------------------------------------
 
-    def run_column(self, items: list[pytest.Item]) -> None:
+    def run_column(self, items: dict[str, pytest.Item]) -> None:
         """Run tests until the host says that there are no more."""
-        queue: deque[int] = deque()
+        queue: deque[str] = deque()
         is_complete = False
         while queue or not is_complete:
             while len(queue) < 2 and not is_complete:  # the next test decides what is torn down
@@ -153,14 +155,14 @@ class Worker:
                 else:
                     queue.extend(arguments[0])
             if queue:
-                index = queue.popleft()
-                self.run(index, items[index], items[queue[0]] if queue else None)
+                item = items[queue.popleft()]
+                self.run(item, items[queue[0]] if queue else None)
 
-    def run(self, index: int, item: pytest.Item, following: pytest.Item | None) -> None:
+    def run(self, item: pytest.Item, following: pytest.Item | None) -> None:
         self.reports = []
-        self.send("begin", index)
+        self.send("begin", item.nodeid)
         self.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-        self.send("ended", index, self.reports)
+        self.send("ended", item.nodeid, self.reports)
         item.user_properties.clear()  # an item runs once for every column
         item._report_sections.clear()
 
