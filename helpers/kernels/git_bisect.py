@@ -1,0 +1,247 @@
+#!/usr/bin/env python3
+"""What ``git bisect run`` runs in a kernel tree: build the commit, boot it, let pytest judge it.
+
+    git bisect start BAD GOOD
+    git bisect run .../helpers/kernels/git_bisect.py TEST ... [PYTEST OPTION ...]
+
+TEST is a path in this project, or a test's id. The exit code is 0 if the tests passed, 1 if one
+failed, 125 if this commit cannot be judged. From 128 on it ends the bisection: no commit could be.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+if __name__ == "__main__":
+    if sys.version_info < (3, 11):  # noqa: UP036 - a traceback would end in 1, which means bad
+        sys.stderr.write("error: Python 3.11 or newer must run this\n")
+        sys.exit(128)
+    # In the place of the script's own directory, where names of the standard library's are.
+    sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+
+import hashlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+
+from helpers.guest.assemble import cache_directory
+from helpers.kernels.boot import QEMU
+
+GOOD, BAD, SKIP, STOP, INTERRUPTED = 0, 1, 125, 128, 130
+
+PROJECT = Path(__file__).resolve().parents[2]
+FRAGMENT = Path(__file__).with_suffix(".config")
+TOOLS = ("gcc", "ld", "make", "flex", "bison", "bc", QEMU)
+
+_PACKAGES = "gcc make flex bison bc libelf-dev qemu-system-x86"
+_GRACE = 10  # seconds that an interrupted make or pytest has for cleaning up
+_COMPLAINT = re.compile(r"\berror: |\bERROR\b|\*\*\* |undefined reference")
+
+
+class Skip(Exception):
+    """This commit cannot be judged."""
+
+
+class Stop(Exception):
+    """No commit can be judged; the message is one line and says what to mend."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """One step of the bisection."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    try:
+        return step(arguments)
+    except Skip as reason:
+        print(f"  cannot be judged: {reason}", flush=True)
+        return SKIP
+    except Stop as reason:
+        print(f"error: {reason}", file=sys.stderr)
+        return STOP
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception:  # whatever it is, it is not the kernel's: Python's own 1 would say so
+        traceback.print_exc()
+        return STOP
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def step(arguments: Sequence[str]) -> int:
+    """GOOD or BAD, or Skip or Stop raised."""
+    check_arguments(arguments)
+    check_tools()
+    tree, commit, subject = checked_out()
+    print(f"{commit} {subject}", flush=True)
+    key = hashlib.sha256(str(tree).encode()).hexdigest()[:8]
+    directory = cache_directory() / "git-bisect" / f"{tree.name}-{key}"
+    directory.mkdir(parents=True, exist_ok=True)
+    log = directory / f"{commit}.log"
+    log.unlink(missing_ok=True)
+    with timed("building"):
+        build(tree, directory / "build", commit, log)
+    with timed("judging"):
+        code = run(pytest(*arguments, f"--kernel={directory / 'build'}"), PROJECT, log)
+    said = _lines(log.read_text(errors="replace"))[-1]
+    if code not in (GOOD, BAD):
+        raise Skip(f"pytest ended with {code}: {said}; all of it is in {log}")
+    print(f"  {'bad' if code else 'good'}: {said}; all of it is in {log}", flush=True)
+    return code
+
+
+# --- what is the same at every commit -------------------------------------------------------------
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Raise Stop unless pytest finds tests by these arguments."""
+    if not arguments or {"-h", "--help"} & set(arguments):
+        raise Stop(f"usage: git bisect run {sys.argv[0]} TEST ... [PYTEST OPTION ...]")
+    if any(argument.split("=")[0] == "--kernel" for argument in arguments):
+        raise Stop("--kernel is what this script gives: leave it out")
+    if not find_spec("pytest"):
+        raise Stop(
+            f"{sys.executable} has no pytest: activate the environment that has, or let its "
+            "Python run this script"
+        )
+    command = pytest(*arguments, "--collect-only", "-q")
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Stop(f"pytest {' '.join(arguments)}: {complaints(done.stdout + done.stderr)[-1]}")
+
+
+def pytest(*arguments: str) -> list[str]:
+    """pytest of this Python."""
+    return [sys.executable, "-m", "pytest", *arguments]
+
+
+def check_tools() -> None:
+    """Raise Stop unless there is all that it takes to build and boot a kernel."""
+    missing = [tool for tool in TOOLS if not shutil.which(tool)]
+    if not missing:
+        include = ["gcc", "-E", "-include", "gelf.h", "-x", "c", os.devnull]
+        if subprocess.run(include, capture_output=True, check=False).returncode:
+            missing = ["gelf.h"]
+    if missing:
+        raise Stop(f"{', '.join(missing)} not found (on Debian: apt-get install {_PACKAGES})")
+
+
+def checked_out() -> tuple[Path, str, str]:
+    """The kernel tree of the working directory, and its commit: hash and subject."""
+    try:
+        tree = Path(_git("rev-parse", "--show-toplevel"))
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        subject = _git("log", "-1", "--no-show-signature", "--format=%s")
+    except (OSError, subprocess.CalledProcessError):
+        raise Stop(f"{Path.cwd()} is in no git work tree: run this in a kernel's") from None
+    if not (tree / "virt/kvm").is_dir():
+        raise Stop(f"{tree} is no kernel tree: it has no virt/kvm")
+    return tree, commit, subject
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+# --- building -------------------------------------------------------------------------------------
+
+
+def build(tree: Path, directory: Path, commit: str, log: Path) -> None:
+    """A bzImage in ``directory``, with nothing as a module."""
+    make = ["make", "ARCH=x86_64", f"O={directory}", f"LOCALVERSION=-g{commit}"]
+    if run([*make, f"KCONFIG_ALLCONFIG={FRAGMENT}", "allnoconfig"], tree, log):
+        raise _no_build(tree, log)
+    if missing := unset((directory / ".config").read_text()):
+        raise Skip(f"it cannot be configured to have {', '.join(missing)}")
+    if run([*make, f"-j{len(os.sched_getaffinity(0))}", "bzImage"], tree, log):
+        raise _no_build(tree, log)
+
+
+def _no_build(tree: Path, log: Path) -> Exception:
+    said = log.read_text(errors="replace")
+    if "source tree is not clean" in said:
+        return Stop(
+            f"{tree} has been built in: make mrproper there, or bisect in a work tree of its own "
+            "(git worktree add --detach ../bisect)"
+        )
+    wrong = complaints(said)[0].replace(f"{tree}/", "")
+    return Skip(f"it does not build: {wrong}; all of it is in {log}")
+
+
+def unset(config: str) -> list[str]:
+    """What the fragment demands and a .config does not have."""
+    demanded = FRAGMENT.read_text().partition("\n# Where they exist")[0]
+    names = re.findall(r"^CONFIG_\w+=y$", demanded, re.MULTILINE)
+    return [name[len("CONFIG_") : -len("=y")] for name in names if name not in config.split("\n")]
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+def run(command: Sequence[str], directory: Path, log: Path) -> int:
+    """The exit code; output is appended to ``log``. On Ctrl-C nothing goes on running."""
+    with log.open("a") as output:
+        print(f"$ {shlex.join(command)}", file=output, flush=True)
+        process = subprocess.Popen(
+            command,
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # one group, to be ended as one
+        )
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            _end(process)
+            raise
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Interrupt a process group, and kill what is left of it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(_GRACE)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextmanager
+def timed(doing: str) -> Iterator[None]:
+    """Say what is being done, and how long it took."""
+    print(f"  {doing} ...", end="", flush=True)
+    begun = time.monotonic()
+    try:
+        yield
+    finally:
+        print(f" {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def complaints(output: str) -> list[str]:
+    """The lines that say what is wrong, at least one."""
+    lines = _lines(output) or ["it said nothing"]
+    return list(filter(_COMPLAINT.search, lines)) or lines[-1:]
+
+
+def _lines(output: str) -> list[str]:
+    return [line.strip("= ") for line in output.splitlines() if line.strip("= ")]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
