@@ -185,7 +185,7 @@ def unset(config: str) -> list[str]:
     """What the fragment demands and a .config does not have."""
     demanded = FRAGMENT.read_text().partition("\n# Where they exist")[0]
     names = re.findall(r"^CONFIG_\w+=y$", demanded, re.MULTILINE)
-    return [name[len("CONFIG_") : -len("=y")] for name in names if name not in config.split("\n")]
+    return [name[len("CONFIG_") : -len("=y")] for name in names if name not in config]
 
 
 # --- running --------------------------------------------------------------------------------------
