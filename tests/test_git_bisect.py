@@ -41,10 +41,12 @@ TEST = """\
 from pathlib import Path
 import pytest
 
-def test_it(pytestconfig):
+def test_it(pytestconfig, capsys):
     state = Path(pytestconfig.option.kernel, "arch/x86/boot/bzImage").read_text().strip()
     if state == "unbootable":
-        pytest.exit("the kernel died", returncode=4)
+        with capsys.disabled():
+            print("\\n6.99 could not be judged: the kernel died")
+        pytest.exit("nothing was judged", returncode=4)
     if state == "untested":
         pytest.exit("all were skipped", returncode=5)
     assert state == "good"
@@ -141,8 +143,12 @@ def test_bisection_names_the_first_bad_commit(tree):
     [
         ("good", 0, "good: 1 passed"),
         ("bad", 1, "bad: 1 failed"),
-        ("untested", 125, "cannot be judged: pytest ended with 5: "),
-        ("unbootable", 125, "cannot be judged: pytest ended with 4: "),
+        ("untested", 125, "(pytest ended with 5); all of it is in "),
+        (
+            "unbootable",
+            125,
+            "cannot be judged: 6.99 could not be judged: the kernel died (pytest ended with 4)",
+        ),
         ("broken", 125, "cannot be judged: it does not build: kvm.c:1:2: error: no type"),
         ("intel", 125, "cannot be judged: it cannot be configured to have KVM_AMD"),
         ("dirty", 128, "error: {tree} has been built in: make mrproper there"),

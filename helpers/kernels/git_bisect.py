@@ -45,7 +45,7 @@ TOOLS = ("gcc", "ld", "make", "flex", "bison", "bc", QEMU)
 
 _PACKAGES = "gcc make flex bison bc libelf-dev qemu-system-x86"
 _GRACE = 10  # seconds that an interrupted make or pytest has for cleaning up
-_COMPLAINT = re.compile(r"\berror: |\bERROR\b|\*\*\* |undefined reference")
+_COMPLAINT = re.compile(r"\berror: |\bERROR\b|\*\*\* |undefined reference|could not be judged")
 
 
 class Skip(Exception):
@@ -94,9 +94,10 @@ def step(arguments: Sequence[str]) -> int:
         build(tree, directory / "build", commit, log)
     with timed("judging"):
         code = run(pytest(*arguments, f"--kernel={directory / 'build'}"), PROJECT, log)
-    said = _lines(log.read_text(errors="replace"))[-1]
+    output = log.read_text(errors="replace")
     if code not in (GOOD, BAD):
-        raise Skip(f"pytest ended with {code}: {said}; all of it is in {log}")
+        raise Skip(f"{complaints(output)[-1]} (pytest ended with {code}); all of it is in {log}")
+    said = _lines(output)[-1]
     print(f"  {'bad' if code else 'good'}: {said}; all of it is in {log}", flush=True)
     return code
 
