@@ -213,6 +213,7 @@ def test_columns_that_cannot_be_had_say_why(tmp_path, kernel, directories, setti
         boots([kernel], [str(tmp_path / name) for name in directories], settings)
 
 
+@pytest.mark.timeout(600)  # the package lists may have to be fetched
 @pytest.mark.parametrize(
     ("options", "says"),
     [
