@@ -101,8 +101,10 @@ def _packages() -> Iterator[Path]:
             yield Path(file)
     for distribution in importlib.metadata.distributions():
         for file in distribution.files or ():
-            if file.parts[0].endswith((".dist-info", ".egg-info")):
-                yield Path(str(distribution.locate_file(file)))
+            place = Path(str(distribution.locate_file(file)))
+            # Some lists name files that are gone.
+            if file.parts[0].endswith((".dist-info", ".egg-info")) and place.exists():
+                yield place
 
 
 def _libraries(binaries: Iterable[Path]) -> Iterator[Path]:
