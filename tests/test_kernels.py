@@ -350,7 +350,7 @@ def test_packaged_kernel_is_judged_in_qemu():
     run = run_pytest(ROOT, "suites", "--kernel=6.12", "--timeout=300", "-q", unstable)
     assert run.exit_code == 0, run.output
     assert run.lines_with("clauses, Linux 6.12.")
-    assert run.outcomes.keys() <= {"passed", "xfailed", "skipped"}
+    assert run.outcomes.keys() <= {"passed", "xfailed", "skipped", "deselected"}
     assert run.outcomes["passed"] > 1000
 
 
