@@ -82,7 +82,7 @@ class Images:
         }
 
     def of(self, boot: Boot) -> bytes:
-        """What the kernel unpacks; columns' modules are MODULES/column/number-name."""
+        """What the kernel unpacks; columns' modules are MODULES/column/name."""
         archive = Cpio()
         archive.add(str(SETUP), stat.S_IFREG | 0o644, json.dumps(self._setup).encode())
         archive.add(str(MODULES), stat.S_IFDIR | 0o755)

@@ -51,13 +51,14 @@ def boots(
     """
     chosen = dict(_setting(text) for text in settings)
     paths = [Path(text).expanduser().resolve() for text in directories]
-    made = [_boot(spec, paths, chosen, virtio, vendor) for spec in dict.fromkeys(specs)]
+    sets = [_module_set(path, vendor) for path in paths]
+    made = [_boot(spec, sets, chosen, virtio, vendor) for spec in dict.fromkeys(specs)]
     releases = {boot.kernel.release for boot in made}
-    for path in paths:
-        if (built_for := _release(path, vendor)) not in releases:
+    for given in sets:
+        if given.release not in releases:
             raise KernelError(
-                f"--kvm-modules={path} is built for {built_for}, which no --kernel of this run is "
-                f"({', '.join(sorted(releases))})"
+                f"--kvm-modules={given.path} is built for {given.release}, which no --kernel of "
+                f"this run is ({', '.join(sorted(releases))})"
             )
     labels = [column.label for boot in made for column in boot.columns]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
@@ -72,15 +73,29 @@ def _setting(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _release(path: Path, vendor: str) -> str:
-    modules = Modules(path)
-    if missing := [name for name in ("kvm", vendor) if name not in modules]:
+@dataclass(frozen=True)
+class _ModuleSet:
+    """What is in a directory of --kvm-modules, and the kernel that it is built for."""
+
+    path: Path
+    release: str
+    modules: dict[str, bytes]
+
+
+def _module_set(path: Path, vendor: str) -> _ModuleSet:
+    found = Modules(path)
+    if missing := [name for name in ("kvm", vendor) if name not in found]:
         raise KernelError(f"--kvm-modules={path}: no {missing[0].replace('_', '-')}.ko in it")
-    return release(modules["kvm"])
+    modules = {name: found[name] for name in ("kvm", vendor)}
+    return _ModuleSet(path, release(modules["kvm"]), modules)
 
 
 def _boot(
-    spec: str, paths: Sequence[Path], settings: dict[str, str], virtio: Sequence[str], vendor: str
+    spec: str,
+    sets: Sequence[_ModuleSet],
+    settings: dict[str, str],
+    virtio: Sequence[str],
+    vendor: str,
 ) -> Boot:
     kernel = resolve(spec)
     own = Modules(kernel.modules)
@@ -95,14 +110,15 @@ def _boot(
         f"--kernel={spec}",
         *(f"--kvm-param={name}={value}" for name, value in settings.items()),
     ]
-    mine = [path for path in paths if _release(path, vendor) == kernel.release]
+    mine = [given for given in sets if given.release == kernel.release]
     if mine and len(stock) < len(kvm):
         raise KernelError(f"KVM is built into {kernel.release}: it cannot take --kvm-modules")
     if not stock:
         boot.command_line = _command_line(settings)
-    for path in mine:
-        modules = _with_parameters({name: Modules(path)[name] for name in kvm}, settings)
-        boot.columns.append(Column(path.name, modules, [*asks, f"--kvm-modules={path}"]))
+    for given in mine:
+        modules = _with_parameters(given.modules, settings)
+        options = [*asks, f"--kvm-modules={given.path}"]
+        boot.columns.append(Column(given.path.name, modules, options))
     if not mine:
         boot.columns.append(Column(_label(spec, kernel), _with_parameters(stock, settings), asks))
     return boot

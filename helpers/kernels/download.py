@@ -9,7 +9,6 @@ import hashlib
 import shutil
 import sys
 import time
-import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,11 +88,13 @@ class Bar:
         left = (self._size - done) / max(rate, 1)
         text = f"{100 * done // self._size:3} % of {self._size >> 20} MiB, "
         text += f"{rate / 2**20:.1f} MiB/s, {left:.0f} s left  {self._name}"
-        width = shutil.get_terminal_size().columns - 1
-        print(f"\r{text[:width]:{width}}", end="", file=sys.stderr, flush=True)
+        self._draw(text)
 
     def end(self) -> None:
         """Make room for what comes after it."""
         if self._shown:
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r{'':{width}}\r", end="", file=sys.stderr, flush=True)
+            self._draw("")
+
+    def _draw(self, text: str) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r{text[:width]:{width}}\r", end="", file=sys.stderr, flush=True)

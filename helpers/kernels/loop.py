@@ -114,9 +114,10 @@ class Judging:
     def _start(self) -> None:
         """Boot what is not booted yet; with slots to spare, where most is left to do."""
         while len(self.seats) < self.slots:
-            waiting = [work for work in self.works if work.left and not work.guests]
-            waiting = waiting or [
-                work for work in self.works if work.left >= _WORTH_A_BOOT * (work.guests + 1)
+            waiting = [
+                work
+                for work in self.works
+                if work.left and (not work.guests or work.left >= _WORTH_A_BOOT * (work.guests + 1))
             ]
             if not waiting:
                 return
@@ -241,27 +242,19 @@ class Judging:
             return
         item = self.items[seat.running]
         seat.given.remove(seat.running)
-        self._take_back(seat)
+        seat.work.pending[seat.column].extendleft(reversed(seat.given))
         self._stop(seat)
         words = last_words(console, seat.work.boot.kernel.tree)
         text = f"{how} in this test. Its last words:\n{words}"
-        self._log_death(seat, item, text)
-
-    def _log_death(self, seat: Seat, item: pytest.Item, text: str) -> None:
         common: dict[str, Any] = {"nodeid": item.nodeid, "location": item.location, "keywords": {}}
         reports = (
             pytest.TestReport(**common, outcome="failed", longrepr=text, when="call"),
             pytest.TestReport(**common, outcome="passed", longrepr=None, when="teardown"),
         )
-        self.verdicts.kernel_options = seat.work.boot.columns[seat.column].options
+        options = seat.work.boot.columns[seat.column].options
         for report in reports:
-            self.verdicts.add_verdict(item, report)
+            self.verdicts.add_verdict(item, report, options)
             self._log(seat, report)
-
-    def _take_back(self, seat: Seat) -> None:
-        if seat.column >= 0:
-            seat.work.pending[seat.column].extendleft(reversed(seat.given))
-        seat.given.clear()
 
     def _give_up(self, seat: Seat, reason: str) -> None:
         """A column that cannot be judged; before the first one is loaded, all of the boot's."""

@@ -23,8 +23,7 @@ class Modules:
         return {_name(path.name): path for path in sorted(self.directory.rglob("*.ko*"))}
 
     @cached_property
-    def builtin(self) -> set[str]:
-        """The names of the modules that are part of the kernel itself."""
+    def _builtin(self) -> set[str]:
         try:
             listed = (self.directory / "modules.builtin").read_text().split()
         except OSError:
@@ -46,7 +45,7 @@ class Modules:
         loaded: dict[str, bytes] = {}
 
         def add(name: str) -> None:
-            if name in loaded or name in self.builtin:
+            if name in loaded or name in self._builtin:
                 return
             content = self[name]
             for dependency in depends(content):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ from helpers.kernels.boot import VIRTIO, Images, Processor, require_qemu
 from helpers.kernels.columns import Boot, boots
 from helpers.kernels.loop import Judging, slots
 from helpers.kernels.packages import KernelError
-from helpers.kernels.worker import is_worker
+from helpers.verdicts.kernel import is_x86_64
 from helpers.verdicts.plugin import Verdicts, judges_suites
 
 DEFAULT_KERNEL = "6.12"
@@ -54,7 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Find the kernels, and take the run over from pytest-xdist."""
     option = config.option
-    if is_worker(config) or hasattr(config, "workerinput") or option.collectonly:
+    if hasattr(config, "workerinput") or option.collectonly:
         return
     default = not option.kernel and judges_suites(config) and not _has_kvm()
     if not default and not option.kernel:
@@ -83,7 +82,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 def _has_kvm() -> bool:
     """Whether the suite can be run here; other machines than x86-64 have their own message."""
-    return Path("/dev/kvm").exists() or platform.machine() not in ("x86_64", "AMD64")
+    return Path("/dev/kvm").exists() or not is_x86_64()
 
 
 def _find(config: pytest.Config, processor: Processor) -> list[Boot]:

@@ -3,7 +3,8 @@
 ``-p helpers.kernels.worker``. The command line is the host's own, so that the same tests are
 collected; which of them run, and in which order, the host says. What is said:
 
-    host:  ("column", n)         load that column's modules
+    host:  ("column", n, {module: parameters}, options)
+                             load that column's modules
            ("run", [node id, ...])
                              run these tests, after those before
            ("end",)              no more tests of this column
@@ -34,11 +35,6 @@ from helpers.kernels.init import MODULES, SETUP
 from helpers.verdicts.kernel import Kernel, Untestable, require_testable, running_kernel
 
 _PORTS = Path("/sys/class/virtio-ports")
-
-
-def is_worker(config: pytest.Config) -> bool:
-    """Whether this is the pytest inside a booted kernel."""
-    return config.pluginmanager.has_plugin(__name__)
 
 
 @pytest.hookimpl(tryfirst=True)

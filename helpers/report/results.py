@@ -327,10 +327,10 @@ def _results_path(config: pytest.Config) -> Path | None:
     if not option.results:
         return None
     path = Path(option.results).expanduser()
-    kernels = getattr(option, "kernel", None)
-    if _is_file(path) and isinstance(kernels, list) and len(set(kernels)) > 1:
+    kernels = set(option.kernel)
+    if _is_file(path) and len(kernels) > 1:
         raise pytest.UsageError(
-            f"--results={path}: {_ONE_KERNEL}, and --kernel names {len(set(kernels))}"
+            f"--results={path}: {_ONE_KERNEL}, and --kernel names {len(kernels)}"
         )
     directory = path.parent if _is_file(path) else path
     try:

@@ -96,10 +96,15 @@ def _module_parameters() -> dict[str, str]:
     return parameters
 
 
+def is_x86_64() -> bool:
+    """Whether this machine's KVM is the one that the suite knows."""
+    return platform.machine() in ("x86_64", "AMD64")
+
+
 def require_testable(path: str = "/dev/kvm") -> None:
     """Raise :class:`Untestable` unless this machine has a KVM the suite can judge."""
-    machine = platform.machine()
-    if machine not in ("x86_64", "AMD64"):
+    if not is_x86_64():
+        machine = platform.machine()
         raise Untestable(f"this suite judges KVM on x86-64, and this machine is {machine}")
     try:
         system = System(path)

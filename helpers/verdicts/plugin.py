@@ -129,7 +129,7 @@ class Verdicts:
         clause = clause_of(item)
         if clause is None:
             return report
-        verdict = self._verdict(item, clause)
+        verdict = self._verdict(item, clause, self.kernel_options)
         if call.when == "call":
             verdict = self._judge(item, call, report, verdict)
         if report.failed:
@@ -137,14 +137,16 @@ class Verdicts:
         vars(report)["verdict"] = asdict(verdict)  # xdist carries a report's attributes over
         return report
 
-    def _verdict(self, item: pytest.Item, clause: Clause) -> Verdict:
-        options = [*self.kernel_options, *(["--strict"] if self.strict else [])]
+    def _verdict(self, item: pytest.Item, clause: Clause, kernel_options: Sequence[str]) -> Verdict:
+        options = [*kernel_options, *(["--strict"] if self.strict else [])]
         return Verdict(clause.id, repeat=shlex.join(["pytest", item.nodeid, *options]))
 
-    def add_verdict(self, item: pytest.Item, report: pytest.TestReport) -> None:
+    def add_verdict(
+        self, item: pytest.Item, report: pytest.TestReport, kernel_options: Sequence[str]
+    ) -> None:
         """Say which clause a report is about that did not come from a test: its kernel died."""
         if clause := clause_of(item):
-            vars(report)["verdict"] = asdict(self._verdict(item, clause))
+            vars(report)["verdict"] = asdict(self._verdict(item, clause, kernel_options))
 
     def _judge(
         self,
