@@ -395,7 +395,9 @@ SENT = "@clause('msi.pad')\ndef test_it(kernel): pass"
 @pytest.mark.timeout(600)
 def test_each_kernel_has_its_column_and_failures_are_remembered(suite):
     suite.add("@clause('msi.pad')\ndef test_it(kernel): assert kernel.version != (6, 1)")
-    run = run_pytest(suite.path, "suites", "--kernel=6.1", "--kernel=6.12", "-v", remember=True)
+    here = "-ocache_dir=.pytest_cache"  # under tox pytest has it elsewhere
+    kernels = ("--kernel=6.1", "--kernel=6.12")
+    run = run_pytest(suite.path, "suites", *kernels, "-v", here, remember=True)
     assert run.lines_with("[6.1]")[0].split()[-2] == "FAILED"
     assert run.lines_with("[6.12]")[0].split()[-2] == "PASSED"
     assert run.outcomes == {"failed": 1, "passed": 1}
