@@ -41,7 +41,7 @@ Irqchip = Literal["none", "full", "split"]
 # What these leave behind is in the LAPIC page; the others leave latches no ioctl clears.
 _LEAVE_NO_TRACE = {DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY, DeliveryMode.EXTINT}
 
-DEADLINE = 30.0
+DEADLINE = 10.0
 """Seconds that a vCPU in a thread may take to do what a test waits for."""
 
 journal: deque[Injection] = deque(maxlen=64)
