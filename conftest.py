@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from helpers.apic.topology import Irqchip
 from helpers.guest import Machine
-from helpers.guest.machine import Irqchip
 from helpers.kvm import System
 from helpers.verdicts.kernel import Kernel, running_kernel
 

@@ -4,8 +4,8 @@ import pytest
 
 from helpers.apic import DeliveryMode, Message, Mode, Register
 from helpers.apic.lapic import SVR_RESET
+from helpers.apic.model import show_mp_state
 from helpers.guest import expect
-from helpers.guest.injection import MP_STATE_NAMES
 from helpers.kvm import abi
 from helpers.verdicts import clause
 
@@ -21,7 +21,7 @@ def sipi(vector, destination=1):
 
 
 def expect_state(cpu, name):
-    expect("mp_state", MP_STATE_NAMES[cpu.mp_state], name)
+    expect("mp_state", show_mp_state(cpu.mp_state), name)
 
 
 @pytest.fixture

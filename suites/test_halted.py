@@ -3,8 +3,8 @@
 import pytest
 
 from helpers.apic import DeliveryMode, Message, Mode, Register
+from helpers.apic.model import show_mp_state
 from helpers.guest import expect
-from helpers.guest.injection import MP_STATE_NAMES
 from helpers.kvm import abi
 from helpers.verdicts import clause, deviation
 
@@ -22,7 +22,7 @@ def expect_log(cpu, *vectors):
 
 
 def expect_state(cpu, name):
-    expect("mp_state", MP_STATE_NAMES[cpu.mp_state], name)
+    expect("mp_state", show_mp_state(cpu.mp_state), name)
 
 
 def expect_asleep(cpu, running):

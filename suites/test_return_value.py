@@ -7,8 +7,8 @@ import pytest
 
 from helpers.apic import DeliveryMode, DestinationMode, Message, Mode, Register
 from helpers.apic.lapic import DFR_CLUSTER, SVR_RESET
+from helpers.apic.topology import MpState
 from helpers.guest import expect
-from helpers.guest.injection import MP_STATE_NAMES
 from helpers.kvm import abi
 from helpers.verdicts import clause, deviation
 
@@ -359,11 +359,11 @@ def test_host_sees_at_most_two_nmis_pending(machine, sent, pending):
 
 @clause("return.mp-state")
 @modes(FIXED, LOWEST, NMI, REMRD, INIT, SIPI)
-@pytest.mark.parametrize("state", MP_STATE_NAMES, ids=MP_STATE_NAMES.get)
+@pytest.mark.parametrize("state", MpState, ids=lambda state: state.name)
 def test_mp_state_does_not_change_the_return_value(machine, mode, state):
     machine.shared = False
-    if state == abi.KVM_MP_STATE_SIPI_RECEIVED:
-        machine[1].mp_state = abi.KVM_MP_STATE_INIT_RECEIVED
+    if state is MpState.SIPI_RECEIVED:
+        machine[1].mp_state = MpState.INIT_RECEIVED
     machine[1].mp_state = state
     machine.signal(Message(destination=1, delivery_mode=mode)).returns(1)
 
@@ -372,8 +372,8 @@ def test_mp_state_does_not_change_the_return_value(machine, mode, state):
 @modes(*VECTOR_MODES)
 @pytest.mark.parametrize(
     "state",
-    [abi.KVM_MP_STATE_UNINITIALIZED, abi.KVM_MP_STATE_INIT_RECEIVED, abi.KVM_MP_STATE_HALTED],
-    ids=MP_STATE_NAMES.get,
+    [MpState.UNINITIALIZED, MpState.INIT_RECEIVED, MpState.HALTED],
+    ids=lambda state: state.name,
 )
 def test_vector_is_pending_whatever_the_mp_state(machine, mode, state):
     machine.shared = False

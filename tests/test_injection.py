@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.apic import DeliveryMode, LapicPage, Message, Register, TriggerMode
-from helpers.guest import Effect, Injection, Mismatch, Snapshot, expect
-from helpers.guest.injection import accepted_effect, effect_between
+from helpers.apic import DeliveryMode, LapicPage, Message, Mode, Register, TriggerMode
+from helpers.apic.model import Effect, effect_of
+from helpers.guest import Injection, Mismatch, Snapshot, expect
+from helpers.guest.injection import Setting, effect_between
 from helpers.kvm import abi
 
 FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
@@ -21,6 +22,7 @@ FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
 RUNNABLE, HALTED = abi.KVM_MP_STATE_RUNNABLE, abi.KVM_MP_STATE_HALTED
 RECEIVED = abi.KVM_MP_STATE_INIT_RECEIVED
 
+SETTING = Setting(vcpu_ids=(0, 1, 2), modes=(Mode.XAPIC,) * 3)
 VECTORS = {"irr": Register.IRR, "tmr": Register.TMR, "isr": Register.ISR}
 IDLE = Snapshot(LapicPage(), nmi_pending=0, smi_pending=0, latched_init=0, mp_state=RUNNABLE)
 
@@ -90,6 +92,11 @@ def test_register_without_a_name_is_its_offset():
 
 # --- what accepting does --------------------------------------------------------------------------
 
+
+def accepted_effect(message, before, index=1):
+    return effect_of(message, SETTING.vcpu(index, before), message.delivery_mode)
+
+
 vectors = st.frozensets(st.sampled_from([0x40, 0x41, 0x5F, 0xFF]))
 
 
@@ -107,7 +114,8 @@ def test_interrupt_sets_its_irr_bit_and_its_tmr_bit(mode, trigger, vector, irr, 
     "mode, before, after",
     [
         (NMI, IDLE, having(nmi_pending=1)),
-        (NMI, having(nmi_pending=1), having(nmi_pending=1)),
+        (NMI, having(nmi_pending=1), having(nmi_pending=2)),
+        (NMI, having(nmi_pending=2), having(nmi_pending=2)),
         (SMI, IDLE, having(smi_pending=1)),
         (SMI, having(smi_pending=1), having(smi_pending=1)),
         (INIT, IDLE, having(latched_init=1, mp_state=RECEIVED)),
@@ -120,7 +128,7 @@ def test_interrupt_sets_its_irr_bit_and_its_tmr_bit(mode, trigger, vector, irr, 
         (EXTINT, IDLE, IDLE),
     ],
     ids=[
-        *("NMI", "NMI-pending", "SMI", "SMI-pending", "INIT", "INIT-received"),
+        *("NMI", "NMI-pending", "two-NMIs-pending", "SMI", "SMI-pending", "INIT", "INIT-received"),
         *("SIPI-to-waiting", "SIPI-to-runnable", "SIPI-to-halted"),
         *("REMRD-to-halted", "REMRD-to-runnable", "EXTINT"),
     ],
@@ -131,7 +139,7 @@ def test_signal_raises_what_it_names(mode, before, after):
 
 
 def test_init_leaves_the_bootstrap_processor_runnable():
-    effect = accepted_effect(Message(delivery_mode=INIT), IDLE, bootstrap=True)
+    effect = accepted_effect(Message(delivery_mode=INIT), IDLE, index=0)
     assert effect == effect_between(IDLE, having(latched_init=1))
 
 
@@ -144,7 +152,7 @@ PENDING = having(irr=[0x41])
 
 def shot(result: int, code: int = 0, after: tuple[Snapshot, ...] = (IDLE, IDLE, IDLE)) -> Injection:
     """A fixed message with vector 0x41 to three idle vCPUs."""
-    return Injection(MSI, result, code, (IDLE, IDLE, IDLE), after)
+    return Injection(MSI, result, code, (IDLE, IDLE, IDLE), after, SETTING)
 
 
 ONE = shot(1, after=(IDLE, PENDING, IDLE))
@@ -244,7 +252,7 @@ def test_first_vcpu_is_the_bootstrap_processor():
     message = Message(destination=0xFF, delivery_mode=INIT)
     msi = abi.kvm_msi(address_lo=message.address_lo, data=message.data)
     after = (having(latched_init=1), having(latched_init=1, mp_state=RECEIVED))
-    Injection(msi, 2, 0, (IDLE, IDLE), after).accepted_by(0, 1)
+    Injection(msi, 2, 0, (IDLE, IDLE), after, SETTING).accepted_by(0, 1)
 
 
 def test_acceptors_are_the_vcpus_that_changed():

@@ -1,12 +1,11 @@
 """The test guest: machines, the probe inside them, injections and their effects."""
 
 from helpers.guest.expect import Mismatch, expect
-from helpers.guest.injection import Effect, Injection, Snapshot
+from helpers.guest.injection import Injection, Snapshot
 from helpers.guest.machine import Cpu, GuestError, Machine, Taken
 
 __all__ = [
     "Cpu",
-    "Effect",
     "GuestError",
     "Injection",
     "Machine",

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-from helpers.apic import DeliveryMode, LapicPage, Message, Register, show_vectors
+from helpers.apic import LapicPage, Message, Mode, Register
+from helpers.apic.model import NOTHING, Effect, effect_of, show_mp_state
+from helpers.apic.topology import Irqchip, MpState, Topology, VcpuState
 from helpers.guest.expect import Mismatch, show
 from helpers.kvm import abi, errno_name
 
 __tracebackhide__ = True  # a failure is shown where the test asked
-
-MP_STATE_NAMES = {
-    abi.KVM_MP_STATE_RUNNABLE: "RUNNABLE",
-    abi.KVM_MP_STATE_UNINITIALIZED: "UNINITIALIZED",
-    abi.KVM_MP_STATE_INIT_RECEIVED: "INIT_RECEIVED",
-    abi.KVM_MP_STATE_HALTED: "HALTED",
-    abi.KVM_MP_STATE_SIPI_RECEIVED: "SIPI_RECEIVED",
-    abi.KVM_MP_STATE_AP_RESET_HOLD: "AP_RESET_HOLD",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,41 +28,6 @@ class Snapshot:
     smi_pending: int
     latched_init: int
     mp_state: int
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """What changed between two snapshots of one vCPU; falsy when nothing did."""
-
-    irr_set: frozenset[int] = frozenset()
-    irr_cleared: frozenset[int] = frozenset()
-    tmr_set: frozenset[int] = frozenset()
-    tmr_cleared: frozenset[int] = frozenset()
-    nmi: int = 0
-    smi: int = 0
-    init: int = 0
-    mp_state: tuple[int, int] | None = None
-    registers: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return self != Effect()
-
-    def __str__(self) -> str:
-        parts = []
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if value == field.default:
-                continue
-            if field.name == "mp_state":
-                before, after = (MP_STATE_NAMES.get(state, str(state)) for state in value)
-                parts.append(f"mp_state {before}->{after}")
-            elif field.name == "registers":
-                parts.append("changed " + " ".join(value))
-            elif isinstance(value, frozenset):
-                parts.append(f"{field.name.replace('_', ' ').upper()} {show_vectors(value)}")
-            else:
-                parts.append(f"{field.name.upper()} pending")
-        return ", ".join(parts) or "nothing"
 
 
 _VECTORS = (Register.IRR, Register.TMR)
@@ -106,40 +64,45 @@ def _register_name(offset: int) -> str:
     return f"{offset:#x}"
 
 
-def accepted_effect(message: Message, before: Snapshot, bootstrap: bool = False) -> Effect:
-    """What accepting ``message`` does to a vCPU in state ``before``.
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Of the machine a message was sent to, what no snapshot shows.
 
-    Intel SDM vol. 3, 11.8.4 (IRR, TMR) and 11.5.1 (delivery modes). ``bootstrap``: the vCPU is the
-    BSP, which an INIT leaves runnable.
+    ``modes``: each vCPU's LAPIC mode; ``unmapped``: the vCPU created last, until the kernel's map
+    is built again; None afterwards.
     """
-    vector = frozenset({message.vector})
-    match message.delivery_mode:
-        case DeliveryMode.FIXED | DeliveryMode.LOWEST_PRIORITY:
-            level = bool(message.trigger_mode)
-            return Effect(
-                irr_set=vector - before.lapic.irr,
-                tmr_set=vector - before.lapic.tmr if level else frozenset(),
-                tmr_cleared=frozenset() if level else vector & before.lapic.tmr,
-            )
-        case DeliveryMode.NMI:
-            return Effect(nmi=1 - before.nmi_pending)
-        case DeliveryMode.SMI:
-            return Effect(smi=1 - before.smi_pending)
-        case DeliveryMode.INIT:
-            received = abi.KVM_MP_STATE_RUNNABLE if bootstrap else abi.KVM_MP_STATE_INIT_RECEIVED
-            states = (before.mp_state, received)
-            return Effect(
-                init=1 - before.latched_init, mp_state=None if states[0] == received else states
-            )
-        case DeliveryMode.SIPI | DeliveryMode.REMRD:
-            waits = {
-                DeliveryMode.SIPI: abi.KVM_MP_STATE_INIT_RECEIVED,
-                DeliveryMode.REMRD: abi.KVM_MP_STATE_HALTED,
-            }[message.delivery_mode]
-            leaves = before.mp_state == waits
-            return Effect(mp_state=(waits, abi.KVM_MP_STATE_RUNNABLE) if leaves else None)
-        case DeliveryMode.EXTINT:
-            return Effect()
+
+    irqchip: Irqchip = "full"
+    x2apic_api: int = 0
+    vcpu_ids: tuple[int, ...] = ()
+    modes: tuple[Mode, ...] = ()
+    unmapped: int | None = None
+
+    def vcpu(self, index: int, snapshot: Snapshot) -> VcpuState:
+        """A vCPU as the model sees it."""
+        page = snapshot.lapic
+        return VcpuState(
+            vcpu_id=self.vcpu_ids[index],
+            mode=self.modes[index],
+            software_enabled=page.software_enabled,
+            id=page.xapic_id,
+            ldr=page[Register.LDR],
+            dfr=page[Register.DFR],
+            irr=page.irr,
+            tmr=page.tmr,
+            nmi=snapshot.nmi_pending,
+            smi=snapshot.smi_pending,
+            init=snapshot.latched_init,
+            mp_state=MpState(snapshot.mp_state),
+            mapped=index != self.unmapped,
+        )
+
+    def topology(
+        self, snapshots: Sequence[Snapshot], vector_hashing: bool = True, smm: bool = True
+    ) -> Topology:
+        """The whole machine as the model sees it; the last two are the kernel's."""
+        vcpus = tuple(self.vcpu(index, snapshot) for index, snapshot in enumerate(snapshots))
+        return Topology(vcpus, self.irqchip, self.x2apic_api, vector_hashing, smm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +114,7 @@ class Injection:
     errno: int
     before: Sequence[Snapshot]
     after: Sequence[Snapshot]
+    setting: Setting = field(default_factory=Setting)
 
     @property
     def message(self) -> Message:
@@ -175,7 +139,7 @@ class Injection:
         ]
         for index, effect in list(enumerate(self.effects()))[:most]:
             before = self.before[index]
-            state = MP_STATE_NAMES.get(before.mp_state, before.mp_state)
+            state = show_mp_state(before.mp_state)
             lines.append(f"  vCPU {index}: {effect}; before it {state} {before.lapic}")
         if len(self.before) > most:
             lines.append(f"  and {len(self.before) - most} more vCPUs")
@@ -219,9 +183,12 @@ class Injection:
 
     def accepted_by(self, *indices: int) -> Injection:
         """These vCPUs accepted the message, to the bit; on all others nothing changed."""
+        message = self.message
         for index, effect in enumerate(self.effects()):
-            accepted = accepted_effect(self.message, self.before[index], bootstrap=index == 0)
-            wanted = accepted if index in indices else Effect()
+            wanted = NOTHING
+            if index in indices:
+                vcpu = self.setting.vcpu(index, self.before[index])
+                wanted = effect_of(message, vcpu, message.delivery_mode)
             self._expect(f"effect on vCPU {index}", effect, wanted)
         return self
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import FrameType
-from typing import Literal, Self
+from typing import Self
 
 from helpers.apic import DeliveryMode, LapicPage, Message, Mode, Register
 from helpers.apic.lapic import (
@@ -30,13 +30,13 @@ from helpers.apic.lapic import (
     VectorSet,
     vectors_of,
 )
+from helpers.apic.model import Effect
+from helpers.apic.topology import Irqchip, Topology
 from helpers.guest import layout
 from helpers.guest.assemble import probe
-from helpers.guest.injection import Effect, Injection, Snapshot, effect_between
+from helpers.guest.injection import Injection, Setting, Snapshot, effect_between
 from helpers.kvm import KvmError, System, Vcpu, Vm, abi
 from helpers.kvm.closing import Closing
-
-Irqchip = Literal["none", "full", "split"]
 
 # What these leave behind is in the LAPIC page; the others leave latches no ioctl clears.
 _LEAVE_NO_TRACE = {DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY, DeliveryMode.EXTINT}
@@ -77,6 +77,7 @@ class Cpu:
         self.vcpu = vcpu
         self._area = layout.AREAS + index * layout.AREA_SIZE
         self.control = layout.Control.from_buffer(machine.memory, self._area)
+        self._mode: Mode | None = None
 
     # --- the host's view --------------------------------------------------------------------------
 
@@ -88,11 +89,15 @@ class Cpu:
     @lapic.setter
     def lapic(self, page: LapicPage) -> None:
         self.vcpu.set_lapic(abi.kvm_lapic_state.from_buffer_copy(page.raw))
+        self.machine.unmapped = None
 
     @property
     def mode(self) -> Mode:
-        base = self.vcpu.get_sregs().apic_base
-        return Mode(base & (APIC_BASE_ENABLE | APIC_BASE_X2APIC))
+        """The LAPIC's mode; it is read when something may have changed it."""
+        if self._mode is None:
+            base = self.vcpu.get_sregs().apic_base
+            self._mode = Mode(base & (APIC_BASE_ENABLE | APIC_BASE_X2APIC))
+        return self._mode
 
     @mode.setter
     def mode(self, mode: Mode) -> None:
@@ -101,7 +106,13 @@ class Cpu:
         sregs = self.vcpu.get_sregs()
         sregs.apic_base &= ~(APIC_BASE_ENABLE | APIC_BASE_X2APIC)
         sregs.apic_base |= mode.value
+        self._write_sregs(sregs)
+
+    def _write_sregs(self, sregs: abi.kvm_sregs) -> None:
+        if self.mode.value != sregs.apic_base & (APIC_BASE_ENABLE | APIC_BASE_X2APIC):
+            self.machine.unmapped = None
         self.vcpu.set_sregs(sregs)
+        self._mode = None
 
     @property
     def mp_state(self) -> int:
@@ -243,6 +254,7 @@ class Cpu:
     def wrmsr(self, msr: int, value: int) -> None:
         self.machine.shared = False
         self._operate("WRMSR", msr, value)
+        self._mode = None
 
     def cli(self) -> None:
         self._operate("CLI")
@@ -300,7 +312,7 @@ class Cpu:
             segment.dpl, segment.db, segment.l, segment.g, segment.unusable = 0, 1, 0, 1, 0
         sregs.cs.selector, sregs.cs.type, sregs.cs.l, sregs.cs.db = layout.CODE64, 11, 1, 0
         sregs.gs.base = self._area
-        self.vcpu.set_sregs(sregs)
+        self._write_sregs(sregs)
         self.reset()
         registers = {"svr": SVR_ENABLE | SVR_RESET}
         if mode is Mode.XAPIC and self.index < 8:
@@ -459,7 +471,9 @@ class Machine(Closing):
         self.irqchip = irqchip
         self.shared = power_on
         self._pristine: list[Snapshot] = []
+        self.unmapped: int | None = None
         self.cpuid = system.supported_cpuid()
+        self._has_smm = system.check_extension(abi.KVM_CAP_X86_SMM) > 0
         with contextlib.ExitStack() as undo:
             self._vm = undo.enter_context(system.create_vm())
             if irqchip == "full":
@@ -499,6 +513,7 @@ class Machine(Closing):
         """Create the next vCPU, fresh from KVM_CREATE_VCPU."""
         cpu = Cpu(self, len(self.cpus), self._vm.create_vcpu(vcpu_id))
         self.cpus.append(cpu)
+        self.unmapped = cpu.index
         return cpu
 
     def reset(self) -> bool:
@@ -561,12 +576,27 @@ class Machine(Closing):
         """Every vCPU as the host sees it; none where LAPICs are not in the kernel."""
         return [] if self.irqchip == "none" else [cpu.snapshot() for cpu in self.cpus]
 
+    def setting(self) -> Setting:
+        """What the snapshots do not show."""
+        return Setting(
+            irqchip=self.irqchip,
+            x2apic_api=self._vm.x2apic_api,
+            vcpu_ids=tuple(cpu.vcpu.vcpu_id for cpu in self.cpus),
+            modes=() if self.irqchip == "none" else tuple(cpu.mode for cpu in self.cpus),
+            unmapped=self.unmapped,
+        )
+
+    def topology(self, vector_hashing: bool = True) -> Topology:
+        """The machine as it is now, as the model sees it."""
+        return self.setting().topology(self.snapshots(), vector_hashing, self._has_smm)
+
     def observe(self, msi: abi.kvm_msi, inject: Callable[[], tuple[int, int]]) -> Injection:
         """Run ``inject``, which sends ``msi`` one way or another: (return value, errno)."""
+        setting = self.setting()
         before = self.snapshots()
         result, code = inject()
         after = self.snapshots()
-        injection = Injection(msi, result, code, before, after)
+        injection = Injection(msi, result, code, before, after, setting)
         journal.append(injection)
         return injection
 

@@ -13,8 +13,9 @@ from typing import TypedDict
 import pytest
 
 from helpers.apic import Register
+from helpers.apic.model import Effect, show_mp_state
 from helpers.guest.expect import Mismatch
-from helpers.guest.injection import MP_STATE_NAMES, Effect, Injection, Snapshot
+from helpers.guest.injection import Injection, Snapshot
 from helpers.guest.machine import Machine, journal
 from helpers.kvm import abi
 from helpers.kvm.ioctl import Call, trace
@@ -165,7 +166,7 @@ def _state(snapshot: Snapshot) -> State:
         isr=sorted(lapic.isr),
         tmr=sorted(lapic.tmr),
         pending=[name for name, is_pending in pending.items() if is_pending],
-        mp_state=MP_STATE_NAMES.get(snapshot.mp_state, str(snapshot.mp_state)),
+        mp_state=show_mp_state(snapshot.mp_state),
     )
 
 
