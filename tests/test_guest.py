@@ -32,8 +32,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of probe.S that can be changed."""
     copy = tmp_path / "probe.S"
-    copy.write_bytes(assemble.SOURCE.read_bytes())
-    monkeypatch.setattr(assemble, "SOURCE", copy)
+    copy.write_bytes(assemble.PROBE.read_bytes())
+    monkeypatch.setattr(assemble, "PROBE", copy)
     return copy
 
 

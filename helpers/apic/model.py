@@ -17,7 +17,7 @@ from __future__ import annotations
 import enum
 import errno
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from helpers.apic.lapic import DFR_CLUSTER, DFR_FLAT, show_vectors
 from helpers.apic.message import DeliveryMode, DestinationMode, Message, TriggerMode
@@ -76,6 +76,18 @@ class Effect:
 
     def __bool__(self) -> bool:
         return self != NOTHING
+
+    def on(self, vcpu: VcpuState) -> VcpuState:
+        """The vCPU afterwards."""
+        return replace(
+            vcpu,
+            irr=vcpu.irr - self.irr_cleared | self.irr_set,
+            tmr=vcpu.tmr - self.tmr_cleared | self.tmr_set,
+            nmi=vcpu.nmi + self.nmi,
+            smi=vcpu.smi + self.smi,
+            init=vcpu.init + self.init,
+            mp_state=MpState(self.mp_state[1]) if self.mp_state else vcpu.mp_state,
+        )
 
     def __str__(self) -> str:
         parts = []

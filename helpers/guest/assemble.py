@@ -1,4 +1,4 @@
-"""Assembling probe.S, once per content: the result is cached under XDG_CACHE_HOME."""
+"""Building probe.S and sender.c, once per content: cached under XDG_CACHE_HOME."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 from helpers.guest import layout
 
-SOURCE = Path(__file__).with_name("probe.S")
+PROBE = Path(__file__).with_name("probe.S")
+SENDER = Path(__file__).with_name("sender.c")
 
 
 class AssemblyError(RuntimeError):
@@ -29,44 +31,63 @@ def cache_directory() -> Path:
 def probe() -> bytes:
     """The probe's machine code, to be loaded at ``layout.PROBE``. Raises AssemblyError."""
     options = [f"-D{name}={value:#x}" for name, value in sorted(layout.defines().items())]
-    source = SOURCE.read_bytes()
-    key = hashlib.sha256(source + " ".join(options).encode()).hexdigest()[:16]
-    cached = cache_directory() / f"probe-{key}.bin"
-    try:
-        return cached.read_bytes()
-    except OSError:
-        pass
-    code = _assemble(options)
-    try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as file:
-            file.write(code)
-        os.replace(file.name, cached)
-    except OSError:
-        pass  # a read-only home costs a second a run, nothing else
-    return code
+    return _built(PROBE, options, "bin", _assemble).read_bytes()
 
 
-def _assemble(options: list[str]) -> bytes:
+@cache
+def sender() -> Path:
+    """The shared library made of sender.c. Raises AssemblyError."""
+    options = ["-shared", "-fPIC", "-O2", "-Wall", "-Werror"]
+    return _built(SENDER, options, "so", _compile)
+
+
+def _built(
+    source: Path,
+    options: list[str],
+    suffix: str,
+    build: Callable[[Path, list[str], Path], None],
+) -> Path:
+    """What ``build`` makes of ``source``, cached."""
+    key = hashlib.sha256(source.read_bytes() + " ".join(options).encode()).hexdigest()[:16]
+    cached = cache_directory() / f"{source.stem}-{key}.{suffix}"
+    if cached.exists():
+        return cached
     missing = [tool for tool in ("gcc", "ld") if not shutil.which(tool)]
     if missing:
         raise AssemblyError(
             f"{' and '.join(missing)} not found: the guest is assembled with gcc and binutils "
             "(on Debian: apt-get install gcc binutils)"
         )
-    with tempfile.TemporaryDirectory() as name:
-        built = Path(name)
-        _run(["gcc", "-c", *options, str(SOURCE), "-o", str(built / "probe.o")])
-        link = ["ld", "--oformat=binary", f"-Ttext={layout.PROBE:#x}", "-e", "_start"]
-        _run([*link, str(built / "probe.o"), "-o", str(built / "probe.bin")])
-        code = (built / "probe.bin").read_bytes()
-    if layout.PROBE + len(code) > layout.PROBE_LIMIT:
-        raise AssemblyError(f"probe.S assembles to {len(code)} bytes: too large for its place")
-    return code
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        made = tempfile.TemporaryDirectory(dir=cached.parent)
+    except OSError:  # a read-only home costs a second a run, nothing else
+        made = tempfile.TemporaryDirectory()
+        _kept.append(made)
+        cached = Path(made.name, cached.name)
+    output = Path(made.name, "output")
+    build(source, options, output)
+    return output.replace(cached)
 
 
-def _run(command: list[str]) -> None:
+_kept: list[tempfile.TemporaryDirectory[str]] = []  # until this process ends
+
+
+def _assemble(source: Path, options: list[str], output: Path) -> None:
+    objects = output.with_suffix(".o")
+    _run(source, ["gcc", "-c", *options, str(source), "-o", str(objects)])
+    link = ["ld", "--oformat=binary", f"-Ttext={layout.PROBE:#x}", "-e", "_start"]
+    _run(source, [*link, str(objects), "-o", str(output)])
+    if layout.PROBE + output.stat().st_size > layout.PROBE_LIMIT:
+        raise AssemblyError(f"{source.name} is too large for its place once assembled")
+
+
+def _compile(source: Path, options: list[str], output: Path) -> None:
+    _run(source, ["gcc", *options, str(source), "-o", str(output)])
+
+
+def _run(source: Path, command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip()
-        raise AssemblyError(f"{command[0]} could not build {SOURCE.name}: {said}")
+        raise AssemblyError(f"{command[0]} could not build {source.name}: {said}")

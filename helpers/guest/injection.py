@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from helpers.apic import LapicPage, Message, Mode, Register
-from helpers.apic.model import NOTHING, Effect, effect_of, show_mp_state
+from helpers.apic.model import NOTHING, Effect, Outcome, effect_of, show_mp_state
 from helpers.apic.topology import Irqchip, MpState, Topology, VcpuState
 from helpers.guest.expect import Mismatch, show
 from helpers.kvm import abi, errno_name
@@ -190,6 +190,13 @@ class Injection:
                 vcpu = self.setting.vcpu(index, self.before[index])
                 wanted = effect_of(message, vcpu, message.delivery_mode)
             self._expect(f"effect on vCPU {index}", effect, wanted)
+        return self
+
+    def answers(self, outcome: Outcome) -> Injection:
+        """The return value and every vCPU are as the model says."""
+        self._expect("return value", self.returned, outcome.returned)
+        for index, effect in enumerate(self.effects()):
+            self._expect(f"effect on vCPU {index}", effect, outcome.effects[index])
         return self
 
     def reached_nobody(self) -> Injection:

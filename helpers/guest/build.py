@@ -1,0 +1,69 @@
+"""A machine in a given state: the topology of a text becomes one of KVM."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from helpers.apic import Mode, Register
+from helpers.apic.lapic import SVR_ENABLE, SVR_RESET
+from helpers.apic.topology import MpState, Topology, VcpuState
+from helpers.guest.machine import Cpu, Machine
+from helpers.kvm import System, abi
+
+
+def build(system: System, topology: Topology) -> Machine:
+    """A machine whose vCPUs are as ``topology`` says. Raises ValueError where none can be made."""
+    machine = Machine(
+        system,
+        irqchip=topology.irqchip,
+        vcpu_ids=[vcpu.vcpu_id for vcpu in topology.vcpus if vcpu.mapped],
+        x2apic_api=topology.x2apic_api,
+    )
+    machine.shared = False
+    try:
+        for vcpu in topology.vcpus:
+            if not vcpu.mapped:
+                machine.add_cpu(vcpu.vcpu_id)
+        if topology.irqchip != "none":
+            for cpu, vcpu in zip(machine.cpus, topology.vcpus, strict=True):
+                _make(cpu, vcpu)
+            _check(machine, topology)
+    except ValueError:
+        machine.close()
+        raise
+    return machine
+
+
+def _make(cpu: Cpu, vcpu: VcpuState) -> None:
+    if not vcpu.mapped:
+        return  # whatever one writes would enter it in the map
+    if vcpu.is_x2apic:
+        cpu.mode = Mode.X2APIC
+    page = cpu.lapic
+    page[Register.SVR] = SVR_RESET | (SVR_ENABLE if vcpu.software_enabled else 0)
+    if not vcpu.is_x2apic:
+        page[Register.ID] = vcpu.id << 24
+        page[Register.LDR] = vcpu.ldr
+        page[Register.DFR] = vcpu.dfr
+    page.set_vectors(Register.IRR, vcpu.irr)
+    page.set_vectors(Register.TMR, vcpu.tmr)
+    cpu.lapic = page
+    if vcpu.mode is Mode.DISABLED:
+        cpu.mode = Mode.DISABLED
+    if vcpu.nmi or vcpu.smi:
+        events = cpu.vcpu.get_events()
+        events.nmi.pending, events.smi.pending = vcpu.nmi, vcpu.smi
+        events.flags = abi.KVM_VCPUEVENT_VALID_NMI_PENDING
+        events.flags |= abi.KVM_VCPUEVENT_VALID_SMM if vcpu.smi else 0
+        cpu.vcpu.set_events(events)
+    if vcpu.mp_state is MpState.SIPI_RECEIVED:
+        cpu.mp_state = MpState.INIT_RECEIVED
+    cpu.mp_state = vcpu.mp_state
+
+
+def _check(machine: Machine, topology: Topology) -> None:
+    wanted = tuple(replace(vcpu, arb_prio=0) for vcpu in topology.vcpus)
+    made = machine.topology().vcpus
+    if made != wanted:
+        different = next((a, b) for a, b in zip(wanted, made, strict=True) if a != b)
+        raise ValueError(f"vCPU {different[0]} cannot be made: it becomes {different[1]}")
