@@ -308,7 +308,7 @@ NOBODY = Rule(
 )
 HASHED = Rule(
     "Of n candidates, number vector mod n.",
-    ("dest.lowest-priority", "dest.vector-hashing"),
+    ("dest.lowest-priority", "dest.redirection-hint", "dest.vector-hashing"),
     "lapic.c kvm_vector_to_index; 52004014f7c6 (4.5)",
 )
 ROUND = Rule(
@@ -361,6 +361,7 @@ class Model:
         self.topology = topology
         self.switches = switches
         self.map = Map.build(topology, switches)
+        self._index = {vcpu.vcpu_id: index for index, vcpu in enumerate(topology.vcpus)}
         self._applied: list[tuple[Rule, str]] = []
 
     def predict(
@@ -425,7 +426,11 @@ class Model:
         hint = bool(message.redirection_hint)
         one = hint or mode is DeliveryMode.LOWEST_PRIORITY
         logical = message.destination_mode is DestinationMode.LOGICAL
-        if self.map is not None and not self._is_broadcast(self.map, destination):
+        if self.map is None:
+            why = "aliased IDs" if self.topology.vcpus else "no vCPU"
+        elif self._is_broadcast(self.map, destination):
+            why = "a broadcast"
+        else:
             if not logical:
                 found = self.map.physical.get(destination)
                 self._apply(PHYSICAL, f"ID {destination:#x} is {_show([found])}")
@@ -434,6 +439,7 @@ class Model:
                 slots = self.map.slots(destination)
                 self._apply(_LOGICAL[self.map.logical_mode], f"{destination:#x} is {_show(slots)}")
                 return Route(mode, slots, one, nobody=0)
+            why = self.map.logical_mode.value
         if not logical and destination == XAPIC_BROADCAST and one:
             self._apply(HINT_BROADCAST, f"{mode.name} becomes FIXED")
             mode, one = DeliveryMode.FIXED, hint
@@ -444,7 +450,7 @@ class Model:
             and (vcpu.software_enabled or not one)
             and self.matches(vcpu, destination, logical)
         )
-        self._apply(SEARCH, f"{destination:#x} is {_show(members)}")
+        self._apply(SEARCH, f"{why}: {destination:#x} is {_show(members)}")
         if not members:
             self._apply(NOBODY, "EPERM")
         return Route(mode, members, one, nobody=errno.EPERM)
@@ -507,17 +513,19 @@ class Model:
 
     def accept(self, vcpu: VcpuState, mode: DeliveryMode, message: Message) -> Effect | None:
         """What ``message``, delivered as ``mode``, does to a vCPU; None where it is refused."""
+        name = f"vCPU {self._index[vcpu.vcpu_id]}"
         fixed = mode in (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY)
         if fixed and not vcpu.software_enabled:
-            self._apply(SOFTWARE_DISABLED, f"vCPU {vcpu.vcpu_id}")
+            self._apply(SOFTWARE_DISABLED, name)
             return None
         if mode is DeliveryMode.SMI and not self.topology.smm:
-            self._apply(NO_SMM, f"vCPU {vcpu.vcpu_id}")
+            self._apply(NO_SMM, name)
             return None
         if mode is DeliveryMode.EXTINT:
-            self._apply(NO_EXTINT, f"vCPU {vcpu.vcpu_id}")
+            self._apply(NO_EXTINT, name)
             return None
-        self._apply(_ACCEPTING[mode], f"vCPU {vcpu.vcpu_id}, {vcpu.mp_state.name}")
+        by_mp_state = mode in (DeliveryMode.SIPI, DeliveryMode.REMRD)
+        self._apply(_ACCEPTING[mode], f"{name}, {vcpu.mp_state.name}" if by_mp_state else name)
         return effect_of(message, vcpu, mode, self.switches)
 
 
