@@ -50,7 +50,7 @@ def command(topology: Topology, message: Message, flags: int, devid: int, pad: b
 
 
 def _message(message: Message, flags: int, devid: int, pad: bytes) -> Iterator[str]:
-    yield f"message: {message.text}"
+    yield from _wrapped("message: ", message.text)
     rows = list(zip(LAYOUT, message.decoded(), strict=True))
     for name in WORDS:
         yield f"  {name} {getattr(message, name):#010x}"

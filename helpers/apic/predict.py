@@ -52,7 +52,7 @@ def run(cases: Iterable[str], predictions: TextIO) -> int:
     number = 0
     for number, line in enumerate(cases, 1):
         try:
-            prediction = predict(json.loads(line))
+            prediction = predict(json.loads(line.strip()))
         except json.JSONDecodeError as reason:
             raise ValueError(
                 f"line {number}: not JSON: {reason.msg} in column {reason.colno}"
