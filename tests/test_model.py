@@ -12,7 +12,21 @@ from typing import Any
 import pytest
 
 from helpers.apic import Message
-from helpers.apic.model import REFERENCE, RULES, SEARCH, Model, Outcome, Rule, Switches
+from helpers.apic.model import (
+    DESTINATION_32,
+    ENABLED,
+    HASHED,
+    NOBODY,
+    REFERENCE,
+    ROUND,
+    RULES,
+    SEARCH,
+    Model,
+    Outcome,
+    Rule,
+    Switches,
+)
+from helpers.apic.model import PHYSICAL as PHYSICAL_ID
 from helpers.apic.topology import MpState, Topology
 from helpers.verdicts import CLAUSES
 
@@ -27,6 +41,8 @@ CLUSTER = " ".join(
 X2APIC = "0/x2apic 1/x2apic 2/x2apic 3/x2apic"
 X2APIC_34 = " ".join(f"{id}/x2apic" for id in range(34))
 MIXED = "0/ldr=0x01000000 1/ldr=0x02000000 2/x2apic 3/x2apic"
+X2APIC_HIGH = "x2apic_api=3 0/x2apic 256/x2apic"
+MIXED_CLUSTERS = "x2apic_api=3 0/ldr=0x01000000 16/x2apic 33/x2apic"
 SW_DISABLED = "0/sw-disabled 1/sw-disabled"
 ALIASED = "0 1/id=2 2"
 WRAPPED = "0 1 256"
@@ -128,6 +144,7 @@ PHYSICAL_DESTINATION = [
     row("aliased-hw-disabled", "0 1/id=2/disabled 2", PHYSICAL(2), "1: 2"),
     row("aliased-32bit", f"x2apic_api=1 {ALIASED}", PHYSICAL(2), "1: 1"),
     row("aliased-32bit-created-5-then-1", "x2apic_api=1 5/id=9 1/id=9", PHYSICAL(9), "1: 0"),
+    row("aliased-elsewhere-x2apic", f"{ALIASED} 300/x2apic", PHYSICAL(44), "-1 EPERM", "0"),
     row("wrapped-id", WRAPPED, PHYSICAL(0), "2: 0 2", "1: 0"),
     row("wrapped-id-32bit-low", f"x2apic_api=1 {WRAPPED}", PHYSICAL(0), "1: 0"),
     row("wrapped-id-32bit-high", f"x2apic_api=1 {WRAPPED}", PHYSICAL(0x100), "1: 2"),
@@ -138,6 +155,7 @@ PHYSICAL_DESTINATION = [
     row("x2apic-broadcast-quirk", X2APIC, PHYSICAL(0xFF), "4: 0 1 2 3"),
     row("x2apic-no-quirk-absent-255", f"x2apic_api=2 {X2APIC}", PHYSICAL(0xFF), "0"),
     row("x2apic-no-quirk-255", "x2apic_api=2 0/x2apic 255/x2apic", PHYSICAL(0xFF), "1: 1"),
+    row("x2apic-no-quirk-rewritten-255", "x2apic_api=3 0/x2apic 255/id=5", PHYSICAL(0xFF), "0"),
     row("x2apic-high-id", "x2apic_api=3 0/x2apic 300/x2apic", PHYSICAL(300), "1: 1"),
     row("32bit-broadcast-quirk", f"x2apic_api=1 {X2APIC}", PHYSICAL(0xFFFFFFFF), "0"),
     row("32bit-broadcast", f"x2apic_api=3 {X2APIC}", PHYSICAL(0xFFFFFFFF), "4: 0 1 2 3"),
@@ -192,6 +210,9 @@ LOGICAL_DESTINATION = [
     row("x2apic-cluster-0", f"x2apic_api=3 {X2APIC_34}", LOGICAL(0x8001), "2: 0 15"),
     row("x2apic-cluster-1", f"x2apic_api=3 {X2APIC_34}", LOGICAL(0x18001), "2: 16 31"),
     row("x2apic-partial-cluster", f"x2apic_api=3 {X2APIC_34}", LOGICAL(0x2FFFF), "2: 32 33"),
+    row("x2apic-last-id", X2APIC_HIGH, LOGICAL(0x100003), "1: 1"),
+    row("x2apic-clusters-searched", MIXED_CLUSTERS, LOGICAL(0x10001), "2: 0 1"),
+    row("x2apic-clusters-searched-nobody", MIXED_CLUSTERS, LOGICAL(0x30002), "-1 EPERM"),
     row("x2apic-absent-cluster", f"x2apic_api=3 {X2APIC}", LOGICAL(0x1000FFFF), "0"),
     row("x2apic-quirk", X2APIC_34, LOGICAL(0xFF), f"34: {' '.join(map(str, range(34)))}"),
     row("x2apic-no-quirk", f"x2apic_api=2 {X2APIC_34}", LOGICAL(0xFF), "8: 0 1 2 3 4 5 6 7"),
@@ -222,6 +243,7 @@ LOWEST_PRIORITY = [
     row("broadcast", FLAT_1_DISABLED, VECTOR(0x40) + LOWEST + LOGICAL(0xFF), "1: 2"),
     row("mixed-modes", MIXED, VECTOR(0x41) + LOWEST + LOGICAL(0x0E), "1: 3"),
     row("x2apic", f"x2apic_api=3 {X2APIC_34}", VECTOR(0x41) + LOWEST + LOGICAL(0x2000F), "1: 33"),
+    row("beyond-the-last-id", X2APIC_HIGH, VECTOR(0x41) + LOWEST + LOGICAL(0x100003), "1: 1"),
     row("round-first", f"no-vector-hashing {FLAT}", LOWEST + LOGICAL(0xF), "1: 0"),
     row(
         "round-next",
@@ -430,12 +452,18 @@ def test_every_outcome_says_why():
     for case in ROWS:
         outcome = predicted(*case.values[:3])
         assert outcome.applied
-        assert outcome.result >= 0 or outcome.errno in (errno.EINVAL, errno.EPERM)
+        rules = [rule for rule, _ in outcome.applied]
+        assert (NOBODY in rules) == (outcome.errno == errno.EPERM)
+        assert (HASHED in rules or ROUND in rules) <= (len(outcome.accepted) <= 1)
 
 
 def test_vcpus_are_named_by_their_place():
     outcome = predicted("x2apic_api=1 300 5", "destination=300", {})
-    assert [said for _, said in outcome.applied[1:]] == ["ID 0x12c is vCPU 0", "vCPU 0"]
+    assert outcome.applied == (
+        (DESTINATION_32, "destination 0x12c"),
+        (PHYSICAL_ID, "ID 0x12c is vCPU 0"),
+        (ENABLED, "vCPU 0"),
+    )
 
 
 @pytest.mark.parametrize(

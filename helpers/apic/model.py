@@ -478,8 +478,7 @@ class Model:
         if destination == (X2APIC_BROADCAST if vcpu.is_x2apic else XAPIC_BROADCAST):
             return True
         if not logical:
-            wide = vcpu.is_x2apic or destination > 0xFF
-            return destination == (vcpu.vcpu_id if wide else vcpu.id)
+            return destination == (vcpu.vcpu_id if vcpu.is_x2apic else vcpu.id)
         if vcpu.is_x2apic:
             return vcpu.ldr >> 16 == destination >> 16 and bool(vcpu.ldr & destination & 0xFFFF)
         own = vcpu.ldr >> 24
