@@ -61,6 +61,8 @@ def test_nothing_changed():
         (IDLE, having(isr=[0x41]), Effect(registers=("ISR",)), "changed ISR"),
         (IDLE, having(tpr=1, svr=1), Effect(registers=("TPR", "SVR")), "changed TPR SVR"),
         (IDLE, having(nmi_pending=1), Effect(nmi=1), "NMI pending"),
+        (IDLE, having(nmi_pending=2), Effect(nmi=2), "NMI +2"),
+        (having(nmi_pending=1), IDLE, Effect(nmi=-1), "NMI -1"),
         (IDLE, having(smi_pending=1), Effect(smi=1), "SMI pending"),
         (IDLE, having(latched_init=1), Effect(init=1), "INIT pending"),
         (

@@ -90,7 +90,7 @@ class Effect:
             elif isinstance(value, frozenset):
                 parts.append(f"{each.name.replace('_', ' ').upper()} {show_vectors(value)}")
             else:
-                parts.append(f"{each.name.upper()} pending")
+                parts.append(f"{each.name.upper()} {'pending' if value == 1 else f'{value:+}'}")
         return ", ".join(parts) or "nothing"
 
 
