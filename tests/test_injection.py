@@ -16,6 +16,7 @@ from helpers.apic.model import Effect, effect_of
 from helpers.guest import Injection, Mismatch, Snapshot, expect
 from helpers.guest.injection import Setting, effect_between
 from helpers.kvm import abi
+from helpers.verdicts.kernel import running_kernel, topology_of
 
 FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
 
@@ -60,6 +61,8 @@ def test_nothing_changed():
         (IDLE, having(isr=[0x41]), Effect(registers=("ISR",)), "changed ISR"),
         (IDLE, having(tpr=1, svr=1), Effect(registers=("TPR", "SVR")), "changed TPR SVR"),
         (IDLE, having(nmi_pending=1), Effect(nmi=1), "NMI pending"),
+        (IDLE, having(nmi_pending=2), Effect(nmi=2), "NMI +2"),
+        (having(nmi_pending=1), IDLE, Effect(nmi=-1), "NMI -1"),
         (IDLE, having(smi_pending=1), Effect(smi=1), "SMI pending"),
         (IDLE, having(latched_init=1), Effect(init=1), "INIT pending"),
         (
@@ -301,3 +304,14 @@ def test_expect_says_what_differs(actual, expected, said):
 def test_expect_shows_as_it_is_told():
     with pytest.raises(Mismatch, match=r"^LDR: expected 0x1, got 0x2$"):
         expect("LDR", 2, 1, show=hex)
+
+
+# --- as the model sees it -------------------------------------------------------------------------
+
+
+def test_state_that_no_vcpu_can_have_has_no_topology():
+    sent = Injection(abi.kvm_msi(), 0, 0, [IDLE], [IDLE], SETTING)
+    assert str(topology_of(sent)).startswith("no-smm" if not running_kernel().has_smm else "0")
+    unheard_of = replace(sent, before=[having(mp_state=77)])
+    assert topology_of(unheard_of) is None
+    assert topology_of(replace(sent, before=[], after=[])) is None

@@ -104,8 +104,8 @@ def test_software_enabled_is_bit_8_of_svr(page, svr, enabled):
 
 @pytest.mark.parametrize(
     "x2apic_id, ldr",
-    [(0, 0x1), (15, 0x8000), (16, 0x10001), (300, 0x121000), (0xFFFFF, 0xFFFF8000)],
-    ids=["0", "15", "16", "300", "0xfffff"],
+    [(0, 0x1), (15, 0x8000), (16, 0x10001), (300, 0x121000), (0xFFFFF, 0xFFFF8000), (0x100001, 2)],
+    ids=["0", "15", "16", "300", "0xfffff", "beyond-its-bits"],
 )
 def test_x2apic_ldr_is_cluster_and_bit(x2apic_id, ldr):
     assert x2apic_ldr(x2apic_id) == ldr

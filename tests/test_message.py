@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import fields, replace
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.apic import DeliveryMode, DestinationMode, Message, TriggerMode
-from helpers.apic.message import LAYOUT
+from helpers.apic.message import LAYOUT, padding_of
 
 WORDS = ("address_lo", "address_hi", "data")
 ZERO = Message(vector=0, address_base=0)
@@ -133,3 +134,81 @@ def test_decoded_rows_name_modes():
     assert ("data", "10:8", "delivery_mode", "0x5 INIT") in rows
     assert ("data", "15", "trigger_mode", "0x1 LEVEL") in rows
     assert ("address_lo", "31:20", "address_base", "0xfee") in rows
+
+
+# --- as text --------------------------------------------------------------------------------------
+
+
+@given(word, word, word)
+def test_text_is_read_as_written(address_lo, address_hi, data):
+    message = Message.decode(address_lo, address_hi, data)
+    assert Message.parse(message.text) == message
+    assert Message.parse(f"{address_lo:#x}:{address_hi:x}:{data:#010x}") == message
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("vector=0x41 destination=0", Message()),
+        ("vector=0x30 destination=0x1ff", Message(0x30, 0x1FF)),
+        (
+            "vector=1 destination=2 destination_mode=logical delivery_mode=lowest_priority "
+            "redirection_hint=1 trigger_mode=level",
+            Message(1, 2, DestinationMode(1), DeliveryMode(1), 1, TriggerMode(1)),
+        ),
+        ("vector=0x41 destination=0 address_base=0", Message(address_base=0)),
+    ],
+)
+def test_text_says_what_is_not_plain(text, message):
+    assert message.text == text
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("vector=66", Message(0x42)),
+        ("delivery_mode=NMI", Message(delivery_mode=DeliveryMode.NMI)),
+        ("delivery_mode=Lowest-Priority", Message(delivery_mode=DeliveryMode.LOWEST_PRIORITY)),
+        ("delivery_mode=0x5", Message(delivery_mode=DeliveryMode.INIT)),
+        ("fee0300c:0x100:441", Message.decode(0xFEE0300C, 0x100, 0x441)),
+    ],
+)
+def test_other_ways_to_write_it_are_understood(text, message):
+    assert Message.parse(text) == message
+
+
+NAMES = " ".join(field.name for field in fields(Message))
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("nmi", "message: 'nmi' is not FIELD=VALUE; or write address_lo:address_hi:data in hex"),
+        ("vectr=1", f"message: 'vectr' is no field; there are {NAMES}"),
+        ("vector=", "vector: '' is not a number"),
+        ("vector=41h", "vector: '41h' is not a number"),
+        ("vector=0x100", "vector 0x100 does not fit data[7:0]"),
+        ("destination=-1", "destination: -1 does not fit 32 bits"),
+        (
+            "delivery_mode=8",
+            "delivery_mode: '8' is none of fixed lowest_priority smi remrd nmi init sipi extint, "
+            "nor its number",
+        ),
+        (
+            "trigger_mode=levle",
+            "trigger_mode: 'levle' is none of edge level, nor its number",
+        ),
+        ("1:2", "message '1:2': 2 words, not address_lo:address_hi:data"),
+        ("1:2:3g", "data: '0x3g' is not a number"),
+        ("100000000:0:0", "address_lo: 0x100000000 does not fit 32 bits"),
+    ],
+)
+def test_bad_word_is_named(text, said):
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+        Message.parse(text)
+
+
+@pytest.mark.parametrize("text", ["", "00" * 11, "00" * 13, "0g" * 12])
+def test_padding_is_12_bytes(text):
+    with pytest.raises(ValueError, match=f"^pad: '{text}' is not 12 bytes in hex$"):
+        padding_of(text)

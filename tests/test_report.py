@@ -239,6 +239,28 @@ def test_failed_test_says_what_was_expected_and_what_happened(report):
     assert "Repeat pytest suites/test_it.py::test_fails" in shown
 
 
+def test_failed_test_says_what_the_model_says_of_its_last_message(report):
+    shown = report.unfolded("test_fails")
+    assert "What the model says of the last message rules that applied: 1. address_hi is" in shown
+    assert "here: ID 0x1 is vCPU 1 [dest.physical] Intel SDM vol. 3, 11.6.2.1" in shown
+    assert (
+        "outcome on the reference kernel: returns 1"
+        " vCPU 1 accepts it: IRR SET {0x41}, TMR SET {0x41} nothing happens on vCPU 0, 2, 3"
+    ) in shown
+    assert "\n  vCPU 1 accepts it: IRR SET {0x41}" in report.rows["test_fails"]["unfolded"]
+
+
+def test_known_deviation_says_what_the_model_says(report):
+    shown = report.unfolded("test_deviates[0]")
+    assert "What the model says of this message rules that applied: 1. devid and padding" in shown
+    assert "here: devid 0x7, padding 010000000000000000000000 [abi.ignored]" in shown
+
+
+@pytest.mark.parametrize("test", ["test_passes[200]", "test_has_an_error", "test_is_skipped"])
+def test_others_have_no_prediction(report, test):
+    assert "model" not in report.unfolded(test)
+
+
 def test_message_is_decoded(report):
     shown = report.unfolded("test_fails")
     assert "1. FIXED vector 0x41, to physical 0xff, flags 0x80000000 returned -1 EINVAL" in shown
@@ -549,6 +571,17 @@ def test_fails(machine, text):
     [test] = report.matrix
     assert test == f"test_fails[{HOSTILE}]"
     assert f"OSError: {HOSTILE}" in report.matrix[test].unfolded[0]
+
+
+def test_machine_without_lapics_has_no_prediction(suite):
+    suite.add("""
+@clause("msi.needs-irqchip")
+def test_fails(machines):
+    machines(irqchip="none").signal(Message()).returns(1)
+""")
+    report = report_of(suite)
+    assert "What the model says" not in report.unfolded("test_fails")
+    assert "helpers.apic explain" not in report.run.output
 
 
 # --- runs that are not whole ----------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -176,6 +179,25 @@ def test_it(machine, flags):
     assert "<Message FIXED vector 0x41, to physical 0x1>" in output
     assert "vCPU 1: nothing; before it RUNNABLE <LAPIC ID=0x01000000" in output
     assert "again: pytest 'suites/test_it.py::test_it[2]'" in output
+
+
+def test_failure_names_the_command_that_explains_its_message(suite):
+    suite.add("""
+@clause("msi.flags")
+def test_it(machines):
+    machine = machines(vcpu_ids=[0, 300], x2apic_api=3)
+    machine.signal(Message(destination=300), flags=1, devid=7, pad=bytes(11) + b"x").returns(0)
+""")
+    mark = "what the model says of the last message: python "
+    [line] = suite.run().lines_with(mark)
+    command = shlex.split(line.removeprefix(mark))
+    explained = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout
+    assert "message: vector=0x41 destination=0x12c\n" in explained
+    assert "  flags 0x1, devid 0x7, pad 000000000000000000000078\n" in explained
+    assert "  vCPU 1: vCPU ID 300, xAPIC with ID 0x2c, logical ID 0x02, DFR flat, en" in explained
+    assert "vCPU 1 accepts it: IRR SET {0x41}" in explained
 
 
 def test_clauses_are_counted_by_level_and_state(suite):

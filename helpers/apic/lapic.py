@@ -80,8 +80,8 @@ def show_vectors(vectors: Iterable[int]) -> str:
 
 
 def x2apic_ldr(x2apic_id: int) -> int:
-    """The read-only LDR of an x2APIC (SDM vol. 3, 11.12.10.2): cluster in 31:16, one bit below."""
-    return (x2apic_id >> 4) << 16 | 1 << (x2apic_id & 0xF)
+    """The read-only LDR of an x2APIC (SDM vol. 3, 11.12.10.2): ID bits 19:4, and one bit below."""
+    return (x2apic_id >> 4 & 0xFFFF) << 16 | 1 << (x2apic_id & 0xF)
 
 
 class LapicPage:

@@ -3,11 +3,18 @@
 Intel SDM vol. 3, 11.11 "Message Signalled Interrupts"; the upper address half is that of
 KVM_X2APIC_API_USE_32BIT_IDS (api.rst 4.71 and 7.7). Every one of the 96 bits belongs to a named
 field, so that encoding and decoding are exact inverses.
+
+A message has two text forms, the same in every command: its words in hex, and fields, where those
+left out are as in ``Message()``::
+
+    fee0300c:0:441
+    vector=0x41 destination=3 destination_mode=logical delivery_mode=nmi redirection_hint=1
 """
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 
@@ -38,6 +45,13 @@ class TriggerMode(enum.IntEnum):
     LEVEL = 1
 
 
+_ENUMS: dict[str, type[enum.IntEnum]] = {
+    "delivery_mode": DeliveryMode,
+    "destination_mode": DestinationMode,
+    "trigger_mode": TriggerMode,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """Where a field of :class:`Message` lies: bits ``high``:``low`` of ``word``."""
@@ -57,6 +71,8 @@ class Field:
         return str(self.high) if self.high == self.low else f"{self.high}:{self.low}"
 
 
+WORDS = ("address_lo", "address_hi", "data")
+
 # The layout, once; the destination's two parts are joined in Message.destination.
 LAYOUT = (
     Field("address_base", "address_lo", 31, 20, "0xfee in a message of a real device"),
@@ -71,7 +87,7 @@ LAYOUT = (
     Field("trigger_mode", "data", 15, 15, "0 edge, 1 level"),
     Field("level", "data", 14, 14, "1 assert; ignored for edge"),
     Field("data_reserved_13_11", "data", 13, 11, "reserved"),
-    Field("delivery_mode", "data", 10, 8, "see DeliveryMode"),
+    Field("delivery_mode", "data", 10, 8, "how it is delivered"),
     Field("vector", "data", 7, 0, "vector"),
 )
 
@@ -143,6 +159,61 @@ class Message:
             **values,
         )
 
+    @classmethod
+    def from_words(cls, words: Mapping[str, object]) -> Message:
+        """As :meth:`decode`, of words that were read somewhere; ValueError names a bad one."""
+        return cls.decode(**{name: number_of(name, words.get(name, 0)) for name in WORDS})
+
+    @classmethod
+    def from_fields(cls, values: Mapping[str, object]) -> Message:
+        """The message with these fields: numbers, numbers as text, enums by name in any case.
+
+        ValueError names a field or value that is not understood.
+        """
+        known = [field.name for field in fields(cls)]
+        given: dict[str, int] = {}
+        for name, value in values.items():
+            if name not in known:
+                raise ValueError(f"message: {name!r} is no field; there are {' '.join(known)}")
+            if name in _ENUMS:
+                given[name] = _member_of(name, value)
+            else:
+                given[name] = number_of(name, value)
+        return cls(**given)  # type: ignore[arg-type]
+
+    @classmethod
+    def parse(cls, text: str) -> Message:
+        """The message with this text form; ValueError says which word is not understood."""
+        if ":" in text:
+            words = text.split(":")
+            if len(words) != len(WORDS):
+                raise ValueError(f"message {text!r}: {len(words)} words, not {':'.join(WORDS)}")
+            return cls.from_words(
+                {
+                    name: f"0x{word.removeprefix('0x')}"
+                    for name, word in zip(WORDS, words, strict=True)
+                }
+            )
+        values: dict[str, object] = {}
+        for word in text.split():
+            name, equals, value = word.partition("=")
+            if not equals:
+                raise ValueError(
+                    f"message: {word!r} is not FIELD=VALUE; or write {':'.join(WORDS)} in hex"
+                )
+            values[name] = value
+        return cls.from_fields(values)
+
+    @property
+    def text(self) -> str:
+        """The fields that are not as in ``Message()``, and always vector and destination."""
+        return " ".join(
+            f"{field.name}={_shown(field.name, value)}"
+            for field in fields(self)
+            if (value := getattr(self, field.name)) != field.default
+            or field.name in ("vector", "destination")
+        )
+
     def decoded(self) -> list[tuple[str, str, str, str]]:
         """Rows (word, bits, field, value in hex and words) for people, most significant first."""
         return [
@@ -151,12 +222,7 @@ class Message:
 
     @staticmethod
     def _in_words(name: str, value: int) -> str:
-        named: dict[str, type[enum.IntEnum]] = {
-            "delivery_mode": DeliveryMode,
-            "destination_mode": DestinationMode,
-            "trigger_mode": TriggerMode,
-        }
-        return f"{value:#x} {named[name](value).name}" if name in named else f"{value:#x}"
+        return f"{value:#x} {_ENUMS[name](value).name}" if name in _ENUMS else f"{value:#x}"
 
     def __repr__(self) -> str:
         """A short line: what differs from a plain fixed physical edge message, and always these."""
@@ -175,3 +241,45 @@ class Message:
             if field.name not in hidden and value != field.default:
                 shown.append(f"{field.name}={value:#x}")
         return f"<Message {', '.join(shown)}>"
+
+
+def number_of(name: str, value: object, bits: int = 32) -> int:
+    """``value``, an int or one as text, which ``name`` has ``bits`` for; else ValueError."""
+    try:
+        number = int(value, 0) if isinstance(value, str) else value
+    except ValueError:
+        number = None
+    if not isinstance(number, int) or isinstance(number, bool):
+        raise ValueError(f"{name}: {value!r} is not a number")
+    if not 0 <= number < 1 << bits:
+        raise ValueError(f"{name}: {value} does not fit {bits} bits")
+    return number
+
+
+def padding_of(text: str) -> bytes:
+    """The 12 bytes of kvm_msi's padding that ``text`` has in hex; else ValueError."""
+    try:
+        pad = bytes.fromhex(text)
+    except ValueError:
+        pad = b""
+    if len(pad) != 12:
+        raise ValueError(f"pad: {text!r} is not 12 bytes in hex")
+    return pad
+
+
+def _member_of(name: str, value: object) -> enum.IntEnum:
+    kind = _ENUMS[name]
+    wanted = str(value).upper().replace("-", "_")
+    if wanted in kind.__members__:
+        return kind[wanted]
+    known = " ".join(member.lower() for member in kind.__members__)
+    try:
+        return kind(number_of(name, value))
+    except ValueError:
+        raise ValueError(f"{name}: {value!r} is none of {known}, nor its number") from None
+
+
+def _shown(name: str, value: int) -> str:
+    if name in _ENUMS:
+        return _ENUMS[name](value).name.lower()
+    return str(value) if value < 10 else f"{value:#x}"

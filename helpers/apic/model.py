@@ -102,7 +102,7 @@ class Effect:
             elif isinstance(value, frozenset):
                 parts.append(f"{each.name.replace('_', ' ').upper()} {show_vectors(value)}")
             else:
-                parts.append(f"{each.name.upper()} pending")
+                parts.append(f"{each.name.upper()} {'pending' if value == 1 else f'{value:+}'}")
         return ", ".join(parts) or "nothing"
 
 
@@ -320,7 +320,7 @@ NOBODY = Rule(
 )
 HASHED = Rule(
     "Of n candidates, number vector mod n.",
-    ("dest.lowest-priority", "dest.vector-hashing"),
+    ("dest.lowest-priority", "dest.redirection-hint", "dest.vector-hashing"),
     "lapic.c kvm_vector_to_index; 52004014f7c6 (4.5)",
 )
 ROUND = Rule(
@@ -373,6 +373,7 @@ class Model:
         self.topology = topology
         self.switches = switches
         self.map = Map.build(topology, switches)
+        self._index = {vcpu.vcpu_id: index for index, vcpu in enumerate(topology.vcpus)}
         self._applied: list[tuple[Rule, str]] = []
 
     def predict(
@@ -437,7 +438,11 @@ class Model:
         hint = bool(message.redirection_hint)
         one = hint or mode is DeliveryMode.LOWEST_PRIORITY
         logical = message.destination_mode is DestinationMode.LOGICAL
-        if self.map is not None and not self._is_broadcast(self.map, destination):
+        if self.map is None:
+            why = "aliased IDs" if self.topology.vcpus else "no vCPU"
+        elif self._is_broadcast(self.map, destination):
+            why = "a broadcast"
+        else:
             if not logical:
                 found = self.map.physical.get(destination)
                 self._apply(PHYSICAL, f"ID {destination:#x} is {_show([found])}")
@@ -446,6 +451,7 @@ class Model:
                 slots = self.map.slots(destination)
                 self._apply(_LOGICAL[self.map.logical_mode], f"{destination:#x} is {_show(slots)}")
                 return Route(mode, slots, one, nobody=0)
+            why = self.map.logical_mode.value
         if not logical and destination == XAPIC_BROADCAST and one:
             self._apply(HINT_BROADCAST, f"{mode.name} becomes FIXED")
             mode, one = DeliveryMode.FIXED, hint
@@ -456,7 +462,7 @@ class Model:
             and (vcpu.software_enabled or not one)
             and self.matches(vcpu, destination, logical)
         )
-        self._apply(SEARCH, f"{destination:#x} is {_show(members)}")
+        self._apply(SEARCH, f"{why}: {destination:#x} is {_show(members)}")
         if not members:
             self._apply(NOBODY, "EPERM")
         return Route(mode, members, one, nobody=errno.EPERM)
@@ -484,8 +490,7 @@ class Model:
         if destination == (X2APIC_BROADCAST if vcpu.is_x2apic else XAPIC_BROADCAST):
             return True
         if not logical:
-            wide = vcpu.is_x2apic or destination > 0xFF
-            return destination == (vcpu.vcpu_id if wide else vcpu.id)
+            return destination == (vcpu.vcpu_id if vcpu.is_x2apic else vcpu.id)
         if vcpu.is_x2apic:
             return vcpu.ldr >> 16 == destination >> 16 and bool(vcpu.ldr & destination & 0xFFFF)
         own = vcpu.ldr >> 24
@@ -519,17 +524,19 @@ class Model:
 
     def accept(self, vcpu: VcpuState, mode: DeliveryMode, message: Message) -> Effect | None:
         """What ``message``, delivered as ``mode``, does to a vCPU; None where it is refused."""
+        name = f"vCPU {self._index[vcpu.vcpu_id]}"
         fixed = mode in (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY)
         if fixed and not vcpu.software_enabled:
-            self._apply(SOFTWARE_DISABLED, f"vCPU {vcpu.vcpu_id}")
+            self._apply(SOFTWARE_DISABLED, name)
             return None
         if mode is DeliveryMode.SMI and not self.topology.smm:
-            self._apply(NO_SMM, f"vCPU {vcpu.vcpu_id}")
+            self._apply(NO_SMM, name)
             return None
         if mode is DeliveryMode.EXTINT:
-            self._apply(NO_EXTINT, f"vCPU {vcpu.vcpu_id}")
+            self._apply(NO_EXTINT, name)
             return None
-        self._apply(_ACCEPTING[mode], f"vCPU {vcpu.vcpu_id}, {vcpu.mp_state.name}")
+        by_mp_state = mode in (DeliveryMode.SIPI, DeliveryMode.REMRD)
+        self._apply(_ACCEPTING[mode], f"{name}, {vcpu.mp_state.name}" if by_mp_state else name)
         return effect_of(message, vcpu, mode, self.switches)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from helpers.apic.lapic import DFR_FLAT, Mode, VectorSet, x2apic_ldr
+from helpers.apic.message import number_of
 from helpers.kvm import abi
 
 Irqchip = Literal["none", "full", "split"]
@@ -61,9 +62,12 @@ class VcpuState:
         for name, usual in (("id", self.vcpu_id & 0xFF), ("ldr", usual_ldr)):
             if getattr(self, name) == -1:
                 object.__setattr__(self, name, usual)
-        for name, bits in (("vcpu_id", 32), ("id", 8), ("ldr", 32), ("dfr", 32)):
+        for name, bits in (("vcpu_id", 32), *_NUMBERS.items()):
             if not 0 <= getattr(self, name) < 1 << bits:
                 raise ValueError(f"{name} {getattr(self, name):#x} does not fit {bits} bits")
+        for name in _VECTORS:
+            if beyond := [vector for vector in getattr(self, name) if not 0 <= vector <= 0xFF]:
+                raise ValueError(f"{name}: {beyond[0]:#x} is no vector")
 
     @property
     def hardware_enabled(self) -> bool:
@@ -98,7 +102,7 @@ class VcpuState:
     def parse(cls, text: str) -> VcpuState:
         """The inverse of ``str()``; ValueError says which word is not understood."""
         first, *words = text.split("/")
-        given: dict[str, object] = {"vcpu_id": _number(first, text)}
+        given: dict[str, object] = {"vcpu_id": number_of(f"vCPU {text!r}", first)}
         for word in words:
             name, equals, value = word.partition("=")
             if word in _MODES:
@@ -110,17 +114,22 @@ class VcpuState:
             elif word == "unmapped":
                 given["mapped"] = False
             elif equals and name in _NUMBERS:
-                given[name] = _number(value, text)
+                given[name] = number_of(f"vCPU {text!r}", value)
             elif equals and name in _VECTORS:
-                given[name] = frozenset(_number(vector, text) for vector in value.split("+"))
+                vectors = value.split("+")
+                given[name] = frozenset(number_of(f"vCPU {text!r}", each) for each in vectors)
             else:
                 known = [*_MODES, *_STATES, "sw-disabled", "unmapped"]
                 known += [f"{name}=" for name in (*_NUMBERS, *_VECTORS)]
                 raise ValueError(f"vCPU {text!r}: {word!r} is none of {' '.join(known)}")
-        return cls(**given)  # type: ignore[arg-type]
+        try:
+            return cls(**given)  # type: ignore[arg-type]
+        except ValueError as reason:
+            raise ValueError(f"vCPU {text!r}: {reason}") from None
 
 
-_NUMBERS = ("id", "ldr", "dfr", "nmi", "smi", "init", "arb_prio")
+_NUMBERS = {"id": 8, "ldr": 32, "dfr": 32, "nmi": 8, "smi": 1, "init": 1, "arb_prio": 31}
+"""How many bits each has."""
 _HEX = ("id", "ldr", "dfr")
 _VECTORS = ("irr", "tmr")
 
@@ -131,13 +140,6 @@ def _dashed(name: str) -> str:
 
 _MODES = {_dashed(mode.name): mode for mode in Mode}
 _STATES = {_dashed(state.name): state for state in MpState}
-
-
-def _number(text: str, whole: str) -> int:
-    try:
-        return int(text, 0)
-    except ValueError:
-        raise ValueError(f"vCPU {whole!r}: {text!r} is not a number") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +155,12 @@ class Topology:
     x2apic_api: int = 0
     vector_hashing: bool = True
     smm: bool = True
+
+    def __post_init__(self) -> None:
+        ids = [vcpu.vcpu_id for vcpu in self.vcpus]
+        if len(set(ids)) < len(ids):
+            twice = next(id for id in ids if ids.count(id) > 1)
+            raise ValueError(f"topology: two vCPUs have the vCPU ID {twice}")
 
     @property
     def has_32bit_ids(self) -> bool:
@@ -181,8 +189,8 @@ class Topology:
                 name, value = _FLAGS[word]
                 given[name] = value
             elif word.startswith("x2apic_api="):
-                given["x2apic_api"] = _number(word.partition("=")[2], word)
-            elif word[0].isdigit():
+                given["x2apic_api"] = number_of("x2apic_api", word.partition("=")[2])
+            elif word[0].isdecimal():
                 vcpus.append(VcpuState.parse(word))
             else:
                 known = [*get_args(Irqchip), "x2apic_api=", *_FLAGS]

@@ -81,11 +81,12 @@ class Setting:
     def vcpu(self, index: int, snapshot: Snapshot) -> VcpuState:
         """A vCPU as the model sees it."""
         page = snapshot.lapic
+        mode = self.modes[index]
         return VcpuState(
             vcpu_id=self.vcpu_ids[index],
-            mode=self.modes[index],
+            mode=mode,
             software_enabled=page.software_enabled,
-            id=page.xapic_id,
+            id=-1 if mode is Mode.X2APIC else page.xapic_id,  # it has none: the usual one
             ldr=page[Register.LDR],
             dfr=page[Register.DFR],
             irr=page.irr,

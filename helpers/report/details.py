@@ -13,12 +13,14 @@ from typing import TypedDict
 import pytest
 
 from helpers.apic import Register
-from helpers.apic.model import Effect, show_mp_state
+from helpers.apic.explain import explain_outcome
+from helpers.apic.model import Effect, Model, show_mp_state
 from helpers.guest.expect import Mismatch
 from helpers.guest.injection import Injection, Snapshot
 from helpers.guest.machine import Machine, journal
 from helpers.kvm import abi
 from helpers.kvm.ioctl import Call, trace
+from helpers.verdicts.kernel import topology_of
 
 REGISTERS = (Register.ID, Register.SVR, Register.LDR, Register.DFR, Register.TPR, Register.PPR)
 
@@ -73,13 +75,15 @@ class Details(TypedDict):
     """One test.
 
     ``error`` is the exception of a test that ended by anything but a mismatch; ``sent_of`` says how
-    many messages it sent, where ``sent`` has only the last of them.
+    many messages it sent, where ``sent`` has only the last of them. ``predicted`` is what the model
+    says of the last one, of a test that ended by a mismatch and sent it to LAPICs in the kernel.
     """
 
     mismatch: Failed | None
     error: str
     sent: list[Sent]
     sent_of: str
+    predicted: str
     trace: list[str]
     irqchips: list[str]
 
@@ -93,6 +97,7 @@ def collect(item: pytest.Item, error: BaseException | None) -> Details:
         error="" if error is None or isinstance(error, Mismatch) else _describe(error),
         sent=[_sent(injection, error) for injection in shown],
         sent_of=f"{len(journal)}{or_more}" if len(shown) < len(journal) else "",
+        predicted=_predicted(error),
         trace=_cut(collapse(trace), older=len(trace) == trace.maxlen),
         irqchips=_irqchips(item),
     )
@@ -102,6 +107,16 @@ def _failed(error: BaseException | None) -> Failed | None:
     if not isinstance(error, Mismatch):
         return None
     return Failed(subject=error.subject, expected=error.expected, actual=error.actual)
+
+
+def _predicted(error: BaseException | None) -> str:
+    topology = topology_of(journal[-1]) if journal and isinstance(error, Mismatch) else None
+    if topology is None:
+        return ""
+    message, msi = journal[-1].message, journal[-1].msi
+    return explain_outcome(
+        Model(topology).predict(message, flags=msi.flags, devid=msi.devid, pad=bytes(msi.pad))
+    )
 
 
 def _describe(error: BaseException) -> str:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from helpers.apic.topology import Topology
 from helpers.guest.assemble import AssemblyError, probe
+from helpers.guest.injection import Injection
 from helpers.kvm import System, abi
 
 VENDOR_MODULES = ("kvm_intel", "kvm_amd", "kvm_pvm")
@@ -94,6 +96,20 @@ def _module_parameters() -> dict[str, str]:
             except OSError:
                 continue  # write-only parameters exist
     return parameters
+
+
+def topology_of(injection: Injection) -> Topology | None:
+    """The machine a message was sent to, as the model sees it.
+
+    None where no vCPU has a LAPIC in the kernel, or one is in a state that no vCPU of x86 can have.
+    """
+    if not injection.before:
+        return None
+    kernel = running_kernel()
+    try:
+        return injection.setting.topology(injection.before, kernel.vector_hashing, kernel.has_smm)
+    except ValueError:
+        return None
 
 
 def is_x86_64() -> bool:

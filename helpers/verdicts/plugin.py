@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from helpers.apic.explain import command
 from helpers.guest.expect import Mismatch
 from helpers.guest.machine import journal
 from helpers.kvm.ioctl import trace
 from helpers.verdicts.clauses import Clause
 from helpers.verdicts.deviations import Deviation
-from helpers.verdicts.kernel import Untestable, require_testable, running_kernel
+from helpers.verdicts.kernel import Untestable, require_testable, running_kernel, topology_of
 from helpers.verdicts.kernel_log import KernelLog
 from helpers.verdicts.tally import Result, Tally
 
@@ -282,4 +283,9 @@ def explain(clause: Clause, verdict: Verdict) -> str:
     if verdict.note:
         parts.append(verdict.note)
     parts += [injection.explain() for injection in list(journal)[-4:]]
+    if journal and (topology := topology_of(journal[-1])):
+        msi = journal[-1].msi
+        message = journal[-1].message
+        explained = command(topology, message, msi.flags, msi.devid, bytes(msi.pad))
+        parts.append(f"what the model says of the last message: {explained}")
     return "\n".join([*parts, f"again: {verdict.repeat}"])

@@ -1,0 +1,144 @@
+"""A prediction as plain text: the message, the topology, the rules that applied, the outcome.
+
+Lines are at most 100 wide. ``python -m helpers.apic explain`` prints all of it, a report of a
+failure the rules and the outcome.
+"""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+
+from helpers.apic.lapic import DFR_CLUSTER, DFR_FLAT, Mode, show_vectors
+from helpers.apic.message import LAYOUT, WORDS, Message
+from helpers.apic.model import REFERENCE, Model, Outcome, Rule, Switches
+from helpers.apic.topology import MpState, Topology, VcpuState
+
+WIDTH = 100
+
+
+def explain(
+    model: Model, message: Message, *, flags: int = 0, devid: int = 0, pad: bytes = bytes(12)
+) -> str:
+    """All of it, for the topology and the kernels of ``model``."""
+    outcome = model.predict(message, flags=flags, devid=devid, pad=pad)
+    return "\n\n".join(
+        [
+            "\n".join(_message(message, flags, devid, pad)),
+            "\n".join(_topology(model.topology)),
+            explain_outcome(outcome, model.switches),
+        ]
+    )
+
+
+def explain_outcome(outcome: Outcome, switches: Switches = REFERENCE) -> str:
+    """The rules that applied, and what happens; ``switches`` are those it was predicted with."""
+    return "\n\n".join(["\n".join(_rules(outcome.applied)), "\n".join(_effects(outcome, switches))])
+
+
+def command(topology: Topology, message: Message, flags: int, devid: int, pad: bytes) -> str:
+    """The shell command that prints :func:`explain`, for the reference kernel."""
+    words = ["python", "-m", "helpers.apic", "explain", message.text, str(topology)]
+    for option, value in (("--flags", flags), ("--devid", devid)):
+        if value:
+            words += [option, f"{value:#x}"]
+    if any(pad):
+        words += ["--pad", pad.hex()]
+    return shlex.join(words)
+
+
+def _message(message: Message, flags: int, devid: int, pad: bytes) -> Iterator[str]:
+    yield from _wrapped("message: ", message.text)
+    rows = list(zip(LAYOUT, message.decoded(), strict=True))
+    for name in WORDS:
+        yield f"  {name} {getattr(message, name):#010x}"
+        for field, (word, bits, _, value) in rows:
+            if word == name:
+                yield f"    {bits:>5}  {field.name:22} {value:19} {field.meaning}"
+    yield f"  flags {flags:#x}, devid {devid:#x}, pad {pad.hex() if any(pad) else '0'}"
+
+
+def _topology(topology: Topology) -> Iterator[str]:
+    yield from _wrapped("topology: ", str(topology) or "no vCPU")
+    if topology.irqchip == "none":
+        yield "  no in-kernel irqchip"
+        return
+    quirk = "a" if topology.has_broadcast_quirk else "no"
+    yield (
+        f"  {topology.irqchip} irqchip, {32 if topology.has_32bit_ids else 8}-bit destination IDs,"
+        f" 0xff is {quirk} broadcast to x2APICs"
+    )
+    chosen = "vector hashing" if topology.vector_hashing else "going round"
+    yield f"  lowest priority by {chosen}, {'SMM' if topology.smm else 'no SMM'}"
+    for index, vcpu in enumerate(topology.vcpus):
+        yield from _wrapped(f"  vCPU {index}: ", ", ".join(_vcpu(vcpu)))
+
+
+def _vcpu(vcpu: VcpuState) -> Iterator[str]:
+    yield f"vCPU ID {vcpu.vcpu_id}"
+    match vcpu.mode:
+        case Mode.DISABLED:
+            yield "LAPIC disabled in IA32_APIC_BASE"
+        case Mode.XAPIC:
+            yield f"xAPIC with ID {vcpu.id:#x}"
+            yield f"logical ID {vcpu.ldr >> 24:#04x}" if vcpu.ldr else "no logical ID"
+            dfr = {DFR_FLAT: "flat", DFR_CLUSTER: "cluster"}.get(vcpu.dfr, f"{vcpu.dfr:#x}")
+            yield f"DFR {dfr}"
+        case Mode.X2APIC:
+            yield f"x2APIC, logical ID {vcpu.ldr:#010x}"
+    if vcpu.hardware_enabled:
+        yield "enabled" if vcpu.software_enabled else "software-disabled"
+    if vcpu.mp_state is not MpState.RUNNABLE:
+        yield vcpu.mp_state.name
+    if not vcpu.mapped:
+        yield "not yet in the kernel's map of LAPICs"
+    pending = {"NMI": vcpu.nmi, "SMI": vcpu.smi, "INIT": vcpu.init}
+    for name, count in pending.items():
+        if count:
+            yield f"{name} pending" if count == 1 else f"{count} {name}s pending"
+    for name in ("irr", "tmr"):
+        if vectors := getattr(vcpu, name):
+            yield f"{name.upper()} {show_vectors(vectors)}"
+    if vcpu.arb_prio:
+        yield f"chosen {vcpu.arb_prio} times for lowest priority"
+
+
+def _rules(applied: Iterable[tuple[Rule, str]]) -> Iterator[str]:
+    yield "rules that applied:"
+    said: dict[Rule, list[str]] = {}
+    for rule, detail in applied:
+        said.setdefault(rule, []).append(detail)
+    for number, (rule, details) in enumerate(said.items(), 1):
+        yield from _wrapped(f"  {number}. ", rule.text)
+        yield from _wrapped("     here: ", "; ".join(details))
+        yield from _wrapped("     ", f"[{' '.join(rule.clauses)}] {rule.source}")
+
+
+def _kernel(switches: Switches) -> str:
+    off = [each.name for each in fields(switches) if not getattr(switches, each.name)]
+    return f"the reference kernel{' without ' if off else ''}{', '.join(off)}"
+
+
+def _effects(outcome: Outcome, switches: Switches) -> Iterator[str]:
+    yield f"outcome on {_kernel(switches)}: returns {outcome.returned}"
+    for index in outcome.accepted:
+        effect = outcome.effects[index]
+        yield f"  vCPU {index} accepts it: {effect or 'nothing changes'}"
+    others = [str(i) for i in range(len(outcome.effects)) if i not in outcome.accepted]
+    if others:
+        yield from _wrapped("  nothing happens on vCPU ", ", ".join(others))
+
+
+def _wrapped(start: str, text: str) -> list[str]:
+    """``start`` and ``text`` in lines, of which the further ones are indented to the text."""
+    hang = " " * min(len(start), 8)
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=start,
+        subsequent_indent=hang,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

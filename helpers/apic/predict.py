@@ -1,0 +1,175 @@
+"""Predictions of many cases: JSON lines in, a line of JSON out for each.
+
+A case is an object:
+
+  topology      its text form: "split x2apic_api=3 0 1/ldr=0x02000000"
+  message       its text form, or an object of its fields, or of address_lo, address_hi and data
+  flags, devid  numbers, if not 0
+  pad           12 bytes in hex, if not 0
+  capabilities  an object of what overrides the topology's: x2apic_api, smm, vector_hashing
+  switches      an object, switch to whether it is on; those left out are
+  recorded      what a kernel did, an object of result, errno and effects, or of some of them
+
+Numbers may also be text: "0x41". Its prediction is an object:
+
+  result   the return value
+  errno    the name of errno, null if result is not -1
+  effects  an object, vCPU (0 is the first of the topology) to what changed on it; those on which
+           nothing changes are left out. What changed is an object of irr_set, irr_cleared, tmr_set
+           and tmr_cleared (lists of vectors), nmi, smi and init (how many more are pending),
+           mp_state (a list of two names: before, after) and registers (other registers' names,
+           which only a record has), those left out that did not
+  clauses  a list of the ids of the clauses whose rules applied
+  agrees   with recorded: whether all that was recorded is as predicted
+
+The exit code is 1 if a record disagrees. Input that makes no sense ends it with exit code 2 and the
+number of the line.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any, TextIO
+
+from helpers.apic.message import WORDS, Message, number_of, padding_of
+from helpers.apic.model import REFERENCE, Effect, Model, Outcome, Switches, show_mp_state
+from helpers.apic.topology import Topology
+
+_KEYS = ("topology", "message", "flags", "devid", "pad", "capabilities", "switches", "recorded")
+_CAPABILITIES = ("x2apic_api", "smm", "vector_hashing")
+_RECORDED = ("result", "errno", "effects")
+_EFFECTS = tuple(each.name for each in fields(Effect))
+_VECTORS = ("irr_set", "irr_cleared", "tmr_set", "tmr_cleared")
+_SWITCHES = tuple(each.name for each in fields(Switches))
+
+
+def run(cases: Iterable[str], predictions: TextIO) -> int:
+    """Predict each line of ``cases``; the exit code. ValueError names the line that is wrong."""
+    disagree = False
+    number = 0
+    for number, line in enumerate(cases, 1):
+        try:
+            prediction = predict(json.loads(line.strip()))
+        except json.JSONDecodeError as reason:
+            raise ValueError(
+                f"line {number}: not JSON: {reason.msg} in column {reason.colno}"
+            ) from None
+        except ValueError as reason:
+            raise ValueError(f"line {number}: {reason}") from None
+        print(json.dumps(prediction), file=predictions)
+        disagree |= not prediction.get("agrees", True)
+    if not number:
+        raise ValueError("no case on standard input; --help says how one is written")
+    return int(disagree)
+
+
+def predict(case: object) -> dict[str, Any]:
+    """The prediction of one case, both as described above; ValueError says what is wrong."""
+    given = _object("a case", case, _KEYS)
+    for name in ("topology", "message"):
+        if name not in given:
+            raise ValueError(f"a case needs a {name}")
+    topology = Topology.parse(_text("topology", given["topology"]))
+    switches = _object("switches", given.get("switches", {}), _SWITCHES)
+    model = Model(
+        replace(topology, **_capabilities(given.get("capabilities", {}))),
+        replace(REFERENCE, **{name: _bool(name, value) for name, value in switches.items()}),
+    )
+    outcome = model.predict(
+        _message(given["message"]),
+        flags=number_of("flags", given.get("flags", 0)),
+        devid=number_of("devid", given.get("devid", 0)),
+        pad=padding_of(_text("pad", given.get("pad", "00" * 12))),
+    )
+    prediction = _prediction(outcome)
+    if "recorded" in given:
+        recorded = _object("recorded", given["recorded"], _RECORDED)
+        prediction["agrees"] = _agrees(prediction, recorded)
+    return prediction
+
+
+def _message(given: object) -> Message:
+    if isinstance(given, str):
+        return Message.parse(given)
+    values = _object("message", given)
+    if set(values) & set(WORDS):
+        return Message.from_words(_object("message", values, WORDS))
+    return Message.from_fields(values)
+
+
+def _capabilities(given: object) -> dict[str, Any]:
+    return {
+        name: number_of(name, value) if name == "x2apic_api" else _bool(name, value)
+        for name, value in _object("capabilities", given, _CAPABILITIES).items()
+    }
+
+
+def _prediction(outcome: Outcome) -> dict[str, Any]:
+    clauses = [id for rule, _ in outcome.applied for id in rule.clauses]
+    return {
+        "result": outcome.result,
+        "errno": errno.errorcode[outcome.errno] if outcome.errno else None,
+        "effects": {
+            str(vcpu): _plain(effect) for vcpu, effect in enumerate(outcome.effects) if effect
+        },
+        "clauses": list(dict.fromkeys(clauses)),
+    }
+
+
+def _plain(effect: Effect) -> dict[str, Any]:
+    """What changed, as JSON has it."""
+    plain: dict[str, Any] = {}
+    for name in _EFFECTS:
+        value = getattr(effect, name)
+        if value and isinstance(value, frozenset):
+            plain[name] = sorted(value)
+        elif name == "mp_state" and value:
+            plain[name] = [show_mp_state(state) for state in value]
+        elif value:
+            plain[name] = value
+    return plain
+
+
+def _agrees(prediction: Mapping[str, Any], recorded: Mapping[str, Any]) -> bool:
+    if "effects" in recorded:
+        recorded = {**recorded, "effects": _recorded_effects(recorded["effects"])}
+    return all(prediction[name] == value for name, value in recorded.items())
+
+
+def _recorded_effects(given: object) -> dict[str, dict[str, Any]]:
+    """As predictions have them: vectors in order, nothing that did not change."""
+    effects = {}
+    for vcpu, changes in _object("effects", given).items():
+        changed = {
+            name: sorted(value) if name in _VECTORS and isinstance(value, list) else value
+            for name, value in _object(f"effects on vCPU {vcpu}", changes, _EFFECTS).items()
+            if value
+        }
+        if changed:
+            effects[vcpu] = changed
+    return effects
+
+
+def _object(name: str, value: object, known: Sequence[str] | None = None) -> Mapping[str, Any]:
+    """``value``, which must be an object, with no keys but those ``known``."""
+    if not isinstance(value, dict):
+        raise ValueError(f"{name}: {json.dumps(value)} is not an object")
+    for key in value:
+        if known is not None and key not in known:
+            raise ValueError(f"{name}: {key!r} is none of {' '.join(known)}")
+    return value
+
+
+def _bool(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: {json.dumps(value)} is neither true nor false")
+    return value
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name}: {json.dumps(value)} is not text")
+    return value
