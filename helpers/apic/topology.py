@@ -144,8 +144,10 @@ def _number(text: str, whole: str) -> int:
 class Topology:
     """A VM: its irqchip, its vCPUs in the order of their creation, and what was enabled.
 
-    ``x2apic_api`` is KVM_CAP_X2APIC_API's args[0] (api.rst 7.7), ``vector_hashing`` the parameter
-    of kvm.ko, ``smm`` whether a vCPU can take an SMI (KVM_CAP_X86_SMM).
+    ``x2apic_api`` is KVM_CAP_X2APIC_API's args[0] (api.rst 7.7); ``mapped_api`` what it was when
+    the kernel's map of LAPICs was built, which enabling more does not do again, None where that is
+    the same. ``vector_hashing`` is the parameter of kvm.ko, ``smm`` whether a vCPU can take an SMI
+    (KVM_CAP_X86_SMM).
     """
 
     vcpus: tuple[VcpuState, ...] = ()
@@ -153,10 +155,17 @@ class Topology:
     x2apic_api: int = 0
     vector_hashing: bool = True
     smm: bool = True
+    mapped_api: int | None = None
 
     @property
     def has_32bit_ids(self) -> bool:
         return bool(self.x2apic_api & abi.KVM_X2APIC_API_USE_32BIT_IDS)
+
+    @property
+    def is_mapped_with_32bit_ids(self) -> bool:
+        """Whether the map was built for 32-bit IDs."""
+        api = self.x2apic_api if self.mapped_api is None else self.mapped_api
+        return bool(api & abi.KVM_X2APIC_API_USE_32BIT_IDS)
 
     @property
     def has_broadcast_quirk(self) -> bool:
@@ -166,6 +175,8 @@ class Topology:
         words: list[str] = [] if self.irqchip == "full" else [self.irqchip]
         if self.x2apic_api:
             words.append(f"x2apic_api={self.x2apic_api}")
+        if self.mapped_api is not None:
+            words.append(f"mapped_api={self.mapped_api}")
         words += [word for word, (name, value) in _FLAGS.items() if getattr(self, name) == value]
         return " ".join([*words, *map(str, self.vcpus)])
 
@@ -180,12 +191,13 @@ class Topology:
             elif word in _FLAGS:
                 name, value = _FLAGS[word]
                 given[name] = value
-            elif word.startswith("x2apic_api="):
-                given["x2apic_api"] = _number(word.partition("=")[2], word)
+            elif word.startswith(("x2apic_api=", "mapped_api=")):
+                name, _, number = word.partition("=")
+                given[name] = _number(number, word)
             elif word[0].isdigit():
                 vcpus.append(VcpuState.parse(word))
             else:
-                known = [*get_args(Irqchip), "x2apic_api=", *_FLAGS]
+                known = [*get_args(Irqchip), "x2apic_api=", "mapped_api=", *_FLAGS]
                 raise ValueError(
                     f"topology: {word!r} is neither a vCPU (a number, then /words) nor one of "
                     + " ".join(known)
