@@ -81,6 +81,7 @@ class Cpu:
         self._area = layout.AREAS + index * layout.AREA_SIZE
         self.control = layout.Control.from_buffer(machine.memory, self._area)
         self._mode: Mode | None = None
+        self._has_cpuid = False
 
     # --- the host's view --------------------------------------------------------------------------
 
@@ -311,9 +312,15 @@ class Cpu:
             running.wait_until_asleep()
             yield running
 
+    def set_cpuid(self) -> None:
+        """All that KVM supports, once: a vCPU that has run may take no other (KVM_SET_CPUID2)."""
+        if not self._has_cpuid:
+            self.vcpu.set_cpuid(self.machine.cpuid)
+            self._has_cpuid = True
+
     def power_on(self, mode: Mode = Mode.XAPIC) -> None:
         """Software-enabled, runnable at the probe's idle loop; xAPIC: LDR bit ``index``, flat."""
-        self.vcpu.set_cpuid(self.machine.cpuid)
+        self.set_cpuid()
         sregs = self.vcpu.get_sregs()
         sregs.apic_base &= ~(APIC_BASE_ENABLE | APIC_BASE_X2APIC)
         sregs.apic_base |= mode.value
@@ -490,7 +497,7 @@ class Machine(Closing):
         self.unmapped: int | None = None
         self._mapped_api = 0
         self.cpuid = system.supported_cpuid()
-        self._has_smm = system.check_extension(abi.KVM_CAP_X86_SMM) > 0
+        self.has_smm = system.check_extension(abi.KVM_CAP_X86_SMM) > 0
         with contextlib.ExitStack() as undo:
             self._vm = undo.enter_context(system.create_vm())
             if irqchip == "full":
@@ -615,7 +622,7 @@ class Machine(Closing):
     def topology(self, vector_hashing: bool = True) -> Topology:
         """The machine as it is now, as the model sees it."""
         snapshots = self.snapshots()  # first: they make the kernel process a pending INIT
-        return self.setting().topology(snapshots, vector_hashing, self._has_smm)
+        return self.setting().topology(snapshots, vector_hashing, self.has_smm)
 
     def observe(self, msi: abi.kvm_msi, inject: Callable[[], tuple[int, int]]) -> Injection:
         """Run ``inject``, which sends ``msi`` one way or another: (return value, errno)."""
