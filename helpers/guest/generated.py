@@ -162,11 +162,13 @@ class Known:
     """What of the vCPUs no ioctl shows, by index.
 
     ``in_probe``: they are at the probe's idle loop; ``unhalted``: delivery mode 3 once un-halted
-    them, which some kernels forget later than others; ``chosen``: VcpuState.arb_prio.
+    them, which some kernels forget later than others; ``overlooked``: since their LAPIC is enabled
+    again no event has made the kernel look for what is pending; ``chosen``: VcpuState.arb_prio.
     """
 
     in_probe: set[int] = field(default_factory=set)
     unhalted: set[int] = field(default_factory=set)
+    overlooked: set[int] = field(default_factory=set)
     chosen: Counter[int] = field(default_factory=Counter)
 
 
@@ -243,6 +245,12 @@ class AnySequence(RuleBasedStateMachine):
     @rule(x2apic_api=_API)
     def enable_late(self, x2apic_api: int) -> None:
         """KVM_CAP_X2APIC_API, when there are vCPUs."""
+        if not self.world.switches.x2apics_keep_their_ids:
+            # These kernels can no longer read a LAPIC that has another ID than its vCPU then.
+            for cpu in self._cpus:
+                if cpu.mode is Mode.X2APIC:
+                    cpu.mode = Mode.DISABLED
+                    cpu.mode = Mode.X2APIC
         self._machine.vm.enable_cap(abi.KVM_CAP_X2APIC_API, x2apic_api)
 
     @rule(vectors=st.lists(st.integers(16, 255), max_size=2))
@@ -269,24 +277,25 @@ class AnySequence(RuleBasedStateMachine):
         """KVM_SET_SREGS, which may do what a guest must not."""
         cpu = self._nth(nth)
         is_forced = cpu.mode is Mode.X2APIC and mode is Mode.XAPIC
-        changes = cpu.mode is not mode
+        old = cpu.mode
         cpu.mode = mode
         if is_forced and not self.world.switches.x2apics_keep_their_ids:
             # These kernels neither gave it an xAPIC ID nor built the map again (052c3b99cbc8).
             cpu.configure(id=cpu.vcpu.vcpu_id & 0xFF)
             self.known.chosen[cpu.index] = 0
-        self._expect_mode(cpu, mode, changes)
+        self._expect_switch(cpu, old, mode)
 
-    def _expect_mode(self, cpu: Cpu, mode: Mode, changed: bool) -> None:
-        expect("mode", cpu.mode.name, mode.name)
-        # Of what was pending when the LAPIC was disabled the kernel thinks at the next event only,
-        # and this is one.
-        cpu.vcpu.set_events(cpu.vcpu.get_events())
+    def _expect_switch(self, cpu: Cpu, old: Mode, new: Mode) -> None:
+        expect("mode", cpu.mode.name, new.name)
+        if new is old:
+            return
         page = cpu.lapic
-        if changed and mode is Mode.XAPIC:
+        if new is Mode.XAPIC:
             expect("xAPIC ID", page.xapic_id, cpu.vcpu.vcpu_id & 0xFF)
-        if changed and mode is Mode.X2APIC:
+        if new is Mode.X2APIC:
             expect("x2APIC LDR", page[Register.LDR], x2apic_ldr(cpu.vcpu.vcpu_id))
+        if old is Mode.DISABLED:
+            self.known.overlooked.add(cpu.index)
 
     @precondition(lambda self: self._cpus)
     @rule(nth=_NTH, write=st.sampled_from(_WRITES))
@@ -297,9 +306,6 @@ class AnySequence(RuleBasedStateMachine):
         page = cpu.lapic
         keeps = self.world.switches.x2apics_keep_their_ids
         is_raw = cpu.mode is Mode.X2APIC and self._machine.topology().has_32bit_ids
-        if is_raw and not keeps:
-            # The ID may have got lost before 32-bit IDs were enabled, and must be right now.
-            page[Register.ID] = cpu.vcpu.vcpu_id
         page[register] = value
         try:
             cpu.lapic = page
@@ -340,8 +346,10 @@ class AnySequence(RuleBasedStateMachine):
         lapic = before.lapic
         pending = set() if cpu.mode is Mode.DISABLED else {v for v in lapic.irr if v >= 16}
         wakes = bool(pending or before.nmi_pending or before.smi_pending)
-        if before.mp_state not in (MpState.RUNNABLE, MpState.HALTED) or not wakes:
+        runs = before.mp_state == MpState.RUNNABLE or (before.mp_state == MpState.HALTED and wakes)
+        if not runs or cpu.index in self.known.overlooked:
             cpu.mp_state = MpState.RUNNABLE
+        self.known.overlooked.discard(cpu.index)
         smis = self._machine.smis_handled
         vectors = [taken.vector for taken in cpu.take()]
         nmis = before.nmi_pending
@@ -364,11 +372,11 @@ class AnySequence(RuleBasedStateMachine):
         """WRMSR of IA32_APIC_BASE."""
         cpu = self._nth(nth, self._in_probe())
         self._take(cpu)
-        allowed = _SWITCHES[cpu.mode]
-        mode = allowed[which % len(allowed)]
+        old = cpu.mode
+        new = _SWITCHES[old][which % len(_SWITCHES[old])]
         base = cpu.vcpu.get_sregs().apic_base & ~(APIC_BASE_ENABLE | APIC_BASE_X2APIC)
-        cpu.wrmsr(IA32_APIC_BASE, base | mode.value)
-        self._expect_mode(cpu, mode, changed=True)
+        cpu.wrmsr(IA32_APIC_BASE, base | new.value)
+        self._expect_switch(cpu, old, new)
 
     def _with_registers(self) -> list[Cpu]:
         return [cpu for cpu in self._in_probe() if cpu.mode is not Mode.DISABLED]
