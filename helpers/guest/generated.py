@@ -211,7 +211,7 @@ class AnySequence(RuleBasedStateMachine):
 
     @initialize(
         irqchip=st.sampled_from(_IRQCHIPS),
-        x2apic_api=st.one_of(st.just(0), _API),
+        x2apic_api=st.one_of(st.just(0), st.just(0), _API),
         ids=st.lists(st.sampled_from(IDS), max_size=4, unique=True),
         mode=st.sampled_from((Mode.XAPIC, Mode.X2APIC)),
     )
@@ -242,9 +242,10 @@ class AnySequence(RuleBasedStateMachine):
         if all(cpu.vcpu.vcpu_id != vcpu_id for cpu in self._cpus):
             self._add(vcpu_id)
 
-    @rule(x2apic_api=_API)
-    def enable_late(self, x2apic_api: int) -> None:
-        """KVM_CAP_X2APIC_API, when there are vCPUs."""
+    @precondition(lambda self: self._cpus)
+    @rule(x2apic_api=_API, nth=_NTH, contents=_CONTENTS)
+    def enable_late(self, x2apic_api: int, nth: int, contents: list[dict[str, Any]]) -> None:
+        """KVM_CAP_X2APIC_API, when there are vCPUs, and messages before the map is built again."""
         if not self.world.switches.x2apics_keep_their_ids:
             # These kernels can no longer read a LAPIC that has another ID than its vCPU then.
             for cpu in self._cpus:
@@ -252,6 +253,7 @@ class AnySequence(RuleBasedStateMachine):
                     cpu.mode = Mode.DISABLED
                     cpu.mode = Mode.X2APIC
         self._machine.vm.enable_cap(abi.KVM_CAP_X2APIC_API, x2apic_api)
+        self._send(contents, DestinationMode.PHYSICAL, self._nth(nth).vcpu.vcpu_id)
 
     @rule(vectors=st.lists(st.integers(16, 255), max_size=2))
     def change_routing(self, vectors: list[int]) -> None:
