@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from helpers.apic.model import Switches
 from helpers.apic.topology import Irqchip
 from helpers.guest import Machine
 from helpers.kvm import System
@@ -15,6 +16,7 @@ from helpers.verdicts.kernel import Kernel, running_kernel
 
 pytest_plugins = [
     "helpers.verdicts.plugin",
+    "helpers.verdicts.hunt",
     "helpers.report.plugin",
     "helpers.report.results",
     "helpers.kernels.plugin",
@@ -32,6 +34,20 @@ def system() -> Iterator[System]:
 def kernel() -> Kernel:
     """What is known of the kernel under test."""
     return running_kernel()
+
+
+@pytest.fixture(scope="session")
+def switches(kernel: Kernel) -> Switches:
+    """How the kernel under test differs from the reference kernel."""
+    is_second_generation = kernel.version >= (6, 3)
+    return Switches(
+        aliased_ids_all_receive=is_second_generation,
+        aliased_logical_ids_all_receive=is_second_generation,
+        unmatched_logical_is_blocked=is_second_generation,
+        x2apics_keep_their_ids=is_second_generation,
+        nmis_are_counted=kernel.version >= (6, 4),
+        remrd_ends_reset_hold=kernel.version >= (5, 11),
+    )
 
 
 @pytest.fixture

@@ -140,11 +140,6 @@ class Message:
     def data(self) -> int:
         return self._word("data")
 
-    @property
-    def text(self) -> str:
-        """``address_lo:address_hi:data``, in hex."""
-        return f"{self.address_lo:#x}:{self.address_hi:#x}:{self.data:#x}"
-
     @classmethod
     def decode(cls, address_lo: int, address_hi: int, data: int) -> Message:
         """The message with these three 32-bit words; the inverse of the three properties."""

@@ -196,7 +196,7 @@ class Map:
             if vcpu.mapped and vcpu.hardware_enabled
         ]
         made = cls(largest=max([XAPIC_BROADCAST, *(vcpu.vcpu_id for _, vcpu in mapped)]))
-        unique = switches.aliased_ids_all_receive and not topology.has_32bit_ids
+        unique = switches.aliased_ids_all_receive and not topology.is_mapped_with_32bit_ids
         for index, vcpu in mapped:
             if unique and not made._add_unique(index, vcpu):
                 return None

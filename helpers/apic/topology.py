@@ -146,8 +146,10 @@ _STATES = {_dashed(state.name): state for state in MpState}
 class Topology:
     """A VM: its irqchip, its vCPUs in the order of their creation, and what was enabled.
 
-    ``x2apic_api`` is KVM_CAP_X2APIC_API's args[0] (api.rst 7.7), ``vector_hashing`` the parameter
-    of kvm.ko, ``smm`` whether a vCPU can take an SMI (KVM_CAP_X86_SMM).
+    ``x2apic_api`` is KVM_CAP_X2APIC_API's args[0] (api.rst 7.7); ``mapped_api`` what it was when
+    the kernel's map of LAPICs was built, which enabling more does not do again, None where that is
+    the same. ``vector_hashing`` is the parameter of kvm.ko, ``smm`` whether a vCPU can take an SMI
+    (KVM_CAP_X86_SMM).
     """
 
     vcpus: tuple[VcpuState, ...] = ()
@@ -155,6 +157,7 @@ class Topology:
     x2apic_api: int = 0
     vector_hashing: bool = True
     smm: bool = True
+    mapped_api: int | None = None
 
     def __post_init__(self) -> None:
         ids = [vcpu.vcpu_id for vcpu in self.vcpus]
@@ -167,6 +170,12 @@ class Topology:
         return bool(self.x2apic_api & abi.KVM_X2APIC_API_USE_32BIT_IDS)
 
     @property
+    def is_mapped_with_32bit_ids(self) -> bool:
+        """Whether the map was built for 32-bit IDs."""
+        api = self.x2apic_api if self.mapped_api is None else self.mapped_api
+        return bool(api & abi.KVM_X2APIC_API_USE_32BIT_IDS)
+
+    @property
     def has_broadcast_quirk(self) -> bool:
         return not self.x2apic_api & abi.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
 
@@ -174,6 +183,8 @@ class Topology:
         words: list[str] = [] if self.irqchip == "full" else [self.irqchip]
         if self.x2apic_api:
             words.append(f"x2apic_api={self.x2apic_api}")
+        if self.mapped_api is not None:
+            words.append(f"mapped_api={self.mapped_api}")
         words += [word for word, (name, value) in _FLAGS.items() if getattr(self, name) == value]
         return " ".join([*words, *map(str, self.vcpus)])
 
@@ -188,12 +199,13 @@ class Topology:
             elif word in _FLAGS:
                 name, value = _FLAGS[word]
                 given[name] = value
-            elif word.startswith("x2apic_api="):
-                given["x2apic_api"] = number_of("x2apic_api", word.partition("=")[2])
+            elif word.startswith(("x2apic_api=", "mapped_api=")):
+                name, _, number = word.partition("=")
+                given[name] = number_of(name, number)
             elif word[0].isdecimal():
                 vcpus.append(VcpuState.parse(word))
             else:
-                known = [*get_args(Irqchip), "x2apic_api=", *_FLAGS]
+                known = [*get_args(Irqchip), "x2apic_api=", "mapped_api=", *_FLAGS]
                 raise ValueError(
                     f"topology: {word!r} is neither a vCPU (a number, then /words) nor one of "
                     + " ".join(known)

@@ -68,8 +68,9 @@ def _register_name(offset: int) -> str:
 class Setting:
     """Of the machine a message was sent to, what no snapshot shows.
 
-    ``modes``: each vCPU's LAPIC mode; ``unmapped``: the vCPU created last, until the kernel's map
-    is built again; None afterwards.
+    ``modes``: each vCPU's LAPIC mode. Until the kernel's map of LAPICs is built again, ``unmapped``
+    is the vCPU created last, and ``mapped_api`` what KVM_CAP_X2APIC_API was before it was enabled
+    late; None afterwards.
     """
 
     irqchip: Irqchip = "full"
@@ -77,6 +78,7 @@ class Setting:
     vcpu_ids: tuple[int, ...] = ()
     modes: tuple[Mode, ...] = ()
     unmapped: int | None = None
+    mapped_api: int | None = None
 
     def vcpu(self, index: int, snapshot: Snapshot) -> VcpuState:
         """A vCPU as the model sees it."""
@@ -103,7 +105,7 @@ class Setting:
     ) -> Topology:
         """The whole machine as the model sees it; the last two are the kernel's."""
         vcpus = tuple(self.vcpu(index, snapshot) for index, snapshot in enumerate(snapshots))
-        return Topology(vcpus, self.irqchip, self.x2apic_api, vector_hashing, smm)
+        return Topology(vcpus, self.irqchip, self.x2apic_api, vector_hashing, smm, self.mapped_api)
 
 
 @dataclass(frozen=True, slots=True)

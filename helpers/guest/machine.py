@@ -41,6 +41,9 @@ from helpers.kvm.closing import Closing
 # What these leave behind is in the LAPIC page; the others leave latches no ioctl clears.
 _LEAVE_NO_TRACE = {DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY, DeliveryMode.EXTINT}
 
+# What the kernel's map of LAPICs is built from; it is built again after each write of these.
+_MAPPED = {Register.ID, Register.LDR, Register.DFR}
+
 DEADLINE = 10.0
 """Seconds that a vCPU in a thread may take to do what a test waits for."""
 
@@ -78,6 +81,7 @@ class Cpu:
         self._area = layout.AREAS + index * layout.AREA_SIZE
         self.control = layout.Control.from_buffer(machine.memory, self._area)
         self._mode: Mode | None = None
+        self._has_cpuid = False
 
     # --- the host's view --------------------------------------------------------------------------
 
@@ -89,7 +93,7 @@ class Cpu:
     @lapic.setter
     def lapic(self, page: LapicPage) -> None:
         self.vcpu.set_lapic(abi.kvm_lapic_state.from_buffer_copy(page.raw))
-        self.machine.unmapped = None
+        self.machine.map_is_built()
 
     @property
     def mode(self) -> Mode:
@@ -109,10 +113,11 @@ class Cpu:
         self._write_sregs(sregs)
 
     def _write_sregs(self, sregs: abi.kvm_sregs) -> None:
-        if self.mode.value != sregs.apic_base & (APIC_BASE_ENABLE | APIC_BASE_X2APIC):
-            self.machine.unmapped = None
+        old = self.mode
         self.vcpu.set_sregs(sregs)
         self._mode = None
+        if self.mode is not old:
+            self.machine.map_is_built()
 
     @property
     def mp_state(self) -> int:
@@ -143,12 +148,15 @@ class Cpu:
     def snapshot(self) -> Snapshot:
         lapic = self.lapic
         events = self.vcpu.get_events()
+        mp_state = self.mp_state
+        if events.smi.latched_init:  # reading the mp_state has reset the LAPIC
+            self.machine.map_is_built()
         return Snapshot(
             lapic=lapic,
             nmi_pending=events.nmi.pending,
             smi_pending=events.smi.pending,
             latched_init=events.smi.latched_init,
-            mp_state=self.mp_state,
+            mp_state=mp_state,
         )
 
     # --- running ----------------------------------------------------------------------------------
@@ -243,7 +251,12 @@ class Cpu:
 
     def write(self, register: Register, value: int) -> None:
         """The guest writes a LAPIC register."""
+        was_enabled = register is Register.SVR and self.lapic.software_enabled
         self._operate("LAPIC_WRITE", register, value)
+        if register in _MAPPED or (
+            register is Register.SVR and was_enabled != bool(value & SVR_ENABLE)
+        ):
+            self.machine.map_is_built()
 
     def eoi(self) -> None:
         self.write(Register.EOI, 0)
@@ -253,8 +266,11 @@ class Cpu:
 
     def wrmsr(self, msr: int, value: int) -> None:
         self.machine.shared = False
+        old = self.mode
         self._operate("WRMSR", msr, value)
         self._mode = None
+        if self.mode is not old:
+            self.machine.map_is_built()
 
     def cli(self) -> None:
         self._operate("CLI")
@@ -296,10 +312,17 @@ class Cpu:
             running.wait_until_asleep()
             yield running
 
+    def set_cpuid(self) -> None:
+        """All that KVM supports, once: a vCPU that has run may take no other (KVM_SET_CPUID2)."""
+        if not self._has_cpuid:
+            self.vcpu.set_cpuid(self.machine.cpuid)
+            self._has_cpuid = True
+
     def power_on(self, mode: Mode = Mode.XAPIC) -> None:
         """Software-enabled, runnable at the probe's idle loop; xAPIC: LDR bit ``index``, flat."""
-        self.vcpu.set_cpuid(self.machine.cpuid)
+        self.set_cpuid()
         sregs = self.vcpu.get_sregs()
+        sregs.apic_base &= ~(APIC_BASE_ENABLE | APIC_BASE_X2APIC)
         sregs.apic_base |= mode.value
         sregs.cr0, sregs.cr3, sregs.cr4 = 0x80000011, layout.PML4, 0x20  # PG ET PE; PAE
         sregs.efer = 0x500  # LME LMA
@@ -472,8 +495,9 @@ class Machine(Closing):
         self.shared = power_on
         self._pristine: list[Snapshot] = []
         self.unmapped: int | None = None
+        self._mapped_api = 0
         self.cpuid = system.supported_cpuid()
-        self._has_smm = system.check_extension(abi.KVM_CAP_X86_SMM) > 0
+        self.has_smm = system.check_extension(abi.KVM_CAP_X86_SMM) > 0
         with contextlib.ExitStack() as undo:
             self._vm = undo.enter_context(system.create_vm())
             if irqchip == "full":
@@ -513,8 +537,14 @@ class Machine(Closing):
         """Create the next vCPU, fresh from KVM_CREATE_VCPU."""
         cpu = Cpu(self, len(self.cpus), self._vm.create_vcpu(vcpu_id))
         self.cpus.append(cpu)
+        self.map_is_built()
         self.unmapped = cpu.index
         return cpu
+
+    def map_is_built(self) -> None:
+        """The kernel has built its map of LAPICs again, of all vCPUs there are."""
+        self.unmapped = None
+        self._mapped_api = self._vm.x2apic_api
 
     def reset(self) -> bool:
         """All vCPUs back to power-on; False when this machine cannot be brought back."""
@@ -565,6 +595,7 @@ class Machine(Closing):
         for mode, vector in ((DeliveryMode.INIT, 0), (DeliveryMode.SIPI, self.start_page)):
             self.send(Message(vector=vector, destination=index, delivery_mode=mode))
         self[index].step()
+        self.map_is_built()
 
     def _signal(self, msi: abi.kvm_msi) -> tuple[int, int]:
         try:
@@ -578,22 +609,25 @@ class Machine(Closing):
 
     def setting(self) -> Setting:
         """What the snapshots do not show."""
+        api = self._vm.x2apic_api
         return Setting(
             irqchip=self.irqchip,
-            x2apic_api=self._vm.x2apic_api,
+            x2apic_api=api,
             vcpu_ids=tuple(cpu.vcpu.vcpu_id for cpu in self.cpus),
             modes=() if self.irqchip == "none" else tuple(cpu.mode for cpu in self.cpus),
             unmapped=self.unmapped,
+            mapped_api=self._mapped_api if self.cpus and self._mapped_api != api else None,
         )
 
     def topology(self, vector_hashing: bool = True) -> Topology:
         """The machine as it is now, as the model sees it."""
-        return self.setting().topology(self.snapshots(), vector_hashing, self._has_smm)
+        snapshots = self.snapshots()  # first: they make the kernel process a pending INIT
+        return self.setting().topology(snapshots, vector_hashing, self.has_smm)
 
     def observe(self, msi: abi.kvm_msi, inject: Callable[[], tuple[int, int]]) -> Injection:
         """Run ``inject``, which sends ``msi`` one way or another: (return value, errno)."""
-        setting = self.setting()
         before = self.snapshots()
+        setting = self.setting()
         result, code = inject()
         after = self.snapshots()
         injection = Injection(msi, result, code, before, after, setting)

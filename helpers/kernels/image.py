@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import stat
@@ -16,6 +17,9 @@ _LEFT_OUT = {"test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3",
 _LEFT_OUT |= {".git", ".tox", ".mypy_cache", ".ruff_cache", "reports", "tests"}
 # Below the standard library these are another Python's packages; our own are added by name.
 _LEFT_OUT |= {"site-packages", "dist-packages"}
+
+# What a test imports when it runs, and collecting it does not.
+_IMPORTED_LATE = ("hypothesis",)
 
 
 class Cpio:
@@ -76,7 +80,8 @@ def userland(project: Path, more: Iterable[Path]) -> bytes:
     init = f"#!{sys.executable} -S\nimport sys\nsys.path.insert(0, {str(project)!r})\n"
     init += "from helpers.kernels.init import main\nmain()\n"
     archive.add("/init", stat.S_IFREG | 0o755, init.encode())
-    for path in (*_python(), *_packages(), project, *more):
+    packages = list(_packages())
+    for path in (*_python(), *packages, *_libraries(_extensions(packages)), project, *more):
         archive.add_path(path)
     return archive.finish()
 
@@ -93,6 +98,8 @@ def _python() -> Iterator[Path]:
 
 def _packages() -> Iterator[Path]:
     """What this process has imported, whole packages, and what is known of their installation."""
+    for name in _IMPORTED_LATE:
+        importlib.import_module(name)
     names = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
     for name in sorted(names):
         module = sys.modules.get(name)
@@ -105,6 +112,12 @@ def _packages() -> Iterator[Path]:
             # Some lists name files that are gone.
             if file.parts[0].endswith((".dist-info", ".egg-info")) and place.exists():
                 yield place
+
+
+def _extensions(packages: Iterable[Path]) -> Iterator[Path]:
+    """What of ``packages`` is not Python."""
+    for package in packages:
+        yield from package.rglob("*.so")
 
 
 def _libraries(binaries: Iterable[Path]) -> Iterator[Path]:

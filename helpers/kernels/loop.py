@@ -85,9 +85,6 @@ class Judging:
         self.selector = selectors.DefaultSelector()
         self.seen: set[str] = set()
         self.reported = 0
-        timeout = session.config.getoption("timeout") or session.config.getini("timeout") or 0
-        # The guest watches the timeout; where it cannot, the kernel hangs.
-        self.test_seconds = 2 * float(timeout) + 10 if float(timeout) else float("inf")
 
     def run(self) -> None:
         """Until all tests of all columns are reported. Guests are gone afterwards, whatever."""
@@ -160,7 +157,7 @@ class Judging:
                 self._give(seat)
             case "begin":
                 seat.running = arguments[0]
-                seat.deadline = time.monotonic() + self.test_seconds
+                seat.deadline = time.monotonic() + self._patience(seat.running)
                 self._give(seat)
             case "ended":
                 seat.running = ""
@@ -170,6 +167,14 @@ class Judging:
                 self._next_column(seat)
             case "failed":
                 self._give_up(seat, arguments[0])
+
+    def _patience(self, nodeid: str) -> float:
+        """Seconds: the guest watches a test's timeout; where it cannot, the kernel hangs."""
+        config = self.session.config
+        mark = self.items[nodeid].get_closest_marker("timeout")
+        given = [*(mark.args if mark else ()), config.getoption("timeout")]
+        timeout = next((value for value in given if value), config.getini("timeout"))
+        return 2 * float(timeout) + 10 if float(timeout or 0) else float("inf")
 
     def _ready(self, seat: Seat, nodeids: list[str]) -> None:
         if missing := self.items.keys() - nodeids:

@@ -534,6 +534,12 @@ _TABLE = (
         "arch/x86/kvm/x86.c kvm_vm_ioctl_enable_cap",
     ),
     _observed(
+        "model.generated",
+        "5.10",
+        "Whatever ioctls and guest writes went before, a message does what the model says.",
+        "helpers/apic/model.py",
+    ),
+    _observed(
         "equivalence.routes",
         "5.10",
         "A message does the same through a GSI route: by irqfd, by KVM_IRQ_LINE_STATUS, directly.",

@@ -19,6 +19,9 @@ from helpers.verdicts.kernel import Untestable, require_testable, running_kernel
 from helpers.verdicts.kernel_log import KernelLog
 from helpers.verdicts.tally import Result, Tally
 
+REPEAT = pytest.StashKey[list[str]]()
+"""Of an item: what repeats it, where that is not its node id."""
+
 SUITES = Path(__file__).resolve().parents[2] / "suites"
 
 
@@ -140,7 +143,8 @@ class Verdicts:
 
     def _verdict(self, item: pytest.Item, clause: Clause, kernel_options: Sequence[str]) -> Verdict:
         options = [*kernel_options, *(["--strict"] if self.strict else [])]
-        return Verdict(clause.id, repeat=shlex.join(["pytest", item.nodeid, *options]))
+        what = item.stash.get(REPEAT, [item.nodeid])
+        return Verdict(clause.id, repeat=shlex.join(["pytest", *what, *options]))
 
     def add_verdict(
         self, item: pytest.Item, report: pytest.TestReport, kernel_options: Sequence[str]
