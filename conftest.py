@@ -12,11 +12,13 @@ from helpers.apic.model import Switches
 from helpers.apic.topology import Irqchip
 from helpers.guest import Machine
 from helpers.kvm import System
+from helpers.verdicts.deviations import switches_of
 from helpers.verdicts.kernel import Kernel, running_kernel
 
 pytest_plugins = [
     "helpers.verdicts.plugin",
     "helpers.verdicts.hunt",
+    "helpers.verdicts.space",
     "helpers.report.plugin",
     "helpers.report.results",
     "helpers.kernels.plugin",
@@ -39,15 +41,7 @@ def kernel() -> Kernel:
 @pytest.fixture(scope="session")
 def switches(kernel: Kernel) -> Switches:
     """How the kernel under test differs from the reference kernel."""
-    is_second_generation = kernel.version >= (6, 3)
-    return Switches(
-        aliased_ids_all_receive=is_second_generation,
-        aliased_logical_ids_all_receive=is_second_generation,
-        unmatched_logical_is_blocked=is_second_generation,
-        x2apics_keep_their_ids=is_second_generation,
-        nmis_are_counted=kernel.version >= (6, 4),
-        remrd_ends_reset_hold=kernel.version >= (5, 11),
-    )
+    return switches_of(kernel)
 
 
 @pytest.fixture

@@ -92,6 +92,13 @@ LAYOUT = (
 )
 
 
+_LIMITS = [
+    (field.name, field.mask, f"{field.word}[{field.bits}]")
+    for field in LAYOUT
+    if not field.name.startswith("destination_") or field.name == "destination_mode"
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One MSI message. All numbers; ``destination`` is the whole 32-bit destination ID."""
@@ -111,10 +118,9 @@ class Message:
     data_reserved_13_11: int = 0
 
     def __post_init__(self) -> None:
-        for field in LAYOUT:
-            value = self._value(field.name)
-            if not 0 <= value <= field.mask:
-                raise ValueError(f"{field.name} {value:#x} does not fit {field.word}[{field.bits}]")
+        for name, mask, place in _LIMITS:
+            if not 0 <= getattr(self, name) <= mask:
+                raise ValueError(f"{name} {getattr(self, name):#x} does not fit {place}")
         if not 0 <= self.destination < 1 << 32:
             raise ValueError(f"destination {self.destination:#x} does not fit 32 bits")
 

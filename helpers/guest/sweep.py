@@ -69,14 +69,20 @@ def aims(topology: Topology, mode: DeliveryMode) -> Iterator[Aim]:
 
 
 def one_of_each(model: Model, aims: Iterable[Aim]) -> list[Aim]:
-    """The first and, where nobody is addressed, the last of those with the same route."""
+    """The first and, where nobody is addressed, the last of those that address the same.
+
+    The same is: these vCPUs and, where one is chosen, out of as many bits of the destination.
+    """
     firsts: dict[object, Aim] = {}
     lasts: dict[object, Aim] = {}
     for aim in aims:
         route = model.route(aim.message())
-        kind = (aim.destination_mode, aim.redirection_hint, route)
+        present = tuple(slot for slot in route.slots if slot is not None)
+        bits = len(route.slots) if route.one else None
+        how = (aim.destination_mode, aim.redirection_hint, route.delivery_mode, route.nobody)
+        kind = (how, present, bits)
         firsts.setdefault(kind, aim)
-        if not any(slot is not None for slot in route.slots):
+        if not present:
             lasts[kind] = aim
     return list(dict.fromkeys([*firsts.values(), *lasts.values()]))
 

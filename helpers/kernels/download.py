@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import sys
-import time
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+
+from helpers.progress import Bar
 
 _CHUNK = 1 << 18
 _SILENCE = 60  # seconds
@@ -61,40 +60,10 @@ class Download:
             with urllib.request.urlopen(request, timeout=_SILENCE) as answer:
                 if answer.status != 206:  # this server begins anew
                     file.truncate(0)
-                bar = Bar(self.name, self.size, begun=file.seek(0, 2))
+                bar = Bar(self.name, self.size, begun=file.seek(0, 2), unit="MiB", scale=1 << 20)
                 while content := answer.read(_CHUNK):
                     file.write(content)
                     bar.show(file.tell())
                 bar.end()
             if file.tell() < self.size:
                 raise OSError(f"{self.uri} was cut off")
-
-
-class Bar:
-    """One line on the terminal: how much, how fast, how long yet. Silent where there is none."""
-
-    def __init__(self, name: str, size: int, begun: int = 0) -> None:
-        self._name, self._size, self._begun = name, size, begun
-        self._start = time.monotonic()
-        self._shown = 0.0
-
-    def show(self, done: int) -> None:
-        """``done`` of ``size`` bytes are there."""
-        now = time.monotonic()
-        if not sys.stderr.isatty() or now - self._shown < 0.1:
-            return
-        self._shown = now
-        rate = (done - self._begun) / max(now - self._start, 1e-3)
-        left = (self._size - done) / max(rate, 1)
-        text = f"{100 * done // self._size:3} % of {self._size >> 20} MiB, "
-        text += f"{rate / 2**20:.1f} MiB/s, {left:.0f} s left  {self._name}"
-        self._draw(text)
-
-    def end(self) -> None:
-        """Make room for what comes after it."""
-        if self._shown:
-            self._draw("")
-
-    def _draw(self, text: str) -> None:
-        width = shutil.get_terminal_size().columns - 1
-        print(f"\r{text[:width]:{width}}\r", end="", file=sys.stderr, flush=True)

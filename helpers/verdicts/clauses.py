@@ -540,6 +540,12 @@ _TABLE = (
         "helpers/apic/model.py",
     ),
     _observed(
+        "model.swept",
+        "5.10",
+        "To any topology, any message does what the model says.",
+        "helpers/apic/model.py",
+    ),
+    _observed(
         "equivalence.routes",
         "5.10",
         "A message does the same through a GSI route: by irqfd, by KVM_IRQ_LINE_STATUS, directly.",

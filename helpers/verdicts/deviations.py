@@ -8,12 +8,13 @@ is what the entry says happens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
 import pytest
 
+from helpers.apic.model import REFERENCE, Switches
 from helpers.guest.expect import Mismatch
 from helpers.verdicts.kernel import Kernel
 
@@ -24,7 +25,8 @@ class Deviation:
 
     ``bound``: ``every`` kernel so far, a ``version`` range, or a ``host``. ``shows``: patterns
     (subject, actual) as in :class:`helpers.guest.expect.Mismatch`, with ``*`` and ``?`` as
-    wildcards. ``fixed``: commit and version, where there is one.
+    wildcards. ``fixed``: commit and version, where there is one. ``switch``: which switch of the
+    model (helpers/apic/model.py) is off in such a kernel.
     """
 
     id: str
@@ -35,6 +37,7 @@ class Deviation:
     evidence: str
     shows: tuple[tuple[str, str], ...]
     fixed: str = ""
+    switch: str = ""
 
     def explains(self, mismatch: Mismatch) -> bool:
         """Whether this mismatch is what the entry says happens."""
@@ -49,7 +52,12 @@ def _every(id: str, summary: str, evidence: str, *shows: tuple[str, str]) -> Dev
 
 
 def _before(
-    version: tuple[int, int], id: str, fixed: str, summary: str, *shows: tuple[str, str]
+    version: tuple[int, int],
+    id: str,
+    fixed: str,
+    summary: str,
+    *shows: tuple[str, str],
+    switch: str = "",
 ) -> Deviation:
     name = ".".join(map(str, version))
     return Deviation(
@@ -61,6 +69,7 @@ def _before(
         f"measured on stock kernels before and after {name}",
         shows,
         fixed,
+        switch,
     )
 
 
@@ -138,6 +147,7 @@ _TABLE = (
         "647daca25d24 (5.11)",
         "Delivery mode 3 does not end AP_RESET_HOLD.",
         ("mp_state", "AP_RESET_HOLD"),
+        switch="remrd_ends_reset_hold",
     ),
     _before(
         (6, 3),
@@ -145,6 +155,7 @@ _TABLE = (
         "35366901017c (6.3)",
         "A logical destination without a match returns -1 EPERM when no enabled LAPIC has an LDR.",
         ("return value", "-1 EPERM"),
+        switch="unmatched_logical_is_blocked",
     ),
     _before(
         (6, 3),
@@ -153,6 +164,7 @@ _TABLE = (
         "Of several LAPICs with one physical APIC ID only the first receives the interrupt.",
         ("return value", "*"),
         ("effect on vCPU *", "*"),
+        switch="aliased_ids_all_receive",
     ),
     _before(
         (6, 3),
@@ -163,6 +175,7 @@ _TABLE = (
         ("return value", "1"),
         ("effect on vCPU *", "IRR SET {*}"),
         ("effect on vCPU *", "nothing"),
+        switch="x2apics_keep_their_ids",
     ),
     _before(
         (6, 3),
@@ -170,6 +183,7 @@ _TABLE = (
         "2970052481b9, 2bf934aadcac (6.3)",
         "Of LAPICs whose LDRs overlap only one receives the interrupt.",
         ("return value", "*"),
+        switch="aliased_logical_ids_all_receive",
     ),
     _before(
         (6, 3),
@@ -184,6 +198,7 @@ _TABLE = (
         "ab2ee212a57b (6.4)",
         "Of two pending NMIs KVM_GET_VCPU_EVENTS shows one.",
         ("NMIs pending", "1"),
+        switch="nmis_are_counted",
     ),
     _before(
         (6, 11),
@@ -212,6 +227,12 @@ _TABLE = (
 DEVIATIONS: dict[str, Deviation] = {entry.id: entry for entry in _TABLE}
 if len(DEVIATIONS) != len(_TABLE):
     raise ValueError("two deviations have one id")
+
+
+def switches_of(kernel: Kernel) -> Switches:
+    """The model's switches as this kernel's version has them."""
+    off = {entry.switch: False for entry in _TABLE if entry.switch and entry.applies(kernel)}
+    return replace(REFERENCE, **off)
 
 
 def deviation(id: str) -> pytest.MarkDecorator:

@@ -1,0 +1,41 @@
+"""A progress bar for what takes minutes."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+
+
+class Bar:
+    """One line on the terminal: how much, how fast, how long yet. Silent where there is none.
+
+    ``size`` and what is done are counted in ones, and shown in units of ``scale``.
+    """
+
+    def __init__(self, name: str, size: int, *, begun: int = 0, unit: str, scale: int) -> None:
+        self._name, self._size, self._begun = name, size, begun
+        self._unit, self._scale = unit, scale
+        self._start = time.monotonic()
+        self._shown = 0.0
+
+    def show(self, done: int) -> None:
+        """``done`` of ``size`` are there."""
+        now = time.monotonic()
+        if not sys.stderr.isatty() or now - self._shown < 0.1:
+            return
+        self._shown = now
+        rate = (done - self._begun) / max(now - self._start, 1e-3)
+        left = (self._size - done) / max(rate, 1)
+        text = f"{100 * done // self._size:3} % of {self._size // self._scale} {self._unit}, "
+        text += f"{rate / self._scale:.1f} {self._unit}/s, {left:.0f} s left  {self._name}"
+        self._draw(text)
+
+    def end(self) -> None:
+        """Make room for what comes after it."""
+        if self._shown:
+            self._draw("")
+
+    def _draw(self, text: str) -> None:
+        width = shutil.get_terminal_size().columns - 1
+        print(f"\r{text[:width]:{width}}\r", end="", file=sys.stderr, flush=True)

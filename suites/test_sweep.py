@@ -1,0 +1,56 @@
+"""The message space: what is sent to a topology is answered as the model says.
+
+    pytest suites/test_sweep.py --exhaustive -n auto
+
+sends every message there is: 256 destinations, 256 vectors, 8 delivery modes, both destination
+modes, redirection hints, trigger modes and levels. Without the option it is one of each kind.
+"""
+
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+from helpers.apic import DeliveryMode
+from helpers.apic.model import Model
+from helpers.guest.build import build
+from helpers.guest.sweep import Sweep
+from helpers.verdicts import clause
+
+FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
+
+# INIT and SIPI last: they leave vCPUs that cannot be run again.
+IN_ORDER = (REMRD, FIXED, LOWEST, EXTINT, NMI, SMI, INIT, SIPI)
+
+
+@pytest.fixture
+def on_this_kernel(kernel):
+    """A topology with what the kernel under test has."""
+
+    def complete(topology):
+        return replace(topology, vector_hashing=kernel.vector_hashing, smm=kernel.has_smm)
+
+    return complete
+
+
+@clause("model.swept")
+def test_one_message_of_each_kind(system, switches, on_this_kernel, topology, swept):
+    with closing(Sweep(system, on_this_kernel(topology), switches)) as sweep:
+        swept(sum(sweep.run(mode, exhaustive=False) for mode in IN_ORDER))
+
+
+@clause("model.swept")
+@pytest.mark.only_with("exhaustive")
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("mode", DeliveryMode, ids=lambda mode: mode.name)
+def test_every_message(system, switches, on_this_kernel, topology, mode, swept):
+    with closing(Sweep(system, on_this_kernel(topology), switches)) as sweep:
+        swept(sweep.run(mode, exhaustive=True))
+
+
+@clause("model.swept")
+@pytest.mark.only_with("message")
+def test_given_message(system, switches, on_this_kernel, topology, message):
+    topology = on_this_kernel(topology)
+    with build(system, topology) as machine:
+        machine.signal(message).answers(Model(topology, switches).predict(message))
