@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
+from itertools import product
 from typing import Any, NoReturn
 
 from helpers.apic import DeliveryMode, DestinationMode, Message, Register, TriggerMode
@@ -23,8 +24,8 @@ from helpers.guest.injection import Snapshot, effect_between
 from helpers.kvm import System, abi
 
 EVERY_VECTOR = bytes(range(256))
-SOME_VECTORS = bytes((0x0F, 0x10, 0x41, 0x42, 0x43, 0xFE, 0xFF))
-"""The first legal one and the one below it, the last, and some in a row."""
+FEW = 5
+"""Vectors of one kind of message, in a row: as many as bits that one of may be chosen."""
 
 WIDE_DESTINATIONS = (0x100, 0x101, 300, 0x1FF, 0x10001, 0x1000F, 0x12000, 0xFFFF00FF, 0xFFFFFFFF)
 """With 32-bit IDs: the low byte of present IDs, present ones, clusters 1 and 18, broadcasts."""
@@ -35,7 +36,8 @@ _SHOWS_FROM = {
     DeliveryMode.SIPI: MpState.INIT_RECEIVED,
 }
 
-_FLUSH = 64  # series without any effect that are sent before the vCPUs are read
+MOST_SERIES = 64
+"""What is sent before the vCPUs are read, where one can tell the series apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,57 +63,103 @@ class Aim:
 
 def aims(topology: Topology, mode: DeliveryMode) -> Iterator[Aim]:
     """Every destination in both modes, with and without redirection hint."""
-    wide = WIDE_DESTINATIONS if topology.has_32bit_ids else ()
-    for destination_mode in DestinationMode:
-        for hint in (0, 1):
-            for destination in (*range(256), *wide):
-                yield Aim(destination, destination_mode, hint, mode)
+    for destination_mode, hint in product(DestinationMode, (0, 1)):
+        for destination in _destinations(topology):
+            yield Aim(destination, destination_mode, hint, mode)
 
 
-def one_of_each(model: Model, aims: Iterable[Aim]) -> list[Aim]:
-    """The first and, where nobody is addressed, the last of those that address the same.
+def _destinations(topology: Topology) -> list[int]:
+    return [*range(256), *(WIDE_DESTINATIONS if topology.has_32bit_ids else ())]
+
+
+def one_of_each(model: Model, mode: DeliveryMode) -> Iterator[Aim]:
+    """Of the aims that address the same, the first and, where that is nobody, the last.
 
     The same is: these vCPUs and, where one is chosen, out of as many bits of the destination.
     """
-    firsts: dict[object, Aim] = {}
-    lasts: dict[object, Aim] = {}
-    for aim in aims:
-        route = model.route(aim.message())
+    lowest = DeliveryMode.LOWEST_PRIORITY
+    for destination_mode, hint in product(DestinationMode, (0, 1)):
+        # Which is the same for all other delivery modes, and for all with redirection hint.
+        like = lowest if hint or mode is lowest else DeliveryMode.FIXED
+        for destination in _kinds(model, destination_mode, like):
+            yield Aim(destination, destination_mode, hint, mode)
+
+
+@cache
+def _kinds(model: Model, destination_mode: DestinationMode, mode: DeliveryMode) -> list[int]:
+    """A destination of each kind."""
+    firsts: dict[object, int] = {}
+    lasts: dict[object, int] = {}
+    for destination in _destinations(model.topology):
+        route = model.route(Aim(destination, destination_mode, 0, mode).message())
         present = tuple(slot for slot in route.slots if slot is not None)
         bits = len(route.slots) if route.one else None
-        how = (aim.destination_mode, aim.redirection_hint, route.delivery_mode, route.nobody)
-        kind = (how, present, bits)
-        firsts.setdefault(kind, aim)
+        kind = (present, bits, route.delivery_mode, route.nobody)
+        firsts.setdefault(kind, destination)
         if not present:
-            lasts[kind] = aim
-    return list(dict.fromkeys([*firsts.values(), *lasts.values()]))
+            lasts[kind] = destination
+    return sorted({*firsts.values(), *lasts.values()})
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
     """Messages to one aim, a vector each; ``outcomes`` repeat along the vectors' numbers.
 
-    ``accepted``: the vCPUs that any of it reaches.
+    ``acceptors``: the vCPUs that accept any of it.
     """
 
     aim: Aim
     trigger: int
     level: int
+    vectors: bytes
     route: Route
     outcomes: Sequence[Outcome]
-    accepted: frozenset[int]
+    acceptors: frozenset[int]
+
+    def message(self, vector: int) -> Message:
+        return self.aim.message(vector, self.trigger, self.level)
+
+    def taken_by(self, index: int) -> bytes:
+        """The vectors that a vCPU accepts."""
+        return _taken(tuple(index in each.accepted for each in self.outcomes), self.vectors)
 
     @property
-    def results(self) -> list[int]:
-        """Return values, or -errno."""
-        return [
-            outcome.result if outcome.result >= 0 else -outcome.errno for outcome in self.outcomes
-        ]
+    def expected(self) -> ctypes.Array[ctypes.c_int16]:
+        """Return values, or -errno, one for each vector."""
+        results = [each.result if each.result >= 0 else -each.errno for each in self.outcomes]
+        return _repeated(tuple(results), self.vectors)
 
-    def taken_by(self, index: int, vectors: bytes) -> bytes:
-        """Those of ``vectors`` that a vCPU accepts."""
-        takes = [index in outcome.accepted for outcome in self.outcomes]
-        return bytes(vector for vector in vectors if takes[vector % len(takes)])
+
+@cache
+def _taken(takes: tuple[bool, ...], vectors: bytes) -> bytes:
+    return bytes(vector for vector in vectors if takes[vector % len(takes)])
+
+
+@cache
+def _repeated(results: tuple[int, ...], vectors: bytes) -> ctypes.Array[ctypes.c_int16]:
+    return (ctypes.c_int16 * len(vectors))(*(results[v % len(results)] for v in vectors))
+
+
+def _batches(series: Iterable[Series]) -> Iterator[list[Series]]:
+    """Series that can be read together: what any of them did to whom can be told.
+
+    Nobody accepts them, or they are fixed interrupts of different vectors, or other signals to the
+    same vCPUs, of which then a missing one shows in a return value.
+    """
+    waiting: dict[object, list[Series]] = {}
+    used: dict[object, set[int]] = {}
+    for each in series:
+        mode, acceptors = each.route.delivery_mode, each.acceptors
+        fixed = mode in (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY)
+        key = (mode, frozenset() if fixed and acceptors else acceptors, bool(acceptors))
+        batch, vectors = waiting.setdefault(key, []), used.setdefault(key, set())
+        collides = fixed and acceptors and not vectors.isdisjoint(each.vectors)
+        if collides or len(batch) == MOST_SERIES:
+            yield batch
+            waiting[key], used[key] = batch, vectors = [], set()
+        batch.append(each)
+        vectors.update(each.vectors)
+    yield from waiting.values()
 
 
 class Sweep:
@@ -125,6 +173,7 @@ class Sweep:
         self._machine = build(system, topology)
         self._fresh = self._machine.snapshots()
         self._after = cache(self._uncached_after)
+        self._predicted: dict[Aim, tuple[Route, list[Outcome], frozenset[int]]] = {}
         self._msi = abi.kvm_msi()
 
     def close(self) -> None:
@@ -136,82 +185,80 @@ class Sweep:
         Raises Mismatch at the first that is not answered as the model says. INIT and SIPI leave
         vCPUs that cannot be run again.
         """
-        vectors = EVERY_VECTOR if exhaustive else SOME_VECTORS
-        wanted: Iterable[Aim] = aims(self._topology, mode)
-        if not exhaustive:
-            wanted = one_of_each(self._model, wanted)
-        series = [each for aim in wanted for each in self._series(aim, exhaustive)]
         for index, cpu in enumerate(self._machine.cpus):
             cpu.mp_state = self._preset(index, mode)
-        silent = [each for each in series if not each.accepted]
-        for first in range(0, len(silent), _FLUSH):
-            together = silent[first : first + _FLUSH]
-            for each in together:
-                self._send(each, vectors)
-            self._compare(together, vectors)
-        for each in series:
-            if each.accepted:
-                self._send(each, vectors)
-                self._compare([each], vectors)
-                for index in each.accepted:
-                    if each.taken_by(index, vectors):
-                        self._restore(index, each)
-        return len(series) * len(vectors)
+        series = list(self._every(mode) if exhaustive else self._some(mode))
+        for batch in _batches(series):
+            for each in batch:
+                self._send(each)
+            self._compare(batch)
+        return sum(len(each.vectors) for each in series)
 
-    def _series(self, aim: Aim, exhaustive: bool) -> Iterator[Series]:
-        route = self._model.route(aim.message())
-        period = max(1, len(route.slots)) if route.one else 1
-        outcomes = [self._model.predict(aim.message(vector)) for vector in range(period)]
-        accepted = frozenset(index for outcome in outcomes for index in outcome.accepted)
-        all_four = exhaustive or aim.delivery_mode is DeliveryMode.FIXED
-        for trigger, level in ((0, 0), (1, 1), (0, 1), (1, 0))[: 4 if all_four else 2]:
-            yield Series(aim, trigger, level, route, outcomes, accepted)
+    def _every(self, mode: DeliveryMode) -> Iterator[Series]:
+        for aim in aims(self._topology, mode):
+            for trigger, level in product((0, 1), (0, 1)):
+                yield self._series(aim, trigger, level, EVERY_VECTOR)
 
-    def _send(self, series: Series, vectors: bytes) -> None:
-        message = series.aim.message(0, series.trigger, series.level)
+    def _some(self, mode: DeliveryMode) -> Iterator[Series]:
+        """Trigger modes and levels in turn, and vectors: so many can be read at once."""
+        first = 0
+        for number, aim in enumerate(one_of_each(self._model, mode)):
+            trigger, level = divmod(number % 4, 2)
+            vectors = EVERY_VECTOR[first : first + FEW]
+            first = (first + FEW) % (len(EVERY_VECTOR) - FEW)
+            yield self._series(aim, trigger, level, vectors)
+
+    def _series(self, aim: Aim, trigger: int, level: int, vectors: bytes) -> Series:
+        if aim not in self._predicted:
+            route = self._model.route(aim.message())
+            period = max(1, len(route.slots)) if route.one else 1
+            outcomes = [self._model.predict(aim.message(vector)) for vector in range(period)]
+            acceptors = frozenset(index for each in outcomes for index in each.accepted)
+            self._predicted = {aim: (route, outcomes, acceptors)}
+        return Series(aim, trigger, level, vectors, *self._predicted[aim])
+
+    def _send(self, series: Series) -> None:
+        message = series.message(0)
         msi = self._msi
         msi.address_lo, msi.address_hi = message.address_lo, message.address_hi
         msi.data = message.data
-        results = series.results
-        expected = (ctypes.c_int16 * len(vectors))(*(results[v % len(results)] for v in vectors))
-        sent, got = send(self._machine.fd, msi, vectors, expected)
-        if sent < len(vectors):
-            wrong = series.aim.message(vectors[sent], series.trigger, series.level)
-            self._report(series, [wrong], "return value", str(expected[sent]), str(got))
+        expected = series.expected
+        sent, got = send(self._machine.fd, msi, series.vectors, expected)
+        if sent < len(series.vectors):
+            wrong = [series.message(series.vectors[sent])]
+            self._report(series, wrong, "return value", str(expected[sent]), str(got))
 
-    def _compare(self, together: list[Series], vectors: bytes) -> None:
-        """Read all vCPUs after ``together``: one series, or several that nobody accepts."""
-        series = together[0]
+    def _compare(self, batch: Sequence[Series]) -> None:
+        """Read all vCPUs, and undo what the batch did to them."""
+        mode = batch[0].aim.delivery_mode
         for index, cpu in enumerate(self._machine.cpus):
-            got = series.taken_by(index, vectors) if index in series.accepted else b""
-            preset = self._preset(index, series.aim.delivery_mode)
-            after = self._after(index, series.route.delivery_mode, series.trigger, got, preset)
+            preset = self._preset(index, mode)
+            taken = tuple(
+                (each.trigger, vectors) for each in batch if (vectors := each.taken_by(index))
+            )
+            after = self._after(index, preset, batch[0].route.delivery_mode, taken)
             seen = cpu.snapshot()
             if seen != after:
-                effects = [
-                    str(effect_between(replace(self._fresh[index], mp_state=preset), each))
-                    for each in (after, seen)
-                ]
-                messages = [
-                    each.aim.message(vector, each.trigger, each.level)
-                    for each in together
-                    for vector in vectors
-                ]
-                self._report(series, messages, f"effect on vCPU {index}", *effects)
+                before = replace(self._fresh[index], mp_state=preset)
+                effects = [str(effect_between(before, each)) for each in (after, seen)]
+                messages = [each.message(vector) for each in batch for vector in each.vectors]
+                self._report(batch[0], messages, f"effect on vCPU {index}", *effects)
+            if taken:
+                self._restore(index, batch[0])
 
     def _uncached_after(
         self,
         index: int,
-        mode: DeliveryMode,
-        trigger: int,
-        vectors: bytes,
         preset: MpState,
+        mode: DeliveryMode,
+        taken: tuple[tuple[int, bytes], ...],
     ) -> Snapshot:
-        """What the host sees of a vCPU that has accepted these vectors."""
+        """What the host sees of a vCPU that has accepted these (trigger mode, vectors)."""
         vcpu = replace(self._topology.vcpus[index], mp_state=preset)
-        for vector in vectors:
-            message = Message(vector, trigger_mode=TriggerMode(trigger))
-            vcpu = effect_of(message, vcpu, mode, self._switches).on(vcpu)
+        for trigger, vectors in taken:
+            for vector in vectors:
+                message = Message(vector, trigger_mode=TriggerMode(trigger))
+                vcpu = effect_of(message, vcpu, mode, self._switches).on(vcpu)
         page = self._fresh[index].lapic.copy()
         page.set_vectors(Register.IRR, vcpu.irr)
         page.set_vectors(Register.TMR, vcpu.tmr)
