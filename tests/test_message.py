@@ -151,6 +151,7 @@ def test_text_is_read_as_written(address_lo, address_hi, data):
     [
         ("vector=0x41 destination=0", Message()),
         ("vector=0x30 destination=0x1ff", Message(0x30, 0x1FF)),
+        ("vector=9 destination=0xa", Message(9, 10)),
         (
             "vector=1 destination=2 destination_mode=logical delivery_mode=lowest_priority "
             "redirection_hint=1 trigger_mode=level",
@@ -175,6 +176,11 @@ def test_text_says_what_is_not_plain(text, message):
 )
 def test_other_ways_to_write_it_are_understood(text, message):
     assert Message.parse(text) == message
+
+
+def test_words_that_are_left_out_are_zero():
+    assert Message.from_words({"data": "0x41"}) == Message.decode(0, 0, 0x41)
+    assert Message.from_words({"address_lo": 0x1000}) == Message.decode(0x1000, 0, 0)
 
 
 NAMES = " ".join(field.name for field in fields(Message))

@@ -19,9 +19,7 @@ from helpers.apic.topology import MpState, Topology, VcpuState
 WIDTH = 100
 
 
-def explain(
-    model: Model, message: Message, *, flags: int = 0, devid: int = 0, pad: bytes = bytes(12)
-) -> str:
+def explain(model: Model, message: Message, *, flags: int, devid: int, pad: bytes) -> str:
     """All of it, for the topology and the kernels of ``model``."""
     outcome = model.predict(message, flags=flags, devid=devid, pad=pad)
     return "\n\n".join(
