@@ -5,7 +5,7 @@ from errno import EINVAL
 import pytest
 
 from helpers.apic import DeliveryMode, DestinationMode, Message, Mode, Register
-from helpers.apic.lapic import DFR_CLUSTER, SVR_RESET, x2apic_ldr
+from helpers.apic.lapic import DFR_CLUSTER, SVR_ENABLE, SVR_RESET, x2apic_ldr
 from helpers.guest import expect
 from helpers.guest.machine import msi_route
 from helpers.kvm import KvmError, abi
@@ -325,6 +325,17 @@ def test_large_id_is_in_reach_after_enabling_late(machines):
         cpu.mode = Mode.X2APIC
     machine.vm.enable_cap(abi.KVM_CAP_X2APIC_API, BOTH)
     machine.signal(to(256, delivery_mode=NMI)).returns(1).accepted_by(1)
+
+
+@clause("x2apic-api.late-aliases")
+@deviation("alias-one-receives")
+def test_aliased_ids_are_what_they_were_until_a_lapic_changes(machines):
+    machine = machines(vcpu_ids=range(2))
+    machine[1].configure(id=0)
+    machine.vm.enable_cap(abi.KVM_CAP_X2APIC_API, USE_32BIT_IDS)
+    machine.signal(to(0)).returns(2).accepted_by(0, 1)
+    machine[1].configure(svr=SVR_ENABLE | SVR_RESET)
+    machine.signal(to(0, vector=0x42)).returns(1).accepted_by(0)
 
 
 @clause("x2apic-api.sticky")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from helpers.apic import DeliveryMode, Message, Mode, Register
+from helpers.apic.topology import Topology
 from helpers.guest import GuestError, Machine, assemble, layout
 from helpers.guest import machine as machine_module
 from helpers.guest.assemble import AssemblyError
@@ -17,6 +18,7 @@ from helpers.kvm import KvmError, System, abi
 
 EFER = 0xC0000080
 KERNEL_GS_BASE = 0xC0000102
+IA32_APIC_BASE = 0x1B
 
 # --- assembling -----------------------------------------------------------------------------------
 
@@ -289,3 +291,58 @@ def test_vcpu_that_never_exits_ends_its_test_and_no_other(suite, workers):
     run = suite.run("-n", str(workers), "--timeout=1", "--dist=loadfile")
     assert run.outcomes == {"failed": 1, "passed": 1}
     assert run.lines_with("Timeout (>1.0s) from pytest-timeout")
+
+
+# --- what the kernel's map of LAPICs was built from -----------------------------------------------
+
+
+@pytest.fixture
+def stale() -> Iterator[Machine]:
+    """A machine whose map lacks the newest vCPU, and is of before 32-bit IDs were enabled."""
+    with System() as system, Machine(system, vcpu_ids=(0,)) as machine:
+        machine.add_cpu(1)
+        machine.vm.enable_cap(abi.KVM_CAP_X2APIC_API, abi.KVM_X2APIC_API_USE_32BIT_IDS)
+        yield machine
+
+
+def test_stale_map_is_in_the_topology(stale):
+    topology = stale.topology()
+    assert (topology.mapped_api, topology.vcpus[1].mapped) == (0, False)
+    assert Topology.parse(str(topology)) == topology
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda machine: machine[0].configure(),
+        lambda machine: machine[0].write(Register.LDR, 1 << 24),
+        lambda machine: machine[0].write(Register.SVR, 0xFF),
+        lambda machine: machine[0].wrmsr(IA32_APIC_BASE, 0xFEE00000 | 0x100 | Mode.X2APIC.value),
+        lambda machine: setattr(machine[0], "mode", Mode.DISABLED),
+        lambda machine: machine.signal(Message(delivery_mode=DeliveryMode.INIT)),
+    ],
+    ids=["KVM_SET_LAPIC", "guest-ldr", "guest-svr", "guest-mode", "KVM_SET_SREGS", "INIT"],
+)
+def test_map_is_built_again_by(stale, change):
+    change(stale)
+    topology = stale.topology()
+    assert (topology.mapped_api, topology.vcpus[1].mapped) == (None, True)
+    nmi = Message(destination=1, delivery_mode=DeliveryMode.NMI)
+    assert stale.signal(nmi).returned == "1"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda machine: machine[0].write(Register.SVR, 0x1F0),
+        lambda machine: machine[0].write(Register.TPR, 0),
+        lambda machine: setattr(machine[0], "mode", Mode.XAPIC),
+    ],
+    ids=["guest-svr-still-enabled", "guest-tpr", "same-mode"],
+)
+def test_map_is_not_built_again_by(stale, change):
+    change(stale)
+    topology = stale.topology()
+    assert (topology.mapped_api, topology.vcpus[1].mapped) == (0, False)
+    nmi = Message(destination=1, delivery_mode=DeliveryMode.NMI)
+    assert stale.signal(nmi).returned == "0"

@@ -534,6 +534,12 @@ _TABLE = (
         "arch/x86/kvm/x86.c kvm_vm_ioctl_enable_cap",
     ),
     _observed(
+        "x2apic-api.late-aliases",
+        "6.3",
+        "Where 32-bit IDs are enabled late, aliased IDs all receive until a LAPIC is changed.",
+        "arch/x86/kvm/x86.c kvm_vm_ioctl_enable_cap",
+    ),
+    _observed(
         "model.generated",
         "5.10",
         "Whatever ioctls and guest writes went before, a message does what the model says.",

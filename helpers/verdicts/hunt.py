@@ -27,8 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Check --generate before anything else happens."""
+    """Check both options before anything else happens."""
     _minutes(config)
+    _first_seed(config)
 
 
 def _minutes(config: pytest.Config) -> float:
