@@ -577,13 +577,13 @@ class Machine(Closing):
     ) -> Injection:
         """KVM_SIGNAL_MSI, with every vCPU's state before and after it; errors do not raise."""
         self.shared &= message.delivery_mode in _LEAVE_NO_TRACE
-        msi = _msi(message, flags, devid, pad)
+        msi = msi_of(message, flags, devid, pad)
         return self.observe(msi, lambda: self._signal(msi))
 
     def send(self, message: Message) -> int:
         """KVM_SIGNAL_MSI without looking at the vCPUs, one of which may be running."""
         self.shared &= message.delivery_mode in _LEAVE_NO_TRACE
-        return self._vm.signal_msi(_msi(message))
+        return self._vm.signal_msi(msi_of(message))
 
     @property
     def start_page(self) -> int:
@@ -638,7 +638,7 @@ class Machine(Closing):
 
     def raise_line(self, gsi: int, message: Message) -> Injection:
         """KVM_IRQ_LINE_STATUS of ``gsi``, which is routed to ``message``; result: the status."""
-        return self.observe(_msi(message), lambda: (self._vm.irq_line_status(gsi, 1), 0))
+        return self.observe(msi_of(message), lambda: (self._vm.irq_line_status(gsi, 1), 0))
 
     def raise_irqfd(self, gsi: int) -> list[Effect]:
         """Signal an irqfd of ``gsi``; it reports no status, so only the effects."""
@@ -649,7 +649,8 @@ class Machine(Closing):
         return [effect_between(b, a) for b, a in zip(before, self.snapshots(), strict=True)]
 
 
-def _msi(message: Message, flags: int = 0, devid: int = 0, pad: bytes = bytes(12)) -> abi.kvm_msi:
+def msi_of(message: Message, flags: int = 0, devid: int = 0, pad: bytes = bytes(12)) -> abi.kvm_msi:
+    """The structure that KVM_SIGNAL_MSI takes."""
     return abi.kvm_msi(
         address_lo=message.address_lo,
         address_hi=message.address_hi,

@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 from helpers.apic import DeliveryMode, DestinationMode, Message, Register, TriggerMode
 from helpers.apic.model import Model, Outcome, Route, Switches, bits, effect_of
 from helpers.apic.topology import MpState, Topology
-from helpers.guest.assemble import sender
 from helpers.guest.build import build
 from helpers.guest.expect import Mismatch
+from helpers.guest.flood import Results, Values, send
 from helpers.guest.injection import Snapshot, effect_between
 from helpers.kvm import System, abi
 
@@ -124,7 +124,7 @@ class Series:
         return _taken(tuple(index in each.accepted for each in self.outcomes), self.vectors)
 
     @property
-    def expected(self) -> ctypes.Array[ctypes.c_int16]:
+    def expected(self) -> Results:
         """Return values, or -errno, one for each vector."""
         results = [each.result if each.result >= 0 else -each.errno for each in self.outcomes]
         return _repeated(tuple(results), self.vectors)
@@ -136,7 +136,12 @@ def _taken(takes: tuple[bool, ...], vectors: bytes) -> bytes:
 
 
 @cache
-def _repeated(results: tuple[int, ...], vectors: bytes) -> ctypes.Array[ctypes.c_int16]:
+def _array(vectors: bytes) -> Values:
+    return (ctypes.c_uint32 * len(vectors))(*vectors)
+
+
+@cache
+def _repeated(results: tuple[int, ...], vectors: bytes) -> Results:
     return (ctypes.c_int16 * len(vectors))(*(results[v % len(results)] for v in vectors))
 
 
@@ -223,7 +228,7 @@ class Sweep:
         msi.address_lo, msi.address_hi = message.address_lo, message.address_hi
         msi.data = message.data
         expected = series.expected
-        sent, got = send(self._machine.fd, msi, series.vectors, expected)
+        sent, got = send(self._machine.fd, msi, "data", _array(series.vectors), expected)
         if sent < len(series.vectors):
             wrong = [series.message(series.vectors[sent])]
             self._report(series, wrong, "return value", str(expected[sent]), str(got))
@@ -291,38 +296,6 @@ class Sweep:
                 raise smallest(self._system, self._topology, message, self._switches)
         first = series.aim.message(0, series.trigger, series.level)
         raise Mismatch(subject, expected, actual, f"{first} and others, to '{self._topology}'")
-
-
-def send(
-    fd: int, msi: abi.kvm_msi, vectors: bytes, expected: ctypes.Array[ctypes.c_int16]
-) -> tuple[int, int]:
-    """KVM_SIGNAL_MSI with each of ``vectors`` until a return value, or -errno, is not expected.
-
-    How many were as expected, and what the last returned.
-    """
-    got = ctypes.c_int()
-    sent = _sender().send_vectors(
-        fd,
-        abi.KVM_SIGNAL_MSI.number,
-        ctypes.byref(msi),
-        ctypes.byref(msi, abi.kvm_msi.data.offset),
-        vectors,
-        len(vectors),
-        expected,
-        ctypes.byref(got),
-    )
-    return int(sent), got.value
-
-
-@cache
-def _sender() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(sender()))
-    pointer = ctypes.c_void_p
-    library.send_vectors.argtypes = (
-        *(ctypes.c_int, ctypes.c_ulong, pointer, pointer),
-        *(ctypes.c_char_p, ctypes.c_int, pointer, pointer),
-    )
-    return library
 
 
 # --- one message, and the smallest ----------------------------------------------------------------
