@@ -67,7 +67,10 @@ def _built(
         cached = Path(made.name, cached.name)
     output = Path(made.name, "output")
     build(source, options, output)
-    return output.replace(cached)
+    output.replace(cached)
+    if made not in _kept:
+        made.cleanup()
+    return cached
 
 
 _kept: list[tempfile.TemporaryDirectory[str]] = []  # until this process ends
