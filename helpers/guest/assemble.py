@@ -65,12 +65,13 @@ def _built(
         made = tempfile.TemporaryDirectory()
         _kept.append(made)
         cached = Path(made.name, cached.name)
-    output = Path(made.name, "output")
-    build(source, options, output)
-    output.replace(cached)
-    if made not in _kept:
-        made.cleanup()
-    return cached
+    try:
+        output = Path(made.name, "output")
+        build(source, options, output)
+        return output.replace(cached)
+    finally:
+        if made not in _kept:
+            made.cleanup()
 
 
 _kept: list[tempfile.TemporaryDirectory[str]] = []  # until this process ends

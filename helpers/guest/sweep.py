@@ -17,9 +17,10 @@ from typing import Any, NoReturn
 from helpers.apic import DeliveryMode, DestinationMode, Message, Register, TriggerMode
 from helpers.apic.model import Model, Outcome, Route, Switches, bits, effect_of
 from helpers.apic.topology import MpState, Topology
+from helpers.guest import flood
 from helpers.guest.build import build
 from helpers.guest.expect import Mismatch
-from helpers.guest.flood import Results, Values, send
+from helpers.guest.flood import Results, Values
 from helpers.guest.injection import Snapshot, effect_between
 from helpers.kvm import System, abi
 
@@ -228,7 +229,7 @@ class Sweep:
         msi.address_lo, msi.address_hi = message.address_lo, message.address_hi
         msi.data = message.data
         expected = series.expected
-        sent, got = send(self._machine.fd, msi, "data", _array(series.vectors), expected)
+        sent, got = flood.send(self._machine.fd, msi, "data", _array(series.vectors), expected)
         if sent < len(series.vectors):
             wrong = [series.message(series.vectors[sent])]
             self._report(series, wrong, "return value", str(expected[sent]), str(got))
