@@ -22,7 +22,10 @@ from helpers.guest.build import build
 from helpers.guest.expect import Mismatch
 from helpers.guest.flood import Results, Values
 from helpers.guest.injection import Snapshot, effect_between
+from helpers.guest.machine import journal
 from helpers.kvm import System, abi
+
+__tracebackhide__ = True  # a failure is shown where the test asked
 
 EVERY_VECTOR = bytes(range(256))
 FEW = 5
@@ -292,14 +295,23 @@ class Sweep:
     ) -> NoReturn:
         """Raise a Mismatch that names the smallest case, if a message alone is enough for it."""
         for message in messages:
-            mismatch = disagreement(self._system, self._topology, message, self._switches)
-            if mismatch:
-                raise smallest(self._system, self._topology, message, self._switches)
+            if case := smallest(self._system, self._topology, message, self._switches):
+                raise case
         first = series.aim.message(0, series.trigger, series.level)
         raise Mismatch(subject, expected, actual, f"{first} and others, to '{self._topology}'")
 
 
 # --- one message, and the smallest ----------------------------------------------------------------
+
+
+class SmallestCase(Mismatch):
+    """A mismatch of a topology and a message of which nothing can be left out."""
+
+    def __init__(self, found: Mismatch, topology: Topology, message: Message) -> None:
+        sent = f"{message} to {topology}"
+        super().__init__(found.subject, found.expected, found.actual, sent)
+        self.topology = topology
+        self.message = message
 
 
 def disagreement(
@@ -318,24 +330,24 @@ def disagreement(
     return None
 
 
-def smallest(system: System, topology: Topology, message: Message, switches: Switches) -> Mismatch:
-    """A mismatch of a topology and a message of which nothing can be left out."""
-    found = disagreement(system, topology, message, switches)
-    assert found is not None
-    simpler = True
-    while simpler:
-        simpler = False
-        for fewer, plainer in _simpler(topology, message):
-            try:
-                mismatch = disagreement(system, fewer, plainer, switches)
-            except ValueError:
-                continue
-            if mismatch:
-                found, topology, message, simpler = mismatch, fewer, plainer, True
-                break
-    case = f"--topology='{topology}' --message='{message.text}'"
-    command = f"pytest suites/test_sweep.py::test_given_message {case}"
-    return Mismatch(found.subject, found.expected, found.actual, f"{message}; alone: {command}")
+def smallest(
+    system: System, topology: Topology, message: Message, switches: Switches
+) -> SmallestCase | None:
+    """What is left of a case that disagrees with the model; None if it does not."""
+    case = None
+    candidates = iter([(topology, message)])
+    while candidate := next(candidates, None):
+        try:
+            mismatch = disagreement(system, *candidate, switches)
+        except ValueError:
+            continue
+        if mismatch:
+            case = SmallestCase(mismatch, *candidate)
+            candidates = _simpler(*candidate)
+    if case:
+        journal.clear()
+        disagreement(system, case.topology, case.message, switches)  # the last that is reported
+    return case
 
 
 def _simpler(topology: Topology, message: Message) -> Iterator[tuple[Topology, Message]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
 import pytest
@@ -12,7 +12,9 @@ import pytest
 from helpers.apic import Message
 from helpers.apic.topologies import TOPOLOGIES
 from helpers.apic.topology import Topology
+from helpers.guest.sweep import SmallestCase
 from helpers.progress import Bar
+from helpers.verdicts.plugin import REPEAT
 
 T = TypeVar("T")
 
@@ -80,6 +82,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("topology, message", [_given_case(metafunc.config)], ids=["given"])
     else:
         metafunc.parametrize("topology", TOPOLOGIES.values(), ids=TOPOLOGIES.keys())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """What a sweep finds is repeated by its smallest case."""
+    if call.excinfo and isinstance(case := call.excinfo.value, SmallestCase):
+        alone = item.nodeid.partition("::")[0] + "::test_given_message"
+        options = [f"--topology={case.topology}", f"--message={case.message.text}"]
+        item.stash[REPEAT] = [alone, *options]
+    return (yield)
 
 
 @pytest.fixture
