@@ -188,6 +188,11 @@ class Sweep:
     def close(self) -> None:
         self._machine.close()
 
+    @property
+    def fd(self) -> int:
+        """The VM's file descriptor."""
+        return self._machine.fd
+
     def run(self, mode: DeliveryMode, *, exhaustive: bool) -> int:
         """Send all messages of a delivery mode, or one of each kind; how many it were.
 
