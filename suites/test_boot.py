@@ -4,7 +4,7 @@ import pytest
 
 from helpers.apic import DeliveryMode, Message, Mode, Register
 from helpers.apic.lapic import SVR_RESET
-from helpers.apic.model import show_mp_state
+from helpers.apic.topology import show_mp_state
 from helpers.guest import expect
 from helpers.kvm import abi
 from helpers.verdicts import clause

@@ -3,7 +3,7 @@
 import pytest
 
 from helpers.apic import DeliveryMode, Message, Mode, Register
-from helpers.apic.model import show_mp_state
+from helpers.apic.topology import show_mp_state
 from helpers.guest import expect
 from helpers.kvm import abi
 from helpers.verdicts import clause, deviation

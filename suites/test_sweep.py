@@ -13,6 +13,7 @@ import pytest
 
 from helpers.apic import DeliveryMode
 from helpers.apic.model import Model
+from helpers.apic.topologies import TOPOLOGIES
 from helpers.guest.build import build
 from helpers.guest.sweep import Sweep
 from helpers.verdicts import clause
@@ -33,7 +34,11 @@ def on_this_kernel(kernel):
     return complete
 
 
+EVERY_TOPOLOGY = pytest.mark.parametrize("topology", TOPOLOGIES.values(), ids=TOPOLOGIES)
+
+
 @clause("model.swept")
+@EVERY_TOPOLOGY
 def test_one_message_of_each_kind(system, switches, on_this_kernel, topology, swept):
     with closing(Sweep(system, on_this_kernel(topology), switches)) as sweep:
         swept(sum(sweep.run(mode, exhaustive=False) for mode in IN_ORDER))
@@ -42,6 +47,7 @@ def test_one_message_of_each_kind(system, switches, on_this_kernel, topology, sw
 @clause("model.swept")
 @pytest.mark.only_with("exhaustive")
 @pytest.mark.timeout(600)
+@EVERY_TOPOLOGY
 @pytest.mark.parametrize("mode", DeliveryMode, ids=lambda mode: mode.name)
 def test_every_message(system, switches, on_this_kernel, topology, mode, swept):
     with closing(Sweep(system, on_this_kernel(topology), switches)) as sweep:
@@ -50,7 +56,7 @@ def test_every_message(system, switches, on_this_kernel, topology, mode, swept):
 
 @clause("model.swept")
 @pytest.mark.only_with("message")
-def test_given_message(system, switches, on_this_kernel, topology, message):
-    topology = on_this_kernel(topology)
+def test_given_message(system, switches, on_this_kernel, given_case):
+    topology, message = on_this_kernel(given_case[0]), given_case[1]
     with build(system, topology) as machine:
         machine.signal(message).answers(Model(topology, switches).predict(message))

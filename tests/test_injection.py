@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.apic import DeliveryMode, LapicPage, Message, Mode, Register, TriggerMode
-from helpers.apic.model import Effect, effect_of
+from helpers.apic.effect import Effect
+from helpers.apic.model import effect_of
 from helpers.guest import Injection, Mismatch, Snapshot, expect
 from helpers.guest.injection import Setting, effect_between
 from helpers.kvm import abi

@@ -89,7 +89,7 @@ WORDS = (
         (
             "0 spilt",
             "topology: 'spilt' is neither a vCPU (a number, then /words) nor one of none full "
-            "split x2apic_api= no-vector-hashing no-smm",
+            "split x2apic_api= mapped_api= no-vector-hashing no-smm",
         ),
         ("x2apic_api=on", "x2apic_api: 'on' is not a number"),
         ("x2apic_api=-1", "x2apic_api: -1 does not fit 32 bits"),

@@ -17,9 +17,10 @@ from __future__ import annotations
 import enum
 import errno
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 
-from helpers.apic.lapic import DFR_CLUSTER, DFR_FLAT, show_vectors
+from helpers.apic.effect import NOTHING, Effect
+from helpers.apic.lapic import DFR_CLUSTER, DFR_FLAT
 from helpers.apic.message import DeliveryMode, DestinationMode, Message, TriggerMode
 from helpers.apic.topology import MpState, Topology, VcpuState
 
@@ -55,66 +56,6 @@ class Rule:
     text: str
     clauses: tuple[str, ...]
     source: str
-
-
-@dataclass(frozen=True, slots=True)
-class Effect:
-    """What a message does to one vCPU, as the host sees it; falsy when it does nothing.
-
-    ``registers`` names every other register that changed, which no message may do.
-    """
-
-    irr_set: frozenset[int] = frozenset()
-    irr_cleared: frozenset[int] = frozenset()
-    tmr_set: frozenset[int] = frozenset()
-    tmr_cleared: frozenset[int] = frozenset()
-    nmi: int = 0
-    smi: int = 0
-    init: int = 0
-    mp_state: tuple[int, int] | None = None
-    registers: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return self != NOTHING
-
-    def on(self, vcpu: VcpuState) -> VcpuState:
-        """The vCPU afterwards."""
-        return replace(
-            vcpu,
-            irr=vcpu.irr - self.irr_cleared | self.irr_set,
-            tmr=vcpu.tmr - self.tmr_cleared | self.tmr_set,
-            nmi=vcpu.nmi + self.nmi,
-            smi=vcpu.smi + self.smi,
-            init=vcpu.init + self.init,
-            mp_state=MpState(self.mp_state[1]) if self.mp_state else vcpu.mp_state,
-        )
-
-    def __str__(self) -> str:
-        parts = []
-        for each in fields(self):
-            value = getattr(self, each.name)
-            if value == each.default:
-                continue
-            if each.name == "mp_state":
-                parts.append("mp_state " + "->".join(show_mp_state(state) for state in value))
-            elif each.name == "registers":
-                parts.append("changed " + " ".join(value))
-            elif isinstance(value, frozenset):
-                parts.append(f"{each.name.replace('_', ' ').upper()} {show_vectors(value)}")
-            else:
-                parts.append(f"{each.name.upper()} {'pending' if value == 1 else f'{value:+}'}")
-        return ", ".join(parts) or "nothing"
-
-
-NOTHING = Effect()
-
-
-def show_mp_state(state: int) -> str:
-    """``HALTED``; the bare number where it has no name."""
-    try:
-        return MpState(state).name
-    except ValueError:
-        return str(state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -483,14 +424,16 @@ class Model:
     def matches(self, vcpu: VcpuState, destination: int, logical: bool) -> bool:
         """Whether a LAPIC, asked by itself, takes ``destination`` for its own.
 
-        SDM vol. 3, 11.6.2 and 11.12.9-10; api.rst 7.7 for the quirk.
+        SDM vol. 3, 11.6.2 and 11.12.9-10; api.rst 7.7 for the quirk. An ID above 0xff is also that
+        of a hot-plugged xAPIC (lapic.c kvm_apic_match_physical_addr).
         """
         if vcpu.is_x2apic and self.topology.has_broadcast_quirk and destination == XAPIC_BROADCAST:
             return True
         if destination == (X2APIC_BROADCAST if vcpu.is_x2apic else XAPIC_BROADCAST):
             return True
         if not logical:
-            return destination == (vcpu.vcpu_id if vcpu.is_x2apic else vcpu.id)
+            wide = vcpu.is_x2apic or destination > 0xFF
+            return destination == (vcpu.vcpu_id if wide else vcpu.id)
         if vcpu.is_x2apic:
             return vcpu.ldr >> 16 == destination >> 16 and bool(vcpu.ldr & destination & 0xFFFF)
         own = vcpu.ldr >> 24
@@ -566,7 +509,7 @@ def effect_of(
         case DeliveryMode.REMRD:
             held = [MpState.AP_RESET_HOLD] if switches.remrd_ends_reset_hold else []
             return Effect(mp_state=_runnable_from(vcpu, MpState.HALTED, *held))
-        case DeliveryMode.EXTINT:
+        case DeliveryMode.EXTINT:  # pragma: no cover - nobody accepts it
             return NOTHING
 
 

@@ -34,9 +34,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, TextIO
 
+from helpers.apic.effect import Effect
 from helpers.apic.message import WORDS, Message, number_of, padding_of
-from helpers.apic.model import REFERENCE, Effect, Model, Outcome, Switches, show_mp_state
-from helpers.apic.topology import Topology
+from helpers.apic.model import REFERENCE, Model, Outcome, Switches
+from helpers.apic.topology import Topology, show_mp_state
 
 _KEYS = ("topology", "message", "flags", "devid", "pad", "capabilities", "switches", "recorded")
 _CAPABILITIES = ("x2apic_api", "smm", "vector_hashing")

@@ -9,6 +9,7 @@ _CLUSTER = "dfr=0x0fffffff"
 TOPOLOGIES = {
     name: Topology.parse(text)
     for name, text in {
+        "no-irqchip": "none 0",
         "no-vcpu": "full",
         "xapic-flat": "0/ldr=0x01000000 1/ldr=0x02000000 2/ldr=0x04000000 5/ldr=0x80000000",
         "xapic-flat-split": "split 0/ldr=0x10000000 3/ldr=0x08000000 254/ldr=0x01000000",
@@ -16,6 +17,8 @@ TOPOLOGIES = {
         f"2/{_CLUSTER}/ldr=0x21000000 3/{_CLUSTER}/ldr=0x28000000 9/{_CLUSTER}/ldr=0xe4000000",
         "xapic-flat-and-cluster": "0/ldr=0x01000000 1/ldr=0x12000000 "
         f"2/{_CLUSTER}/ldr=0x11000000 3/{_CLUSTER}/ldr=0x12000000",
+        "xapic-odd-dfr": "0/ldr=0x01000000 1/dfr=0x7fffffff/ldr=0x12000000 "
+        "2/dfr=0x7fffffff/ldr=0x21000000",
         "xapic-no-logical-id": "0 1 2",
         "xapic-disabled": "0/ldr=0x01000000 1/sw-disabled/ldr=0x02000000 "
         "2/disabled/ldr=0x04000000 3 4/ldr=0x10000000",

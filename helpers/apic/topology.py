@@ -32,6 +32,14 @@ class MpState(enum.IntEnum):
     AP_RESET_HOLD = abi.KVM_MP_STATE_AP_RESET_HOLD
 
 
+def show_mp_state(state: int) -> str:
+    """``HALTED``; the bare number where it has no name."""
+    try:
+        return MpState(state).name
+    except ValueError:
+        return str(state)
+
+
 @dataclass(frozen=True, slots=True)
 class VcpuState:
     """One vCPU and its LAPIC.

@@ -18,6 +18,7 @@ def build(system: System, topology: Topology) -> Machine:
         irqchip=topology.irqchip,
         vcpu_ids=[vcpu.vcpu_id for vcpu in topology.vcpus if vcpu.mapped],
         x2apic_api=topology.x2apic_api,
+        power_on=topology.irqchip != "none",
     )
     machine.shared = False
     try:

@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 )
 
 from helpers.apic import DeliveryMode, DestinationMode, Message, Mode, Register, TriggerMode
+from helpers.apic.effect import NOTHING, Effect
 from helpers.apic.lapic import (
     APIC_BASE_ENABLE,
     APIC_BASE_X2APIC,
@@ -34,7 +35,7 @@ from helpers.apic.lapic import (
     SVR_RESET,
     x2apic_ldr,
 )
-from helpers.apic.model import NOTHING, Effect, Model, Switches
+from helpers.apic.model import Model, Switches
 from helpers.apic.topology import Irqchip, MpState, Topology
 from helpers.guest.expect import Mismatch, expect, show
 from helpers.guest.injection import Injection

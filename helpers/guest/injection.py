@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from helpers.apic import LapicPage, Message, Mode, Register
-from helpers.apic.model import NOTHING, Effect, Outcome, effect_of, show_mp_state
-from helpers.apic.topology import Irqchip, MpState, Topology, VcpuState
+from helpers.apic.effect import NOTHING, Effect
+from helpers.apic.model import Outcome, effect_of
+from helpers.apic.topology import Irqchip, MpState, Topology, VcpuState, show_mp_state
 from helpers.guest.expect import Mismatch, show
 from helpers.kvm import abi, errno_name
 

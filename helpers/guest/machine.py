@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Self
 
 from helpers.apic import DeliveryMode, LapicPage, Message, Mode, Register
+from helpers.apic.effect import Effect
 from helpers.apic.lapic import (
     APIC_BASE_ENABLE,
     APIC_BASE_X2APIC,
@@ -30,7 +31,6 @@ from helpers.apic.lapic import (
     VectorSet,
     vectors_of,
 )
-from helpers.apic.model import Effect
 from helpers.apic.topology import Irqchip, Topology
 from helpers.guest import layout
 from helpers.guest.assemble import probe

@@ -13,8 +13,10 @@ from typing import TypedDict
 import pytest
 
 from helpers.apic import Register
+from helpers.apic.effect import Effect
 from helpers.apic.explain import explain_outcome
-from helpers.apic.model import Effect, Model, show_mp_state
+from helpers.apic.model import Model
+from helpers.apic.topology import show_mp_state
 from helpers.guest.expect import Mismatch
 from helpers.guest.injection import Injection, Snapshot
 from helpers.guest.machine import Machine, journal

@@ -74,14 +74,10 @@ def pytest_pycollect_makeitem(
     return None
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """The topologies of a sweep, or the one case that is given."""
-    if "topology" not in metafunc.fixturenames:
-        return
-    if "message" in metafunc.fixturenames:
-        metafunc.parametrize("topology, message", [_given_case(metafunc.config)], ids=["given"])
-    else:
-        metafunc.parametrize("topology", TOPOLOGIES.values(), ids=TOPOLOGIES.keys())
+@pytest.fixture
+def given_case(pytestconfig: pytest.Config) -> tuple[Topology, Message] | None:
+    """What --topology and --message say."""
+    return _given_case(pytestconfig)
 
 
 @pytest.hookimpl(wrapper=True)
