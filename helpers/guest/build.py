@@ -17,7 +17,7 @@ def build(system: System, topology: Topology) -> Machine:
         system,
         irqchip=topology.irqchip,
         vcpu_ids=[vcpu.vcpu_id for vcpu in topology.vcpus if vcpu.mapped],
-        x2apic_api=topology.x2apic_api,
+        x2apic_api=topology.x2apic_api if topology.mapped_api is None else topology.mapped_api,
         power_on=topology.irqchip != "none",
     )
     machine.shared = False
@@ -28,6 +28,8 @@ def build(system: System, topology: Topology) -> Machine:
         if topology.irqchip != "none":
             for cpu, vcpu in zip(machine.cpus, topology.vcpus, strict=True):
                 _make(cpu, vcpu)
+            if topology.mapped_api is not None:
+                machine.vm.enable_cap(abi.KVM_CAP_X2APIC_API, topology.x2apic_api)
             _check(machine, topology)
     except ValueError:
         machine.close()
@@ -64,7 +66,9 @@ def _make(cpu: Cpu, vcpu: VcpuState) -> None:
 
 def _check(machine: Machine, topology: Topology) -> None:
     wanted = tuple(replace(vcpu, arb_prio=0) for vcpu in topology.vcpus)
-    made = machine.topology().vcpus
-    if made != wanted:
-        different = next((a, b) for a, b in zip(wanted, made, strict=True) if a != b)
-        raise ValueError(f"vCPU {different[0]} cannot be made: it becomes {different[1]}")
+    made = machine.topology()
+    for vcpu, became in zip(wanted, made.vcpus, strict=True):
+        if vcpu != became:
+            raise ValueError(f"vCPU {vcpu} cannot be made: it becomes {became}")
+    if made.mapped_api != topology.mapped_api:
+        raise ValueError(f"mapped_api={topology.mapped_api} cannot be made")
