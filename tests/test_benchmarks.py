@@ -67,7 +67,7 @@ def test_plain_loop(benchmark, system, plain, seconds):
 
     def loop() -> None:
         for msi in messages:
-            plain(sweep.fd, msi, 1)
+            plain(sweep.machine.fd, msi, 1)
 
     benchmark.pedantic(loop, rounds=ROUNDS)
     sweep.close()

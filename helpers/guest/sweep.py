@@ -179,20 +179,15 @@ class Sweep:
         self._topology = topology
         self._switches = switches
         self._model = Model(topology, switches)
-        self._machine = build(system, topology)
-        self._fresh = self._machine.snapshots()
-        self._cpus = self._machine.cpus[: len(self._fresh)]
+        self.machine = build(system, topology)
+        self._fresh = self.machine.snapshots()
+        self._cpus = self.machine.cpus[: len(self._fresh)]
         self._after = cache(self._uncached_after)
         self._predicted: dict[Aim, tuple[Route, list[Outcome], frozenset[int]]] = {}
         self._msi = abi.kvm_msi()
 
     def close(self) -> None:
-        self._machine.close()
-
-    @property
-    def fd(self) -> int:
-        """The VM's file descriptor."""
-        return self._machine.fd
+        self.machine.close()
 
     def run(self, mode: DeliveryMode, *, exhaustive: bool) -> int:
         """Send all messages of a delivery mode, or one of each kind; how many it were.
@@ -241,7 +236,7 @@ class Sweep:
         msi.address_lo, msi.address_hi = message.address_lo, message.address_hi
         msi.data = message.data
         expected = series.expected
-        sent, got = flood.send(self._machine.fd, msi, "data", _array(series.vectors), expected)
+        sent, got = flood.send(self.machine.fd, msi, "data", _array(series.vectors), expected)
         if sent < len(series.vectors):
             wrong = [series.message(series.vectors[sent])]
             self._report(series, wrong, "return value", str(expected[sent]), str(got))
@@ -287,7 +282,7 @@ class Sweep:
 
     def _restore(self, index: int, series: Series) -> None:
         """Undo what accepting the series did."""
-        cpu = self._machine[index]
+        cpu = self.machine[index]
         match mode := series.route.delivery_mode:
             case DeliveryMode.NMI | DeliveryMode.SMI:
                 flags = abi.KVM_VCPUEVENT_VALID_NMI_PENDING
