@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.verdicts.kernel import vendor_of
 from tests.copy_of_the_suite import ROOT, Run, Suite, run_pytest
 
 WORKERS = pytest.mark.parametrize("workers", [0, 2], ids="-n{}".format)
@@ -529,3 +530,18 @@ def test_run_that_judges_a_kernel_needs_kvm(without_kvm, arguments):
 def test_run_that_judges_the_suite_needs_no_kvm(without_kvm):
     run = run_pytest(without_kvm.path, "tests")
     assert (run.outcomes, run.exit_code) == ({"passed": 1}, 0)
+
+
+@pytest.mark.parametrize(
+    "modules, flags, vendor",
+    [
+        ({"kvm_intel", "kvm_amd"}, {"fpu", "svm"}, "kvm_amd"),
+        ({"kvm_intel", "kvm_amd"}, {"fpu", "vmx"}, "kvm_intel"),
+        ({"kvm_amd"}, {"svm"}, "kvm_amd"),
+        ({"kvm_intel", "kvm_pvm"}, {"fpu"}, "kvm_pvm"),
+        (set(), {"svm"}, "unknown"),
+    ],
+    ids=["both-on-AMD", "both-on-Intel", "one", "pvm", "none"],
+)
+def test_vendor_is_the_module_the_processor_can_use(modules, flags, vendor):
+    assert vendor_of(modules, flags) == vendor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -75,16 +76,29 @@ def running_kernel() -> Kernel:
     return Kernel(
         release=release,
         version=(int(found[1]), int(found[2])) if found else (0, 0),
-        vendor=next((m for m in VENDOR_MODULES if Path("/sys/module", m).exists()), "unknown"),
-        cpu=_cpu_model(),
+        vendor=vendor_of(
+            {name for name in VENDOR_MODULES if Path("/sys/module", name).exists()},
+            set(_cpuinfo("flags").split()),
+        ),
+        cpu=_cpuinfo("model name") or "unknown",
         capabilities=capabilities,
         parameters=_module_parameters(),
     )
 
 
-def _cpu_model() -> str:
-    found = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return found[1] if found else "unknown"
+def vendor_of(modules: Set[str], flags: Set[str]) -> str:
+    """Which of the vendor modules there are drives /dev/kvm.
+
+    A kernel may have both kvm_intel and kvm_amd built in; the processor can use one of them.
+    """
+    usable = {"kvm_intel": "vmx" in flags, "kvm_amd": "svm" in flags}
+    ranked = sorted(modules, key=lambda name: (name != "kvm_pvm", not usable.get(name), name))
+    return ranked[0] if ranked else "unknown"
+
+
+def _cpuinfo(field: str) -> str:
+    found = re.search(rf"^{field}\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else ""
 
 
 def _module_parameters() -> dict[str, str]:
