@@ -39,7 +39,7 @@ from helpers.apic.model import Model, Switches
 from helpers.apic.topology import Irqchip, MpState, Topology
 from helpers.guest.expect import Mismatch, expect, show
 from helpers.guest.injection import Injection
-from helpers.guest.machine import Cpu, Machine, msi_route
+from helpers.guest.machine import Cpu, Machine, journal, msi_route
 from helpers.kvm import KvmError, System, abi, errno_name
 
 __tracebackhide__ = True  # a failure is shown where the test asked
@@ -185,6 +185,7 @@ class AnySequence(RuleBasedStateMachine):
 
     def __init__(self, world: World) -> None:
         super().__init__()
+        journal.clear()  # a report shows the messages of the last sequence, the smallest
         self.world = world
         world.steps -= 1
         self.machine: Machine | None = None
