@@ -475,3 +475,14 @@ def test_aliased_id_under_32bit_ids_reaches_the_first_created(machines):
     for index in (1, 2):
         machine[index].configure(id=9)
     machine.signal(to(9)).returns(1).accepted_by(1)
+
+
+@clause("dest.flat")
+@deviation("silent-xapic-reached")
+@pytest.mark.parametrize("index", [1, 3], ids="to-{}".format)
+def test_xapic_without_logical_id_is_not_reached_by_one(machine, index):
+    for cpu in machine.cpus:
+        cpu.configure(ldr=0)
+    machine[0].mode = machine[2].mode = Mode.X2APIC
+    shot = machine.signal(Message(destination=1 << index, destination_mode=LOGICAL))
+    shot.blocked_or_unmatched().reached_nobody()

@@ -236,7 +236,8 @@ CLUSTER = Rule(
     _SDM + "11.6.2.2",
 )
 X2APIC_LOGICAL = Rule(
-    "Any LAPIC of the cluster in bits 31:16 that shares a bit of 15:0.",
+    "Any LAPIC of the cluster in bits 31:16 that shares a bit of 15:0, by its APIC ID: an xAPIC "
+    "without a logical ID is found too.",
     ("dest.x2apic-logical",),
     _SDM + "11.12.10",
 )
