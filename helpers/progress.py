@@ -26,7 +26,7 @@ class Bar:
             return
         self._shown = now
         rate = (done - self._begun) / max(now - self._start, 1e-3)
-        left = (self._size - done) / max(rate, 1)
+        left = max(0, self._size - done) / max(rate, 1)
         text = f"{100 * done // self._size:3} % of {self._size // self._scale} {self._unit}, "
         text += f"{rate / self._scale:.1f} {self._unit}/s, {left:.0f} s left  {self._name}"
         self._draw(text)
