@@ -39,9 +39,9 @@ def kernel() -> Kernel:
 
 
 @pytest.fixture(scope="session")
-def switches(kernel: Kernel) -> Switches:
+def switches(kernel: Kernel, system: System) -> Switches:
     """How the kernel under test differs from the reference kernel."""
-    return switches_of(kernel)
+    return switches_of(kernel, system)
 
 
 @pytest.fixture

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import fields, replace
 
 import pytest
 
+from helpers.apic import Message
+from helpers.apic.lapic import x2apic_ldr
+from helpers.apic.model import REFERENCE, Model, Switches
+from helpers.apic.topology import Topology
 from helpers.guest import Mismatch
+from helpers.kvm import System
 from helpers.verdicts import CLAUSES, DEVIATIONS, clause, deviation
 from helpers.verdicts.clauses import LEVELS
-from helpers.verdicts.kernel import Kernel
+from helpers.verdicts.deviations import switches_of
+from helpers.verdicts.kernel import Kernel, running_kernel
 from tests.copy_of_the_suite import ROOT, run_pytest
 
 EACH_CLAUSE = pytest.mark.parametrize("entry", CLAUSES.values(), ids=CLAUSES)
@@ -129,3 +136,27 @@ def test_clause_has_a_test_or_says_why_not(named, entry):
 @EACH_DEVIATION
 def test_deviation_is_met_by_a_test(named, entry):
     assert entry.id in named["deviation"]
+
+
+SWITCHES = [entry.switch for entry in DEVIATIONS.values() if entry.switch]
+
+
+def test_every_switch_of_the_model_is_off_in_some_kernel():
+    assert {off.name for off in SWITCHES} == {each.name for each in fields(Switches)}
+
+
+@pytest.mark.parametrize("off", SWITCHES, ids=lambda off: off.name)
+def test_case_tells_whether_a_switch_is_on(off):
+    topology, message = Topology.parse(off.topology), Message.parse(off.message)
+    old = replace(REFERENCE, **{off.name: False})
+    if off.name == "x2apics_keep_their_ids":
+        vcpu = replace(topology.vcpus[1], ldr=x2apic_ldr(44))  # what these kernels make of it
+        topology = replace(topology, vcpus=(topology.vcpus[0], vcpu))
+    assert Model(topology, old).predict(message) != Model(topology).predict(message)
+
+
+def test_backport_leaves_a_switch_on():
+    if running_kernel().version < (6, 11):
+        pytest.skip("this machine's kernel does not answer as the reference kernel")
+    with System() as system:
+        assert switches_of(kernel((6, 1)), system) == REFERENCE

@@ -14,9 +14,26 @@ from typing import Literal
 
 import pytest
 
+from helpers.apic import Message
 from helpers.apic.model import REFERENCE, Switches
+from helpers.apic.topology import Topology
 from helpers.guest.expect import Mismatch
+from helpers.guest.sweep import disagreement
+from helpers.kvm import System
 from helpers.verdicts.kernel import Kernel
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchOff:
+    """A switch of the model (helpers/apic/model.py) that is off in kernels with a deviation.
+
+    ``topology`` and ``message``, in their text forms, are a case that tells: a kernel that answers
+    it as the reference kernel has it on, whatever its version.
+    """
+
+    name: str
+    topology: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +42,7 @@ class Deviation:
 
     ``bound``: ``every`` kernel so far, a ``version`` range, or a ``host``. ``shows``: patterns
     (subject, actual) as in :class:`helpers.guest.expect.Mismatch`, with ``*`` and ``?`` as
-    wildcards. ``fixed``: commit and version, where there is one. ``switch``: which switch of the
-    model (helpers/apic/model.py) is off in such a kernel.
+    wildcards. ``fixed``: commit and version, where there is one.
     """
 
     id: str
@@ -37,7 +53,7 @@ class Deviation:
     evidence: str
     shows: tuple[tuple[str, str], ...]
     fixed: str = ""
-    switch: str = ""
+    switch: SwitchOff | None = None
 
     def explains(self, mismatch: Mismatch) -> bool:
         """Whether this mismatch is what the entry says happens."""
@@ -57,7 +73,7 @@ def _before(
     fixed: str,
     summary: str,
     *shows: tuple[str, str],
-    switch: str = "",
+    switch: SwitchOff | None = None,
 ) -> Deviation:
     name = ".".join(map(str, version))
     return Deviation(
@@ -155,7 +171,9 @@ _TABLE = (
         "647daca25d24 (5.11)",
         "Delivery mode 3 does not end AP_RESET_HOLD.",
         ("mp_state", "AP_RESET_HOLD"),
-        switch="remrd_ends_reset_hold",
+        switch=SwitchOff(
+            "remrd_ends_reset_hold", "0 1/ap-reset-hold", "destination=1 delivery_mode=remrd"
+        ),
     ),
     _before(
         (6, 3),
@@ -163,7 +181,9 @@ _TABLE = (
         "35366901017c (6.3)",
         "A logical destination without a match returns -1 EPERM when no enabled LAPIC has an LDR.",
         ("return value", "-1 EPERM"),
-        switch="unmatched_logical_is_blocked",
+        switch=SwitchOff(
+            "unmatched_logical_is_blocked", "0", "destination=1 destination_mode=logical"
+        ),
     ),
     _before(
         (6, 3),
@@ -172,7 +192,7 @@ _TABLE = (
         "Of several LAPICs with one physical APIC ID only the first receives the interrupt.",
         ("return value", "*"),
         ("effect on vCPU *", "*"),
-        switch="aliased_ids_all_receive",
+        switch=SwitchOff("aliased_ids_all_receive", "0 1/id=0x0", "destination=0"),
     ),
     _before(
         (6, 3),
@@ -183,7 +203,7 @@ _TABLE = (
         ("return value", "1"),
         ("effect on vCPU *", "IRR SET {*}"),
         ("effect on vCPU *", "nothing"),
-        switch="x2apics_keep_their_ids",
+        switch=SwitchOff("x2apics_keep_their_ids", "0 300/x2apic", "destination=44"),
     ),
     _before(
         (6, 3),
@@ -191,7 +211,11 @@ _TABLE = (
         "2970052481b9, 2bf934aadcac (6.3)",
         "Of LAPICs whose LDRs overlap only one receives the interrupt.",
         ("return value", "*"),
-        switch="aliased_logical_ids_all_receive",
+        switch=SwitchOff(
+            "aliased_logical_ids_all_receive",
+            "0/ldr=0x01000000 1/ldr=0x01000000",
+            "destination=1 destination_mode=logical",
+        ),
     ),
     _before(
         (6, 3),
@@ -206,7 +230,7 @@ _TABLE = (
         "ab2ee212a57b (6.4)",
         "Of two pending NMIs KVM_GET_VCPU_EVENTS shows one.",
         ("NMIs pending", "1"),
-        switch="nmis_are_counted",
+        switch=SwitchOff("nmis_are_counted", "0/nmi=1", "destination=0 delivery_mode=nmi"),
     ),
     _before(
         (6, 11),
@@ -237,10 +261,18 @@ if len(DEVIATIONS) != len(_TABLE):
     raise ValueError("two deviations have one id")
 
 
-def switches_of(kernel: Kernel) -> Switches:
-    """The model's switches as this kernel's version has them."""
-    off = {entry.switch: False for entry in _TABLE if entry.switch and entry.applies(kernel)}
-    return replace(REFERENCE, **off)
+def switches_of(kernel: Kernel, system: System) -> Switches:
+    """The model's switches as the running kernel has them: off by version, on where it shows."""
+    offs = [entry.switch for entry in _TABLE if entry.switch and entry.applies(kernel)]
+    return replace(REFERENCE, **{off.name: False for off in offs if _shows(off, system)})
+
+
+def _shows(off: SwitchOff, system: System) -> bool:
+    case = Topology.parse(off.topology), Message.parse(off.message)
+    try:
+        return disagreement(system, *case, REFERENCE) is not None
+    except ValueError:  # it is not the reference kernel's topology either
+        return True
 
 
 def deviation(id: str) -> pytest.MarkDecorator:
