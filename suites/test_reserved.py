@@ -1,7 +1,6 @@
 """Bits without a meaning, in all combinations: sent by the ten thousand, answered as without them.
 
-Of more than 14 bits it is the combinations of the lowest 14 and of the highest 14; with
-``--exhaustive`` all of them.
+Of more than 14 bits it is the combinations of the lowest 14 and of the highest 14.
 """
 
 from errno import EINVAL
@@ -22,10 +21,8 @@ PARTS = pytest.mark.parametrize("part", [0, 1], ids=["lowest", "highest"])
 
 
 @pytest.fixture
-def combined(request, part):
-    """All combinations of the lowest or highest bits of a mask, or of all of them."""
-    if request.config.option.exhaustive:
-        return combinations
+def combined(part):
+    """All combinations of the lowest or highest bits of a mask."""
     return lambda mask: combinations(windows(mask)[part])
 
 
