@@ -37,10 +37,11 @@ def on_this_kernel(topology):
 
 
 def addressed(model, aim):
-    """Whom an aim addresses, and out of how many."""
+    """Whom an aim addresses, and whether it may miss them."""
     route = model.route(aim.message())
     present = [slot for slot in route.slots if slot is not None]
-    return str((present, len(route.slots) if route.one else 0, route.delivery_mode, route.nobody))
+    may_miss = route.one and len(present) < len(route.slots)
+    return str((present, may_miss, route.delivery_mode, route.nobody))
 
 
 @EVERY_TOPOLOGY

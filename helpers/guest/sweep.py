@@ -79,7 +79,7 @@ def _destinations(topology: Topology) -> list[int]:
 def one_of_each(model: Model, mode: DeliveryMode) -> Iterator[Aim]:
     """Of the aims that address the same, the first and, where that is nobody, the last.
 
-    The same is: these vCPUs and, where one is chosen, out of as many bits of the destination.
+    The same is: these vCPUs and, where one is chosen, with or without bits that are nobody's.
     """
     lowest = DeliveryMode.LOWEST_PRIORITY
     for destination_mode, hint in product(DestinationMode, (0, 1)):
@@ -97,8 +97,8 @@ def _kinds(model: Model, destination_mode: DestinationMode, mode: DeliveryMode) 
     for destination in _destinations(model.topology):
         route = model.route(Aim(destination, destination_mode, 0, mode).message())
         present = tuple(slot for slot in route.slots if slot is not None)
-        bits = len(route.slots) if route.one else None
-        kind = (present, bits, route.delivery_mode, route.nobody)
+        may_miss = route.one and len(present) < len(route.slots)
+        kind = (present, may_miss, route.delivery_mode, route.nobody)
         firsts.setdefault(kind, destination)
         if not present:
             lasts[kind] = destination
