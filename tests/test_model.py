@@ -59,6 +59,9 @@ def row(
     return pytest.param(topology, message, parameters, reference, before or reference, id=what)
 
 
+LATE_32BIT = "x2apic_api=1 mapped_api=0 0 1/id=0x0 256"
+
+
 def outcome_of(outcome: Outcome) -> str:
     """``2: 0 3``, the return value and who accepted it; ``-1 EPERM`` alone."""
     accepted = " ".join(map(str, outcome.accepted))
@@ -94,6 +97,8 @@ NOBODY_THERE = [
     row("no-logical-ids", "0 1", LOGICAL(1), "0", "-1 EPERM"),
     row("no-logical-ids-all-disabled", SW_DISABLED, LOGICAL(1), "0", "-1 EPERM"),
     row("absent-logical-id", FLAT, LOGICAL(0x10), "0"),
+    row("id-0x100-searched", LATE_32BIT, PHYSICAL(0x100), "1: 2"),
+    row("id-0x101-searched", LATE_32BIT, PHYSICAL(0x101), "-1 EPERM", "0"),
     row("absent-logical-id-mixed-modes", MIXED, LOGICAL(0x10), "-1 EPERM"),
     row("broadcast-all-hw-disabled", "0/disabled", PHYSICAL(0xFF), "-1 EPERM"),
     row("logical-broadcast-all-hw-disabled", "0/disabled", LOGICAL(0xFF), "-1 EPERM"),
