@@ -56,10 +56,9 @@ def machines(system: System) -> Iterator[Callable[..., Machine]]:
 
 
 @pytest.fixture
-def irqchip(request: pytest.FixtureRequest) -> Irqchip:
-    """The irqchip of ``machine``: full, or what the test is parametrized with indirectly."""
-    kind: Irqchip = getattr(request, "param", "full")
-    return kind
+def irqchip() -> Irqchip:
+    """The irqchip of ``machine``, for tests to parametrize; ``request`` would be dear."""
+    return "full"
 
 
 @pytest.fixture(scope="session")

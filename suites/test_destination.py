@@ -18,7 +18,7 @@ def to(destination, mode=PHYSICAL, **fields):
 
 
 @clause("dest.physical")
-@pytest.mark.parametrize("irqchip", ["full", "split"], indirect=True)
+@pytest.mark.parametrize("irqchip", ["full", "split"])
 @pytest.mark.parametrize("mode", [FIXED, LOWEST, NMI, INIT], ids=lambda mode: mode.name)
 def test_physical_destination_is_one_lapic(machine, mode):
     for index in range(4):
@@ -76,7 +76,7 @@ def test_creation_order_does_not_matter(machines):
 
 
 @clause("dest.broadcast")
-@pytest.mark.parametrize("irqchip", ["full", "split"], indirect=True)
+@pytest.mark.parametrize("irqchip", ["full", "split"])
 @pytest.mark.parametrize("mode", [FIXED, NMI, INIT], ids=lambda mode: mode.name)
 def test_broadcast_reaches_all(machine, mode):
     machine.signal(to(0xFF, delivery_mode=mode)).returns(4).accepted_by(0, 1, 2, 3)

@@ -41,7 +41,7 @@ def fixed(vector, destination=1, **fields):
 
 
 @clause("guest.taken-once")
-@pytest.mark.parametrize("irqchip", ["full", "split"], indirect=True)
+@pytest.mark.parametrize("irqchip", ["full", "split"])
 def test_vector_is_taken_once(machine):
     for vector in (*range(0x10, 0x20), *range(0x20, 0x100, 0x11), 0xFF):
         machine.signal(fixed(vector)).returns(1)

@@ -10,7 +10,7 @@ from helpers.guest import expect
 from helpers.kvm import KvmError, abi
 from helpers.verdicts import clause
 
-BOTH = pytest.mark.parametrize("irqchip", ["full", "split"], indirect=True)
+BOTH = pytest.mark.parametrize("irqchip", ["full", "split"])
 
 
 @clause("msi.needs-irqchip")
@@ -60,7 +60,7 @@ def test_split_irqchip_of_any_number_of_pins_takes_messages(machines, pins):
 
 # --- the same with a split irqchip ----------------------------------------------------------------
 
-SPLIT = pytest.mark.parametrize("irqchip", ["split"], indirect=True)
+SPLIT = pytest.mark.parametrize("irqchip", ["split"])
 
 
 @clause("msi.flags")

@@ -34,7 +34,7 @@ def need_smm(kernel, mode):
 
 
 @clause("msi.returns-delivered")
-@pytest.mark.parametrize("irqchip", ["full", "split"], indirect=True)
+@pytest.mark.parametrize("irqchip", ["full", "split"])
 @pytest.mark.parametrize("index", range(4), ids="to-{}".format)
 def test_delivered_message_returns_above_0(machine, index):
     machine.signal(Message(destination=index)).delivered().accepted_by(index)

@@ -19,7 +19,7 @@ FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
 GSI = 24
 """The first GSI behind the IOAPIC's pins."""
 
-BOTH = pytest.mark.parametrize("irqchip", ["full", "split"], indirect=True)
+BOTH = pytest.mark.parametrize("irqchip", ["full", "split"])
 
 
 def routes(count):

@@ -635,7 +635,7 @@ SNAPSHOT = (abi.KVM_GET_LAPIC, abi.KVM_GET_VCPU_EVENTS, abi.KVM_GET_MP_STATE)
 
 
 def calls(*fds: int) -> list[Call]:
-    return [Call(fd, request, "", 0, 0) for fd in fds for request in SNAPSHOT]
+    return [Call(fd, request, 0, 0, 0) for fd in fds for request in SNAPSHOT]
 
 
 def test_the_same_calls_on_several_fds_stand_once():
@@ -650,7 +650,7 @@ def test_rounds_over_the_same_fds_are_counted():
 
 
 def test_repeated_call_is_counted():
-    runs = [Call(7, abi.KVM_RUN, "", -1, 4)] * 3
+    runs = [Call(7, abi.KVM_RUN, 0, -1, 4)] * 3
     assert collapse(runs) == ["KVM_RUN(fd 7) = -1 EINTR  (x 3)"]
 
 

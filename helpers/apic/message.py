@@ -92,6 +92,8 @@ LAYOUT = (
 )
 
 
+_FIELDS_OF = {word: [(f.name, f.low) for f in LAYOUT if f.word == word] for word in WORDS}
+
 _LIMITS = [
     (field.name, field.mask, f"{field.word}[{field.bits}]")
     for field in LAYOUT
@@ -124,15 +126,19 @@ class Message:
         if not 0 <= self.destination < 1 << 32:
             raise ValueError(f"destination {self.destination:#x} does not fit 32 bits")
 
-    def _value(self, name: str) -> int:
-        if name == "destination_7_0":
-            return self.destination & 0xFF
-        if name == "destination_31_8":
-            return self.destination >> 8 & 0xFFFFFF
-        return int(getattr(self, name))
+    @property
+    def destination_7_0(self) -> int:
+        return self.destination & 0xFF
+
+    @property
+    def destination_31_8(self) -> int:
+        return self.destination >> 8
 
     def _word(self, word: str) -> int:
-        return sum(self._value(f.name) << f.low for f in LAYOUT if f.word == word)
+        value = 0
+        for name, low in _FIELDS_OF[word]:
+            value |= getattr(self, name) << low
+        return value
 
     @property
     def address_lo(self) -> int:
@@ -218,7 +224,7 @@ class Message:
     def decoded(self) -> list[tuple[str, str, str, str]]:
         """Rows (word, bits, field, value in hex and words) for people, most significant first."""
         return [
-            (f.word, f.bits, f.name, self._in_words(f.name, self._value(f.name))) for f in LAYOUT
+            (f.word, f.bits, f.name, self._in_words(f.name, getattr(self, f.name))) for f in LAYOUT
         ]
 
     @staticmethod

@@ -651,14 +651,8 @@ class Machine(Closing):
 
 def msi_of(message: Message, flags: int = 0, devid: int = 0, pad: bytes = bytes(12)) -> abi.kvm_msi:
     """The structure that KVM_SIGNAL_MSI takes."""
-    return abi.kvm_msi(
-        address_lo=message.address_lo,
-        address_hi=message.address_hi,
-        data=message.data,
-        flags=flags,
-        devid=devid,
-        pad=(ctypes.c_uint8 * 12)(*pad),
-    )
+    words = (message.address_lo, message.address_hi, message.data)
+    return abi.kvm_msi(*words, flags, devid, (ctypes.c_uint8 * 12)(*pad))
 
 
 def msi_route(

@@ -8,8 +8,7 @@ import mmap
 import os
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from helpers.kvm.abi import Request, kvm_enable_cap, kvm_msi
 
@@ -41,19 +40,18 @@ def errno_name(code: int | None) -> str:
     return errno.errorcode.get(code or 0, str(code))
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One traced ioctl."""
+class Call(NamedTuple):
+    """One traced ioctl. ``argument``: a number, a copy of a structure, or a structure's type."""
 
     fd: int
     request: Request
-    argument: str
+    argument: int | ctypes.Structure | type
     result: int
     errno: int
 
     def __str__(self) -> str:
         result = str(self.result) if self.result != -1 else f"-1 {errno_name(self.errno)}"
-        return f"{self.request.name}(fd {self.fd}{self.argument}) = {result}"
+        return f"{self.request.name}(fd {self.fd}{_describe(self.argument)}) = {result}"
 
 
 trace: deque[Call] = deque(maxlen=400)
@@ -62,7 +60,6 @@ trace: deque[Call] = deque(maxlen=400)
 
 def raw_ioctl(fd: int, number: int, argument: int) -> tuple[int, int]:
     """The system call: (return value, errno or 0). ``argument`` is a number or an address."""
-    ctypes.set_errno(0)
     result = _libc.ioctl(fd, number, argument)
     return result, ctypes.get_errno() if result == -1 else 0
 
@@ -75,11 +72,11 @@ def ioctl(fd: int, request: Request, argument: Argument = 0) -> int:
     answer, is :meth:`helpers.kvm.vcpu.Vcpu.run`.
     """
     while True:
-        try:
-            return ioctl_once(fd, request, argument)
-        except KvmError as error:
-            if error.errno != errno.EINTR:
-                raise
+        result, code = attempt(fd, request, argument)
+        if result != -1:
+            return result
+        if code != errno.EINTR:
+            raise KvmError(request, code)
 
 
 def ioctl_once(fd: int, request: Request, argument: Argument = 0) -> int:
@@ -92,13 +89,23 @@ def ioctl_once(fd: int, request: Request, argument: Argument = 0) -> int:
 
 def attempt(fd: int, request: Request, argument: Argument = 0) -> tuple[int, int]:
     """As :func:`ioctl`, with errors, EINTR too, returned: (return value, errno or 0)."""
-    address = argument if isinstance(argument, int) else ctypes.addressof(argument)
+    shown: int | ctypes.Structure | type
+    if isinstance(argument, int):
+        address = shown = argument
+    else:
+        address = ctypes.addressof(argument)
+        shown = type(argument)
+        if shown in _SHOWN:
+            shown = shown.from_buffer_copy(argument)  # the caller may change it afterwards
     result, code = raw_ioctl(fd, request.number, address)
-    trace.append(Call(fd, request, _describe(argument), result, code))
+    trace.append(Call(fd, request, shown, result, code))
     return result, code
 
 
-def _describe(argument: Argument) -> str:
+_SHOWN = {kvm_msi, kvm_enable_cap}
+
+
+def _describe(argument: int | ctypes.Structure | type) -> str:
     if isinstance(argument, int):
         return f", {argument:#x}" if argument else ""
     if isinstance(argument, kvm_msi):
@@ -110,7 +117,8 @@ def _describe(argument: Argument) -> str:
         return shown + (f", pad={pad.hex()}" if any(pad) else "")
     if isinstance(argument, kvm_enable_cap):
         return f", cap={argument.cap}, args[0]={argument.args[0]:#x}"
-    return f", {type(argument).__name__}"
+    assert isinstance(argument, type)
+    return f", {argument.__name__}"
 
 
 # int 0x80 with ebx, ecx, edx = the three arguments of i386's ioctl (54), from 64-bit code.

@@ -67,6 +67,6 @@ class KernelLog:
 
 def read_taint() -> int:
     """/proc/sys/kernel/tainted; 0 where it cannot be read."""
-    with contextlib.suppress(OSError, ValueError):
-        return int(TAINT.read_text())
+    with contextlib.suppress(OSError, ValueError), open(TAINT, "rb", buffering=0) as file:
+        return int(file.read())
     return 0

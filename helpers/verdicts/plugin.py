@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Generator, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -29,8 +29,7 @@ class KernelComplaint(AssertionError):
     """The kernel logged a WARNING, BUG or Oops, or became tainted, while a test ran."""
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(NamedTuple):
     """What the plugin adds to a test's report; ``report.verdict`` is it as a dict."""
 
     clause: str
@@ -138,7 +137,7 @@ class Verdicts:
             verdict = self._judge(item, call, report, verdict)
         if report.failed:
             report.sections.append(("KVM_SIGNAL_MSI", explain(clause, verdict)))
-        vars(report)["verdict"] = asdict(verdict)  # xdist carries a report's attributes over
+        vars(report)["verdict"] = verdict._asdict()  # xdist carries a report's attributes over
         return report
 
     def _verdict(self, item: pytest.Item, clause: Clause, kernel_options: Sequence[str]) -> Verdict:
@@ -151,7 +150,7 @@ class Verdicts:
     ) -> None:
         """Say which clause a report is about that did not come from a test: its kernel died."""
         if clause := clause_of(item):
-            vars(report)["verdict"] = asdict(self._verdict(item, clause, kernel_options))
+            vars(report)["verdict"] = self._verdict(item, clause, kernel_options)._asdict()
 
     def _judge(
         self,
@@ -183,14 +182,14 @@ class Verdicts:
                 if not self.strict:
                     report.outcome = "skipped"
                     report.wasxfail = reason
-                return replace(verdict, deviation=entry.id, note=f"known deviation {reason}")
+                return verdict._replace(deviation=entry.id, note=f"known deviation {reason}")
         notes = [
             f"not the known deviation {entry.id}, which shows otherwise"
             if entry in applying
             else f"{entry.id} is known for {entry.condition} only"
             for entry in known
         ]
-        return replace(verdict, note="; ".join(notes))
+        return verdict._replace(note="; ".join(notes))
 
     def _judge_pass(
         self,
@@ -205,11 +204,11 @@ class Verdicts:
                     f"the known deviation {entry.id} ({entry.condition}) did not happen: correct "
                     "its entry in helpers/verdicts/deviations.py"
                 )
-                return replace(verdict, deviation=entry.id, note=note)
+                return verdict._replace(deviation=entry.id, note=note)
             note = f"{entry.id} ({entry.condition}) did not happen here"
             if entry.fixed:
                 note += f": a backport of {entry.fixed}"
-            return replace(verdict, deviation=entry.id, backport=True, note=note)
+            return verdict._replace(deviation=entry.id, backport=True, note=note)
         return verdict
 
     # --- summing up -------------------------------------------------------------------------------
@@ -220,7 +219,7 @@ class Verdicts:
             self.clauses[report.nodeid] = verdict["clause"]
         died = str(report.when) == "???"  # xdist's word for a test whose worker died
         if died and report.nodeid in self.clauses:
-            verdict = asdict(Verdict(self.clauses[report.nodeid]))
+            verdict = Verdict(self.clauses[report.nodeid])._asdict()
         if verdict is None or (report.when != "call" and report.passed):
             return
         outcome = outcome_of(report)
