@@ -77,6 +77,7 @@ class Suite:
 def run_pytest(directory: Path, *arguments: str, remember: bool = False, **environment: str) -> Run:
     """pytest as a user in ``directory`` runs it; ``remember`` the failures, for --lf."""
     forget = [] if remember else ["-p", "no:cacheprovider"]
+    forget += ["-p", "no:benchmark"]  # a user does not have it; it leaves a directory
     inherited = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *forget, *arguments],
