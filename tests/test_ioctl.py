@@ -116,8 +116,17 @@ def test_run_returns_the_exit_reason(kernel, vcpu):
 @pytest.mark.parametrize("answer", [(0, 0), (-1, EINTR)], ids=["completed", "EINTR"])
 def test_finishing_an_exit_does_not_stop_later_runs(kernel, vcpu, answer):
     kernel.answers = [answer]
+    vcpu.kvm_run.exit_reason = abi.KVM_EXIT_IO
     vcpu.finish_exit()
     assert vcpu.kvm_run.immediate_exit == 0
+    assert len(kernel.calls) == 1
+
+
+@pytest.mark.parametrize("reason", [abi.KVM_EXIT_UNKNOWN, abi.KVM_EXIT_INTR])
+def test_exit_that_left_nothing_is_not_finished(kernel, vcpu, reason):
+    vcpu.kvm_run.exit_reason = reason
+    vcpu.finish_exit()
+    assert kernel.calls == []
 
 
 # --- the trace ------------------------------------------------------------------------------------

@@ -71,6 +71,9 @@ class GuestError(AssertionError):
     """The guest left the path the probe prescribes: a fault, an unexpected exit, no end."""
 
 
+_FLAT = abi.kvm_segment(limit=0xFFFFFFFF, selector=layout.DATA, type=3, present=1, db=1, s=1, g=1)
+
+
 class Cpu:
     """One vCPU of a machine with its LAPIC and its area of guest memory."""
 
@@ -329,10 +332,7 @@ class Cpu:
         sregs.gdt.base, sregs.gdt.limit = layout.GDT, 0x17
         sregs.idt.base, sregs.idt.limit = layout.IDT, 0xFFF
         for name in ("cs", "ds", "es", "fs", "gs", "ss"):
-            segment = getattr(sregs, name)
-            segment.base, segment.limit, segment.selector = 0, 0xFFFFFFFF, layout.DATA
-            segment.type, segment.present, segment.s = 3, 1, 1
-            segment.dpl, segment.db, segment.l, segment.g, segment.unusable = 0, 1, 0, 1, 0
+            setattr(sregs, name, _FLAT)
         sregs.cs.selector, sregs.cs.type, sregs.cs.l, sregs.cs.db = layout.CODE64, 11, 1, 0
         sregs.gs.base = self._area
         self._write_sregs(sregs)

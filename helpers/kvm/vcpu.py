@@ -50,6 +50,8 @@ class Vcpu(Closing):
 
     def finish_exit(self) -> None:
         """Complete the pending I/O instruction without entering the guest (api.rst 5)."""
+        if self.kvm_run.exit_reason in (abi.KVM_EXIT_UNKNOWN, abi.KVM_EXIT_INTR):
+            return  # it has not run, or left by no instruction
         self.kvm_run.immediate_exit = 1
         try:
             self.run()

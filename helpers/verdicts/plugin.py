@@ -132,7 +132,9 @@ class Verdicts:
         clause = clause_of(item)
         if clause is None:
             return report
-        verdict = self._verdict(item, clause, self.kernel_options)
+        verdict = Verdict(clause.id)
+        if call.when == "call" or not report.passed:
+            verdict = self._verdict(item, clause, self.kernel_options)
         if call.when == "call":
             verdict = self._judge(item, call, report, verdict)
         if report.failed:
