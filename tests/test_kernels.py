@@ -424,6 +424,34 @@ def test_kernel_that_does_not_boot_is_one_line(suite, tmp_path):
     assert run.exit_code == pytest.ExitCode.USAGE_ERROR
 
 
+HANGING = {
+    "silent": (b"\xeb\xfe", "nothing on its console for 4 s"),  # jmp here
+    # mov dx, COM1; mov al, '.'; out dx, al; jmp to the out
+    "talking": (b"\xeb\x7e", "not up after 8 s"),
+}
+TALKING = b"\xba\xf8\x03\xb0\x2e\xee\xeb\xfd"
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", HANGING)
+def test_boot_that_hangs_is_ended(suite, tmp_path, kind):
+    suite.add(SENT)
+    limits = "from helpers.kernels import loop\nloop.SILENT_SECONDS, loop.BOOT_SECONDS = 4, 8\n"
+    suite.prepare(limits)
+    entry, says = HANGING[kind]
+    image = bzimage(tmp_path / "bzImage", "6.99.0-test")
+    code = bytearray(image.read_bytes()) + bytes(0x10000)
+    code[0x200:0x202], code[0x280 : 0x280 + len(TALKING)] = entry, TALKING
+    struct.pack_into("<H", code, 0x206, 0x202)  # a boot protocol that knows of an initramfs
+    image.write_bytes(code)
+    (tmp_path / "lib/modules/6.99.0-test").mkdir(parents=True)
+    (tmp_path / "lib/modules/6.99.0-test/modules.builtin").write_text(BUILT_IN)
+    run = suite.run(f"--kernel={image}")
+    (line,) = run.lines_with("6.99.0-test could not be judged")
+    assert says in line
+    assert run.exit_code == pytest.ExitCode.USAGE_ERROR
+
+
 BUILT_IN = "".join(f"kernel/{name}.ko\n" for name in (*VIRTIO, "kvm", "kvm_amd"))
 
 

@@ -119,8 +119,8 @@ class Guest(Closing):
         self._unpacker = Unpacker()
 
     def _command(self, processor: Processor, initramfs: int) -> list[str]:
-        # Destroying a VM waits for RCU.
-        command_line = "console=ttyS0 panic=-1 loglevel=5 rcupdate.rcu_expedited=1 "
+        # Destroying a VM waits for RCU. Notices tell a slow boot from one that hangs.
+        command_line = "console=ttyS0 panic=-1 loglevel=6 rcupdate.rcu_expedited=1 "
         return [
             *(QEMU, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
             *(*processor.options, "-m", str(MEMORY)),

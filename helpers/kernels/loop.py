@@ -28,6 +28,7 @@ from helpers.verdicts.kernel import Kernel
 from helpers.verdicts.plugin import Verdicts
 
 BOOT_SECONDS = 300
+SILENT_SECONDS = 90  # of a console, during a boot; four times what a machine under load took
 _WORTH_A_BOOT = 200  # tests
 _CONSOLE_LINES = 40
 
@@ -49,11 +50,17 @@ class Work:
 
 @dataclass
 class Seat:
-    """A guest and what it was given. ``column`` is -1 until it is ready for one."""
+    """A guest and what it was given. ``column`` is -1 until it is ready for one.
+
+    Until then ``console`` is what it had said when it was last looked after, and it has until
+    ``booted_by``.
+    """
 
     guest: Guest
     work: Work
+    booted_by: float
     deadline: float
+    console: list[str] = field(default_factory=list)
     column: int = -1
     given: deque[str] = field(default_factory=deque)
     running: str = ""
@@ -121,7 +128,8 @@ class Judging:
             work = max(waiting, key=lambda work: (not work.guests, work.left / (work.guests + 1)))
             guest = Guest(work.boot, self.images.of(work.boot), self.processor)
             work.guests += 1
-            self.seats[guest] = Seat(guest, work, time.monotonic() + BOOT_SECONDS)
+            now = time.monotonic()
+            self.seats[guest] = Seat(guest, work, now + BOOT_SECONDS, now + SILENT_SECONDS)
             self.selector.register(guest, selectors.EVENT_READ, guest)
 
     def _stop(self, seat: Seat) -> None:
@@ -145,7 +153,19 @@ class Judging:
                 self._died(seat, "the kernel died")
         for seat in list(self.seats.values()):
             if time.monotonic() > seat.deadline:
-                self._died(seat, "no sign of life for too long: the kernel hangs")
+                self._overdue(seat)
+
+    def _overdue(self, seat: Seat) -> None:
+        """A deadline has passed; a boot that has something new on its console gets another."""
+        now, said = time.monotonic(), seat.guest.console()
+        if seat.column >= 0:
+            self._died(seat, "no sign of life for too long: the kernel hangs")
+        elif said == seat.console:
+            self._died(seat, f"nothing on its console for {SILENT_SECONDS} s: the kernel hangs")
+        elif now > seat.booted_by:
+            self._died(seat, f"not up after {BOOT_SECONDS} s: the kernel hangs")
+        else:
+            seat.console, seat.deadline = said, min(now + SILENT_SECONDS, seat.booted_by)
 
     def _handle(self, seat: Seat, kind: str, *arguments: Any) -> None:
         match kind:
