@@ -23,6 +23,7 @@ from helpers.kernels import bisect, columns, frames, spec
 from helpers.kernels.boot import VIRTIO
 from helpers.kernels.download import Download
 from helpers.kernels.image import Cpio
+from helpers.kernels.loop import last_words
 from helpers.kernels.modules import Modules
 from helpers.kernels.packages import Archive, KernelError
 from tests.copy_of_the_suite import ROOT, run_pytest
@@ -422,6 +423,47 @@ def test_kernel_that_does_not_boot_is_one_line(suite, tmp_path):
     run = suite.run(f"--kernel={image}")
     assert len(run.lines_with("6.99.0-test could not be judged: the kernel died")) == 1
     assert run.exit_code == pytest.ExitCode.USAGE_ERROR
+
+
+OOPS = ["BUG: kernel NULL pointer dereference", "RIP: 0010:kvm_set_msi+0x4/0x20 [kvm]"]
+
+
+@pytest.fixture(params=["in-tree", "out-of-tree"])
+def build_tree(request, tmp_path):
+    """A function that makes a build tree whose decoder writes ``line`` in place of an offset."""
+    tree, sources = tmp_path / "tree", tmp_path / "sources"
+    tree.mkdir()
+    if request.param == "in-tree":
+        sources = tree
+    else:
+        (tree / "source").symlink_to(sources)
+
+    def make(line):
+        (sources / "scripts").mkdir(parents=True)
+        decoder = sources / "scripts/decode_stacktrace.sh"
+        decoder.write_text(f"#!/bin/sh\necho \"$@\"\nsed 's|+0x4/0x20.*| ({line})|'\n")
+        decoder.chmod(0o755)
+        return tree
+
+    return make
+
+
+def test_oops_is_decoded_by_its_build_tree(build_tree):
+    tree = build_tree("arch/x86/kvm/irq_comm.c:42")
+    (tree / "vmlinux").touch()
+    arguments, *oops = last_words(OOPS, tree).splitlines()
+    assert oops == [OOPS[0], "RIP: 0010:kvm_set_msi (arch/x86/kvm/irq_comm.c:42)"]
+    assert arguments == f"{tree}/vmlinux auto {tree}"
+
+
+def test_oops_without_debug_info_keeps_its_offsets(build_tree):
+    tree = build_tree("??:?")
+    (tree / "vmlinux").touch()
+    assert last_words(OOPS, tree).splitlines() == OOPS
+
+
+def test_oops_of_a_tree_without_vmlinux_is_shown_as_it_is(build_tree):
+    assert last_words(OOPS, build_tree("arch/x86/kvm/irq_comm.c:42")).splitlines() == OOPS
 
 
 HANGING = {

@@ -32,6 +32,7 @@ SILENT_SECONDS = 90  # of a console, during a boot; four times what a machine un
 _WORTH_A_BOOT = 200  # tests
 _CONSOLE_LINES = 40
 
+_LINE = re.compile(r"\.[chS]:\d")
 _DYING = re.compile(r"BUG:|Oops|Kernel panic|general protection fault|stack-protector|RIP:")
 
 
@@ -295,16 +296,23 @@ def last_words(console: Sequence[str], tree: Path | None = None) -> str:
     dying = [number for number, line in enumerate(console) if _DYING.search(line)]
     first = dying[0] if dying else len(console)
     text = "\n".join(console[min(first, max(0, len(console) - _CONSOLE_LINES)) :])
-    decoder, vmlinux = (Path(tree or "", name) for name in _DECODER)
-    if tree and dying and decoder.exists() and vmlinux.exists():
-        decoded = subprocess.run(
-            [decoder, vmlinux], input=text, capture_output=True, text=True, check=False
-        )
-        text = decoded.stdout or text
-    return text
+    return _decode(text, tree) if tree and dying else text
 
 
-_DECODER = ("scripts/decode_stacktrace.sh", "vmlinux")
+def _decode(oops: str, tree: Path) -> str:
+    """An oops with file and line of each frame; as it is where the tree has no debug info."""
+    # make O=DIR leaves a link to the sources in DIR.
+    places = (tree / "scripts", tree / "source/scripts")
+    found = (place / "decode_stacktrace.sh" for place in places)
+    decoder = next(filter(Path.exists, found), None)
+    vmlinux = tree / "vmlinux"
+    if decoder is None or not vmlinux.exists():
+        return oops
+    # "auto" is where the sources are, the tree where the modules are.
+    command = [str(decoder), str(vmlinux), "auto", str(tree)]
+    decoded = subprocess.run(command, input=oops, capture_output=True, text=True, check=False)
+    # Without debug info "panic+0x107/0x290" becomes "panic (??:?)".
+    return decoded.stdout if _LINE.search(decoded.stdout) else oops
 
 
 def slots(wanted: int | None) -> int:
