@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -64,6 +64,30 @@ def test_probe_is_assembled_once(commands):
     assert commands == ["gcc", "ld"]
     assert assembled() == first
     assert commands == ["gcc", "ld"]
+
+
+@pytest.fixture
+def new_process() -> Iterator[Callable[[], None]]:
+    """Forget what this process has built, now and after the test."""
+
+    def forget() -> None:
+        assemble.probe.cache_clear()
+        assemble.sender.cache_clear()
+
+    forget()
+    yield forget
+    forget()
+
+
+@pytest.mark.usefixtures("cache")
+def test_all_is_built_for_where_there_is_no_compiler(new_process, monkeypatch, commands):
+    assemble.build_all()
+    new_process()
+    commands.clear()
+    monkeypatch.setenv("PATH", "")
+    assert assemble.probe()
+    assert assemble.sender().exists()
+    assert commands == []
 
 
 def test_changed_source_is_assembled_again(cache, source, commands):

@@ -41,6 +41,12 @@ def sender() -> Path:
     return _built(SENDER, options, "so", _compile)
 
 
+def build_all() -> None:
+    """Fill the cache, for where there is no compiler. Raises AssemblyError."""
+    probe()
+    sender()
+
+
 def _built(
     source: Path,
     options: list[str],

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.guest.assemble import cache_directory, probe
+from helpers.guest.assemble import build_all, cache_directory
 from helpers.kernels.columns import Boot
 from helpers.kernels.frames import Unpacker, pack
 from helpers.kernels.image import Cpio, userland
@@ -65,7 +65,7 @@ class Images:
     def __init__(
         self, argv: Sequence[str], environ: Mapping[str, str], worker: Mapping[str, object]
     ) -> None:
-        probe()  # the guest has no compiler
+        build_all()  # the guest has no compiler
         assembled = [file for file in cache_directory().iterdir() if file.is_file()]
         self._userland = userland(PROJECT, assembled)
         self._setup = {

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from helpers.apic.topology import Topology
-from helpers.guest.assemble import AssemblyError, probe
+from helpers.guest.assemble import AssemblyError, build_all
 from helpers.guest.injection import Injection
 from helpers.kvm import System, abi
 
@@ -163,6 +163,6 @@ def require_testable(path: str = "/dev/kvm") -> None:
             "KVM_CAP_IRQCHIP is 0: this KVM has no in-kernel irqchip to inject MSIs into"
         )
     try:
-        probe()
+        build_all()
     except AssemblyError as error:
         raise Untestable(str(error)) from None
