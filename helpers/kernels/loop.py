@@ -13,7 +13,7 @@ import re
 import selectors
 import subprocess
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ from helpers.verdicts.plugin import Verdicts
 BOOT_SECONDS = 300
 SILENT_SECONDS = 90  # of a console, during a boot; four times what a machine under load took
 _WORTH_A_BOOT = 200  # tests
+_CHUNK = 16  # tests, with --maxfail-each: a guest given more could not leave a kernel soon
 _CONSOLE_LINES = 40
 
 _LINE = re.compile(r"\.[chS]:\d")
@@ -87,12 +88,21 @@ class Judging:
         self.slots = slots
         self.verdicts = verdicts
         self.items = {item.nodeid: item for item in session.items}
-        self.works = [Work(boot, [deque(self.items) for _ in boot.columns]) for boot in boots]
+        self.works = [
+            Work(boot, [deque(self._tests_of(column.label)) for column in boot.columns])
+            for boot in boots
+        ]
         self.columns = sum(len(boot.columns) for boot in boots)
+        self.maxfail = session.config.getoption("maxfail_each")
+        self.failures: Counter[str] = Counter()
         self.seats: dict[Guest, Seat] = {}
         self.selector = selectors.DefaultSelector()
         self.seen: set[str] = set()
         self.reported = 0
+
+    def _tests_of(self, label: str) -> Iterable[str]:
+        tests: list[str] | None = self.hook.pytest_kvm_column_tests(column=label, items=self.items)
+        return self.items if tests is None else tests
 
     def run(self) -> None:
         """Until all tests of all columns are reported. Guests are gone afterwards, whatever."""
@@ -223,6 +233,7 @@ class Judging:
                 seat.guest.send("end")
                 return
             share = max(2, len(pending) // (2 * seat.work.guests))
+            share = min(share, _CHUNK) if self.maxfail else share
             chunk = [pending.popleft() for _ in range(min(share, len(pending)))]
             seat.given.extend(chunk)
             seat.guest.send("run", chunk)
@@ -254,8 +265,18 @@ class Judging:
                 len(self.seen), round(len(self.seen) * total / min(self.reported, total))
             )
         self.hook.pytest_runtest_logreport(report=report)
+        self._count(seat, report)
         if report.when == "teardown":
             self.hook.pytest_runtest_logfinish(nodeid=report.nodeid, location=report.location)
+
+    def _count(self, seat: Seat, report: pytest.TestReport) -> None:
+        """Leave a kernel that has failed often enough; what a guest has been given still runs."""
+        label = self._label(seat)
+        self.failures[label] += report.failed
+        if self.failures[label] == self.maxfail and report.failed:
+            left = seat.work.pending[seat.column]
+            self.verdicts.tally(label).left = len(left)
+            left.clear()
 
     # --- deaths -----------------------------------------------------------------------------------
 

@@ -108,33 +108,61 @@ class Archive:
 
     def newest(self, version: str) -> str:
         """The newest kernel of a version, ``6.12``, or the one of that full name."""
+        return self.matching(version)[-1]
+
+    def matching(self, version: str) -> list[str]:
+        """All kernels of a version, oldest first, or the one of that full name."""
         names = self.kernels()
         matching = [name for name in names if re.match(rf"{re.escape(version)}(?![0-9])", name)]
         if not matching:
             known = ", ".join(dict.fromkeys(map(series, names)))
             raise KernelError(f"no packaged kernel {version}; there are {known}")
-        return matching[-1]
+        return matching
 
     def fetch(self, name: str) -> Path:
         """Where the kernel is unpacked; fetched first when it is not there yet.
 
         Progress is shown on the terminal; a fetch that was cut off goes on where it was.
         """
-        unpacked = self.directory / name
         with self._locked():
-            if unpacked.exists():
-                return unpacked
             wanted = {f"linux-{part}-{name}" for part in ("image", "binary", "modules", "base")}
-            packages = sorted(wanted & set(self._packages()))
-            print(f"fetching Linux {name}", file=sys.stderr, flush=True)
-            work = self.directory / f"{name}.part"
-            work.mkdir(exist_ok=True)
-            self._download(packages, work)
-            shutil.rmtree(work / "unpacked", ignore_errors=True)
-            for package in work.glob("*.deb"):
-                _run(["dpkg-deb", "-x", str(package), str(work / "unpacked")])
-            (work / "unpacked").rename(unpacked)
-            shutil.rmtree(work)
+            return self._unpacked(name, sorted(wanted & set(self._packages())))
+
+    def fetch_sources(self, name: str) -> Path:
+        """Where the kernel's sources and what builds modules for it are unpacked; as ``fetch``."""
+        with self._locked():
+            self._packages()
+            headers = self._control(f"linux-headers-{name}")
+            needed = re.findall(r"\blinux-(?:headers|kbuild)-[^\s,]+", headers["Depends"])
+            source = f"linux-source-{series(name)}={headers['Version']}"
+            return self._unpacked(f"{name}-sources", [headers["Package"], *needed, source])
+
+    def compiler(self, name: str) -> str:
+        """What compiles modules for the kernel, such as ``gcc-12``."""
+        with self._locked():
+            self._packages()
+            depends = self._control(f"linux-headers-{name}")["Depends"]
+        return next(iter(re.findall(r"\bgcc-\d+", depends)), "gcc")
+
+    def _control(self, package: str) -> dict[str, str]:
+        """What the archive says of a package: {field: value}."""
+        shown = _run(self._command("apt-cache", "show", package))
+        fields = (line.partition(": ") for line in shown.split("\n\n")[0].splitlines())
+        return {name: value for name, _, value in fields}
+
+    def _unpacked(self, name: str, packages: Sequence[str]) -> Path:
+        unpacked = self.directory / name
+        if unpacked.exists():
+            return unpacked
+        print(f"fetching Linux {name}", file=sys.stderr, flush=True)
+        work = self.directory / f"{name}.part"
+        work.mkdir(exist_ok=True)
+        self._download(packages, work)
+        shutil.rmtree(work / "unpacked", ignore_errors=True)
+        for package in work.glob("*.deb"):
+            _run(["dpkg-deb", "-x", str(package), str(work / "unpacked")])
+        (work / "unpacked").rename(unpacked)
+        shutil.rmtree(work)
         return unpacked
 
     def _download(self, packages: Sequence[str], directory: Path) -> None:

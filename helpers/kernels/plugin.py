@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +20,23 @@ from helpers.verdicts.plugin import Verdicts, judges_suites
 DEFAULT_KERNEL = "6.12"
 
 
+class Hooks:
+    """For other plugins."""
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_kvm_column_tests(
+        self, column: str, items: Mapping[str, pytest.Item]
+    ) -> Sequence[str] | None:
+        """In which order the kernel of this label runs the collected tests, by node id."""
+
+
+def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
+    """Add pytest_kvm_column_tests."""
+    pluginmanager.add_hookspecs(Hooks)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --kernel, --kvm-modules and --kvm-param."""
+    """Add --kernel, --kvm-modules, --kvm-param and --maxfail-each."""
     group = parser.getgroup("kernels")
     group.addoption(
         "--kernel",
@@ -46,6 +61,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         help="set a parameter of KVM's modules in all booted kernels: vector_hashing=N",
+    )
+    group.addoption(
+        "--maxfail-each",
+        metavar="NUM",
+        type=int,
+        default=0,
+        help="leave a booted kernel after NUM failures, and go on with the others",
     )
 
 

@@ -258,6 +258,8 @@ class Verdicts:
         for column, tally in self.tallies.items():
             if tally.broken:
                 write(f"{column} could not be judged: {tally.broken}", red=True)
+            if tally.left:
+                write(f"{column} left after --maxfail-each, {tally.left} tests not run", red=True)
         if not self.judged:
             write("no test was run to a verdict: nothing was judged, and that is not a pass")
 

@@ -32,12 +32,14 @@ class Result:
 @dataclass
 class Tally:
     """One kernel's results. ``column`` names it in a run of several; ``kernel`` is None until it
-    has said what it is; ``broken`` is why it could not be judged, or not to the end.
+    has said what it is; ``broken`` is why it could not be judged, or not to the end; ``left`` is
+    how many tests were not run because enough others had failed (--maxfail-each).
     """
 
     column: str = ""
     kernel: Kernel | None = None
     broken: str = ""
+    left: int = 0
     results: dict[str, Result] = field(default_factory=dict)
     """By node id."""
     outcomes: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))

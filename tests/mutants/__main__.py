@@ -1,0 +1,119 @@
+"""Prove that the suite bites: build broken KVMs, and see which test catches each.
+
+python -m tests.mutants                      all mutants, on Linux 6.12
+python -m tests.mutants --kernel=6.1 NAME    one
+python -m tests.mutants --list               what there is
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from helpers.kernels.packages import KernelError
+from tests.mutants.judge import UNMUTATED, Fate, batches, judge
+from tests.mutants.mutant import Mutant, MutantError, mutants
+from tests.mutants.tree import Tree, kernel
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0 if the unmutated build passes and every mutant is caught as it must be, or argued."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.mutants", description="Build broken KVMs; which test catches each?"
+    )
+    parser.add_argument("name", nargs="*", help="mutants; all there are for the kernel")
+    parser.add_argument("--kernel", default="6.12", help="a packaged kernel: 6.12")
+    parser.add_argument(
+        "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="for make, and guests"
+    )
+    parser.add_argument(
+        "--enough", type=int, default=10, help="failures of a mutant; 0: run every test"
+    )
+    parser.add_argument("--report", type=Path, help="write the table to this file")
+    parser.add_argument("--list", action="store_true", help="show the mutants")
+    given = parser.parse_args(arguments)
+    try:
+        every = mutants()
+        if unknown := set(given.name) - {mutant.name for mutant in every}:
+            raise MutantError(f"no mutant {', '.join(sorted(unknown))}; --list shows them")
+        chosen = [mutant for mutant in every if not given.name or mutant.name in given.name]
+        if given.list:
+            for mutant in chosen:
+                print(f"{mutant.area:8} {mutant.name:36} {mutant.breaks}")
+            return 0
+        return _prove(chosen, given)
+    except (KernelError, MutantError) as reason:
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _prove(chosen: Sequence[Mutant], given: argparse.Namespace) -> int:
+    tree = Tree(kernel(given.kernel))
+    chosen = [mutant for mutant in chosen if mutant.is_for(tree.name)]
+    places, fates = {}, {}
+    begun = time.monotonic()
+    built = tree.build(UNMUTATED, {}, given.jobs)
+    for number, mutant in enumerate(chosen, 1):
+        _say(f"building {number}/{len(chosen)} {mutant.name}")
+        try:
+            changed = dict([mutant.apply(tree.sources)])
+            places[mutant.name] = tree.build(mutant.name, changed, given.jobs)
+        except MutantError as reason:
+            fates[mutant.name] = Fate(error=str(reason))
+    _say(f"built in {time.monotonic() - begun:.0f} s")
+    options = [f"-n{given.jobs}", f"--maxfail-each={given.enough}"]
+    begun = time.monotonic()
+    plain = judge(tree.name, {UNMUTATED: built}, {}, options)[UNMUTATED]
+    if plain.error or plain.failures:
+        raise MutantError(f"the unmutated build does not pass: {plain}")
+    _say(f"unmutated: {plain.run} tests in {time.monotonic() - begun:.0f} s, none failed")
+    begun = time.monotonic()
+    for batch in batches([mutant for mutant in chosen if mutant.name in places]):
+        clauses = {mutant.name: mutant.clause for mutant in batch}
+        fates |= judge(tree.name, {name: places[name] for name in clauses}, clauses, options)
+        for name in [name for name in clauses if fates[name].error and len(batch) > 1]:
+            # What was before it on this boot may be to blame.
+            fates |= judge(tree.name, {name: places[name]}, clauses, options)
+        for mutant in batch:
+            _say(f"{mutant.name}: {fates[mutant.name].says(mutant)}")
+        if given.report:
+            given.report.write_text(table(tree.name, chosen, fates))
+    seconds = time.monotonic() - begun
+    print(table(tree.name, chosen, fates))
+    _say(f"judged in {seconds:.0f} s, {seconds / max(1, len(chosen)):.0f} s a mutant")
+    return 0 if all(fates[mutant.name].is_fine(mutant) for mutant in chosen) else 1
+
+
+def table(release: str, chosen: Sequence[Mutant], fates: dict[str, Fate]) -> str:
+    """In Markdown: mutant, what it breaks, what it undoes, caught by."""
+    judged = [mutant for mutant in chosen if mutant.name in fates]
+    caught = sum(bool(fates[mutant.name].failures) for mutant in judged)
+    lines = [
+        f"# Mutants of Linux {release}",
+        "",
+        f"{caught} of {len(judged)} caught. Of each the first test that failed and how many did",
+        "(10+: the rest was not run). `python -m tests.mutants --list` names all mutants.",
+        "",
+        "| mutant | breaks | undoes | caught by |",
+        "|---|---|---|---|",
+        *(
+            f"| {mutant.name} | {mutant.breaks} | {mutant.undoes} | "
+            f"{fates[mutant.name].says(mutant)} |"
+            for mutant in judged
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
