@@ -16,8 +16,7 @@ from helpers.apic import message, predict, topology
 from helpers.apic.explain import explain
 from helpers.apic.message import Message, number_of, padding_of
 from helpers.apic.model import REFERENCE, Model, Switches
-from helpers.apic.topologies import TOPOLOGIES
-from helpers.apic.topology import Topology
+from helpers.apic.topologies import topology_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -73,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 def _explained(given: argparse.Namespace) -> str:
     switches = replace(REFERENCE, **dict.fromkeys(given.without, False))
     return explain(
-        Model(TOPOLOGIES.get(given.topology) or Topology.parse(given.topology), switches),
+        Model(topology_of(given.topology), switches),
         Message.parse(given.message),
         flags=number_of("flags", given.flags),
         devid=number_of("devid", given.devid),

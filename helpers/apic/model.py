@@ -23,8 +23,9 @@ from helpers.apic.effect import NOTHING, Effect
 from helpers.apic.lapic import DFR_CLUSTER, DFR_FLAT
 from helpers.apic.message import DeliveryMode, DestinationMode, Message, TriggerMode
 from helpers.apic.topology import MpState, Topology, VcpuState
+from helpers.kvm import show_result
+from helpers.kvm.abi import KVM_MSI_VALID_DEVID
 
-KVM_MSI_VALID_DEVID = 1 << 0
 XAPIC_BROADCAST = 0xFF
 X2APIC_BROADCAST = 0xFFFFFFFF
 BSP_ID = 0
@@ -89,7 +90,7 @@ class Outcome:
     @property
     def returned(self) -> str:
         """``1``, or ``-1 EINVAL``: the outcome as everybody writes it."""
-        return str(self.result) if self.result >= 0 else f"-1 {errno.errorcode[self.errno]}"
+        return show_result(self.result, self.errno)
 
 
 # --- the map --------------------------------------------------------------------------------------

@@ -6,6 +6,12 @@ from helpers.apic.topology import Topology
 
 _CLUSTER = "dfr=0x0fffffff"
 
+
+def topology_of(text: str) -> Topology:
+    """A topology by its name, or by its text form. Raises ValueError."""
+    return TOPOLOGIES.get(text) or Topology.parse(text)
+
+
 TOPOLOGIES = {
     name: Topology.parse(text)
     for name, text in {

@@ -38,9 +38,7 @@ def windows(mask: int) -> list[int]:
     return [sum(1 << bit for bit in part) for part in (places[:WINDOW], places[-WINDOW:])]
 
 
-def send(
-    fd: int, msi: abi.kvm_msi, word: Word, values: Values, expected: Results
-) -> tuple[int, int]:
+def send(fd: int, msi: abi.kvm_msi, word: Word, values: Values, expected: Results) -> Sent:
     """KVM_SIGNAL_MSI with each of ``values`` or-ed into ``word`` of ``msi``.
 
     Until a return value, or -errno, is not the expected one.

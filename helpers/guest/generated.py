@@ -25,7 +25,7 @@ from hypothesis.stateful import (
 )
 
 from helpers.apic import DeliveryMode, DestinationMode, Message, Mode, Register, TriggerMode
-from helpers.apic.effect import NOTHING, Effect
+from helpers.apic.effect import Effect
 from helpers.apic.lapic import (
     APIC_BASE_ENABLE,
     APIC_BASE_X2APIC,
@@ -37,7 +37,7 @@ from helpers.apic.lapic import (
 )
 from helpers.apic.model import Model, Switches
 from helpers.apic.topology import Irqchip, MpState, Topology
-from helpers.guest.expect import Mismatch, expect, show
+from helpers.guest.expect import Mismatch, expect
 from helpers.guest.injection import Injection
 from helpers.guest.machine import Cpu, Machine, journal, msi_route
 from helpers.kvm import KvmError, System, abi, errno_name
@@ -316,7 +316,7 @@ class AnySequence(RuleBasedStateMachine):
         register, value = write
         page = cpu.lapic
         keeps = self.world.switches.x2apics_keep_their_ids
-        is_raw = cpu.mode is Mode.X2APIC and self._machine.topology().has_32bit_ids
+        is_raw = cpu.mode is Mode.X2APIC and self._machine.setting().topology(()).has_32bit_ids
         page[register] = value
         try:
             cpu.lapic = page
@@ -471,23 +471,20 @@ class AnySequence(RuleBasedStateMachine):
         outcome = model.predict(message, **entry)
         sent = " ".join([str(message), *(f"{name}={value!r}" for name, value in entry.items())])
 
-        def hold(subject: str, actual: object, expected: object) -> None:
-            if actual != expected:
-                raise Mismatch(subject, show(expected), show(actual), f"{sent} to {topology}")
-
-        hold("return value", injection.returned, outcome.returned)
-        effects = injection.effects()
-        for index, effect in enumerate(effects):
-            hold(f"effect on vCPU {index}", effect, outcome.effects[index])
+        try:
+            injection.answers(outcome)
+        except Mismatch as found:
+            where = f"{sent} to {topology}"
+            raise Mismatch(found.subject, found.expected, found.actual, where) from None
         if outcome.result >= 0:
-            self._learn(model, message, effects)
+            self._learn(model, message, injection.effects())
 
     def _learn(self, model: Model, message: Message, effects: Sequence[Effect]) -> None:
         route = model.route(message)
         if route.delivery_mode is DeliveryMode.LOWEST_PRIORITY:
             self.known.chosen.update(model.choose(route, message.vector))
         for index, effect in enumerate(effects):
-            if effect == NOTHING:
+            if not effect:
                 continue
             if effect.init:
                 self.known.chosen[index] = 0

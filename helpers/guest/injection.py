@@ -12,7 +12,7 @@ from helpers.apic.effect import NOTHING, Effect
 from helpers.apic.model import Outcome, effect_of
 from helpers.apic.topology import Irqchip, MpState, Topology, VcpuState, show_mp_state
 from helpers.guest.expect import Mismatch, show
-from helpers.kvm import abi, errno_name
+from helpers.kvm import abi, errno_name, show_result
 
 __tracebackhide__ = True  # a failure is shown where the test asked
 
@@ -127,7 +127,7 @@ class Injection:
     @property
     def returned(self) -> str:
         """``1``, or ``-1 EINVAL``: the outcome as everybody writes it."""
-        return str(self.result) if self.result >= 0 else f"-1 {errno_name(self.errno)}"
+        return show_result(self.result, self.errno)
 
     def explain(self, most: int = 8) -> str:
         """The message, the outcome, and of at most ``most`` vCPUs their state and what changed."""

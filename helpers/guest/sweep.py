@@ -183,7 +183,6 @@ class Sweep:
         self._fresh = self.machine.snapshots()
         self._cpus = self.machine.cpus[: len(self._fresh)]
         self._after = cache(self._uncached_after)
-        self._predicted: dict[Aim, tuple[Route, list[Outcome], frozenset[int]]] = {}
         self._msi = abi.kvm_msi()
 
     def close(self) -> None:
@@ -209,8 +208,9 @@ class Sweep:
 
     def _every(self, mode: DeliveryMode) -> Iterator[Series]:
         for aim in aims(self._topology, mode):
+            predicted = self._predict(aim)
             for trigger, level in product((0, 1), (0, 1)):
-                yield self._series(aim, trigger, level, EVERY_VECTOR)
+                yield Series(aim, trigger, level, EVERY_VECTOR, *predicted)
 
     def _some(self, mode: DeliveryMode) -> Iterator[Series]:
         """Trigger modes and levels in turn, and vectors: so many can be read at once."""
@@ -219,16 +219,13 @@ class Sweep:
             trigger, level = divmod(number % 4, 2)
             vectors = EVERY_VECTOR[first : first + FEW]
             first = (first + FEW) % (len(EVERY_VECTOR) - FEW)
-            yield self._series(aim, trigger, level, vectors)
+            yield Series(aim, trigger, level, vectors, *self._predict(aim))
 
-    def _series(self, aim: Aim, trigger: int, level: int, vectors: bytes) -> Series:
-        if aim not in self._predicted:
-            route = self._model.route(aim.message())
-            period = max(1, len(route.slots)) if route.one else 1
-            outcomes = [self._model.predict(aim.message(vector)) for vector in range(period)]
-            acceptors = frozenset(index for each in outcomes for index in each.accepted)
-            self._predicted = {aim: (route, outcomes, acceptors)}
-        return Series(aim, trigger, level, vectors, *self._predicted[aim])
+    def _predict(self, aim: Aim) -> tuple[Route, list[Outcome], frozenset[int]]:
+        route = self._model.route(aim.message())
+        period = max(1, len(route.slots)) if route.one else 1
+        outcomes = [self._model.predict(aim.message(vector)) for vector in range(period)]
+        return route, outcomes, frozenset(index for each in outcomes for index in each.accepted)
 
     def _send(self, series: Series) -> None:
         message = series.message(0)

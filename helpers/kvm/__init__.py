@@ -1,6 +1,13 @@
 """The KVM ABI: one object per kind of file descriptor. Knows nothing of APICs."""
 
-from helpers.kvm.ioctl import KvmError, attempt, compat_ioctl, errno_name, has_compat_entry
+from helpers.kvm.ioctl import (
+    KvmError,
+    attempt,
+    compat_ioctl,
+    errno_name,
+    has_compat_entry,
+    show_result,
+)
 from helpers.kvm.process import UserPages, in_forked_child
 from helpers.kvm.system import System
 from helpers.kvm.vcpu import Vcpu
@@ -17,4 +24,5 @@ __all__ = [
     "errno_name",
     "has_compat_entry",
     "in_forked_child",
+    "show_result",
 ]

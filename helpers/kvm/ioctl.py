@@ -40,6 +40,11 @@ def errno_name(code: int | None) -> str:
     return errno.errorcode.get(code or 0, str(code))
 
 
+def show_result(result: int, code: int) -> str:
+    """``1``, or ``-1 EINVAL``: what a call came to, as everybody writes it."""
+    return str(result) if result >= 0 else f"-1 {errno_name(code)}"
+
+
 class Call(NamedTuple):
     """One traced ioctl. ``argument``: a number, a copy of a structure, or a structure's type."""
 
@@ -50,7 +55,7 @@ class Call(NamedTuple):
     errno: int
 
     def __str__(self) -> str:
-        result = str(self.result) if self.result != -1 else f"-1 {errno_name(self.errno)}"
+        result = show_result(self.result, self.errno)
         return f"{self.request.name}(fd {self.fd}{_describe(self.argument)}) = {result}"
 
 

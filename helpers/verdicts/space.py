@@ -10,7 +10,7 @@ from typing import TypeVar
 import pytest
 
 from helpers.apic import Message
-from helpers.apic.topologies import TOPOLOGIES
+from helpers.apic.topologies import topology_of
 from helpers.apic.topology import Topology
 from helpers.guest.sweep import SmallestCase
 from helpers.progress import Bar
@@ -51,10 +51,10 @@ def _given_case(config: pytest.Config) -> tuple[Topology, Message] | None:
         return None
     if topology is None or message is None:
         raise pytest.UsageError("--topology and --message go together")
-    read = _parsed(
-        "--topology", lambda text: TOPOLOGIES.get(text) or Topology.parse(text), topology
+    return (
+        _parsed("--topology", topology_of, topology),
+        _parsed("--message", Message.parse, message),
     )
-    return read, _parsed("--message", Message.parse, message)
 
 
 def _parsed(option: str, parse: Callable[[str], T], text: str) -> T:
