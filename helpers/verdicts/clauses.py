@@ -164,6 +164,13 @@ _TABLE = (
         "KVM_GET_API_VERSION returns 12.",
     ),
     _documented(
+        "state.saved",
+        "2.6.33",
+        f"{_API} 4.31 KVM_GET_VCPU_EVENTS, 4.38 KVM_GET_MP_STATE, 4.57 KVM_GET_LAPIC",
+        "Interrupts, NMI and SMI that are pending, and whether a vCPU runs, waits or is halted, "
+        "are state that can be read, and be given to another vCPU.",
+    ),
+    _documented(
         "x2apic-api.flags",
         "4.8",
         _X2APIC_API,

@@ -125,7 +125,7 @@ def _mutant(area: str, name: str, table: dict[str, Any]) -> Mutant:
 
 def _definition(function: str) -> re.Pattern[str]:
     """A function from its first line to the brace that ends it."""
-    return re.compile(rf"^[a-z][^\n;#]*\b{function}\([^;{{]*\)\s*\{{.*?^\}}", re.M | re.S)
+    return re.compile(rf"^(?:[a-z][^\n;#]*)?\b{function}\([^;{{]*\)\s*\{{.*?^\}}", re.M | re.S)
 
 
 def _spaced(text: str) -> re.Pattern[str]:
