@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import pytest
 
-from helpers.kernels import bisect, columns, frames, spec
+from helpers.kernels import bisect, columns, frames, loop, spec
 from helpers.kernels.boot import VIRTIO
 from helpers.kernels.download import Download
 from helpers.kernels.image import Cpio
@@ -464,6 +464,15 @@ def test_oops_without_debug_info_keeps_its_offsets(build_tree):
 
 def test_oops_of_a_tree_without_vmlinux_is_shown_as_it_is(build_tree):
     assert last_words(OOPS, build_tree("arch/x86/kvm/irq_comm.c:42")).splitlines() == OOPS
+
+
+def test_oops_whose_decoder_hangs_is_shown_as_it_is(build_tree, tmp_path, monkeypatch):
+    tree = build_tree("arch/x86/kvm/irq_comm.c:42")
+    (tree / "vmlinux").touch()
+    decoder = next(tmp_path.glob("*/scripts/decode_stacktrace.sh"))
+    decoder.write_text("#!/bin/sh\nsleep 100 & sleep 100\n")
+    monkeypatch.setattr(loop, "DECODE_SECONDS", 0.2)
+    assert last_words(OOPS, tree).splitlines() == OOPS
 
 
 HANGING = {

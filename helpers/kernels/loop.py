@@ -29,6 +29,8 @@ from helpers.verdicts.plugin import Verdicts
 
 BOOT_SECONDS = 300
 SILENT_SECONDS = 90  # of a console, during a boot; four times what a machine under load took
+DECODE_SECONDS = 60  # for an oops; a vmlinux with debug info takes some
+_TIMED_OUT = 124  # timeout(1)
 _WORTH_A_BOOT = 200  # tests
 _CHUNK = 16  # tests, with --maxfail-each: a guest given more could not leave a kernel soon
 _CONSOLE_LINES = 40
@@ -330,8 +332,11 @@ def _decode(oops: str, tree: Path) -> str:
     if decoder is None or not vmlinux.exists():
         return oops
     # "auto" is where the sources are, the tree where the modules are.
-    command = [str(decoder), str(vmlinux), "auto", str(tree)]
+    command = ["timeout", str(DECODE_SECONDS)]  # with all that the script starts
+    command += [str(decoder), str(vmlinux), "auto", str(tree)]
     decoded = subprocess.run(command, input=oops, capture_output=True, text=True, check=False)
+    if decoded.returncode == _TIMED_OUT:
+        return oops
     # Without debug info "panic+0x107/0x290" becomes "panic (??:?)".
     return decoded.stdout if _LINE.search(decoded.stdout) else oops
 
