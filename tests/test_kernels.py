@@ -404,6 +404,20 @@ def test_each_kernel_has_its_column_and_failures_are_remembered(suite):
 
 
 @pytest.mark.timeout(600)
+def test_kernel_that_fails_often_is_left_for_the_others(suite):
+    suite.add(
+        "@pytest.mark.parametrize('n', range(100))\n"
+        "@clause('msi.pad')\ndef test_it(kernel, n): assert kernel.version != (6, 1) or n < 2"
+    )
+    run = suite.run("--kernel=6.1", "--kernel=6.12", "--maxfail-each=3")
+    failed, passed = run.outcomes["failed"], run.outcomes["passed"]
+    (line,) = run.lines_with("left after --maxfail-each")
+    assert line == f"6.1 left after --maxfail-each, {200 - failed - passed} tests not run"
+    assert passed == 102
+    assert 3 <= failed < 60
+
+
+@pytest.mark.timeout(600)
 def test_modules_that_do_not_load_are_never_replaced_by_others(suite, tmp_path):
     name = Archive().newest("6.12")
     suite.add(SENT)
