@@ -223,6 +223,13 @@ def test_physical_ids_of_xapic_and_x2apic(machine, index):
 
 
 @clause("dest.mixed-modes")
+def test_x2apic_of_another_cluster_is_not_reached_beside_an_xapic(machines):
+    machine = machines(vcpu_ids=(0, 1, 0x11))
+    machine[1].mode = machine[2].mode = Mode.X2APIC
+    machine.signal(to(1 << 1, LOGICAL)).returns(1).accepted_by(1)
+
+
+@clause("dest.mixed-modes")
 @pytest.mark.parametrize("api", [0, 1], ids=["not-enabled", "32bit-ids"])
 def test_broadcast_reaches_xapic_and_x2apic(machines, api):
     machine = machines(vcpu_ids=range(4), x2apic_api=api)

@@ -328,6 +328,13 @@ def test_large_id_is_in_reach_after_enabling_late(machines):
 
 
 @clause("x2apic-api.late-aliases")
+def test_large_id_beside_aliased_ones_is_reached_after_enabling_late(machines):
+    machine = machines(vcpu_ids=(0, 1, 257))
+    machine.vm.enable_cap(abi.KVM_CAP_X2APIC_API, USE_32BIT_IDS)
+    machine.signal(to(257)).returns(1).accepted_by(2)
+
+
+@clause("x2apic-api.late-aliases")
 @deviation("alias-one-receives")
 def test_aliased_ids_are_what_they_were_until_a_lapic_changes(machines):
     machine = machines(vcpu_ids=range(2))

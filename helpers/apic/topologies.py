@@ -42,7 +42,7 @@ TOPOLOGIES = {
         "x2apic-32bit-quirk": "x2apic_api=1 0/x2apic 1/x2apic 17/x2apic 300/x2apic",
         "x2apic-disabled": "split x2apic_api=2 0/x2apic 1/x2apic/sw-disabled 2/disabled 3/x2apic "
         "4 5/sw-disabled/ldr=0x01000000",
-        "mixed": "0/ldr=0x01000000 1/ldr=0x02000000 2/x2apic 3/x2apic",
+        "mixed": "0/ldr=0x01000000 1/ldr=0x02000000 2/x2apic 3/x2apic 18/x2apic",
         "mixed-32bit": "split x2apic_api=3 0/ldr=0x01000000 1/ldr=0x02000000 2/x2apic 300/x2apic",
     }.items()
 }
