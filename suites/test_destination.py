@@ -216,6 +216,14 @@ def test_flat_and_cluster_match_each_by_its_own_rule(machine, destination):
 
 
 @clause("dest.mixed-modes")
+@pytest.mark.parametrize("cluster", range(4), ids="cluster{}".format)
+def test_bit_is_of_its_cluster_only_beside_flat_lapics(machine, cluster):
+    machine[2].configure(dfr=DFR_CLUSTER, ldr=0x04)
+    shot = machine.signal(to(cluster << 4 | 0x04, LOGICAL))
+    shot.returns(1).accepted_by(2) if cluster == 0 else shot.blocked_or_unmatched().reached_nobody()
+
+
+@clause("dest.mixed-modes")
 @pytest.mark.parametrize("index", range(4), ids="to-{}".format)
 def test_physical_ids_of_xapic_and_x2apic(machine, index):
     machine[2].mode = machine[3].mode = Mode.X2APIC

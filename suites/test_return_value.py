@@ -198,6 +198,11 @@ def one_x2apic(machine):
     machine[3].mode = Mode.X2APIC
 
 
+def all_x2apic(machine):
+    for cpu in machine.cpus:
+        cpu.mode = Mode.X2APIC
+
+
 def untouched(machine):
     pass
 
@@ -234,6 +239,9 @@ NOBODY = {
     ),
     "logical-xapic-and-x2apic": (
         one_x2apic, Message(destination=0x20, destination_mode=LOGICAL), "-1 EPERM", None,
+    ),
+    "logical-all-x2apic": (
+        all_x2apic, Message(destination=0x20, destination_mode=LOGICAL), "0", None,
     ),
     "logical-beside-aliases": (
         one_cpu(1, ldr=1), Message(destination=0x20, destination_mode=LOGICAL), "-1 EPERM",
