@@ -110,7 +110,7 @@ def test_table_that_is_not_whole_is_named(tmp_path, text, reason):
         mutants(tmp_path)
 
 
-TEST = "suites/test_flags.py::test_it"
+TEST, OTHER = "suites/test_flags.py::test_it", "suites/test_abi.py::test_it"
 
 
 @pytest.mark.parametrize(
@@ -119,9 +119,13 @@ TEST = "suites/test_flags.py::test_it"
         (Fate(), {}, "SURVIVED", False),
         (Fate(), {"argued": "nobody can tell"}, "argued", True),
         (Fate(error="it does not load"), {"argued": "so"}, "ERROR: it does not load", False),
-        (Fate({TEST: "msi.flags"}), {}, "`test_flags.py::test_it` (1)", True),
-        (Fate({TEST: "msi.flags"}, left=9), {}, "`test_flags.py::test_it` (1+)", True),
-        (Fate({TEST: "msi.pad"}), {}, "`test_flags.py::test_it` (1, none of msi.flags)", False),
+        (Fate({TEST: 7, OTHER: 3}, run=9), {}, "`test_abi.py::test_it` (2 of 9)", True),
+        (
+            Fate({TEST: 7}, 9, is_whole=True),
+            {},
+            "`test_flags.py::test_it`, none of msi.flags",
+            False,
+        ),
     ],
 )
 def test_what_became_of_a_mutant(fate, given, cell, is_fine):

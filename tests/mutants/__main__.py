@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from helpers.kernels.packages import KernelError
-from tests.mutants.judge import UNMUTATED, Fate, batches, judge
+from tests.mutants.judge import UNMUTATED, Fate, batches, judge, run
 from tests.mutants.mutant import Mutant, MutantError, mutants
 from tests.mutants.tree import Tree, kernel
 
@@ -29,9 +29,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kernel", default="6.12", help="a packaged kernel: 6.12")
     parser.add_argument(
         "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="for make, and guests"
-    )
-    parser.add_argument(
-        "--enough", type=int, default=10, help="failures of a mutant; 0: run every test"
     )
     parser.add_argument("--report", type=Path, help="write the table to this file")
     parser.add_argument("--list", action="store_true", help="show the mutants")
@@ -67,19 +64,15 @@ def _prove(chosen: Sequence[Mutant], given: argparse.Namespace) -> int:
         except MutantError as reason:
             fates[mutant.name] = Fate(error=str(reason))
     _say(f"built in {time.monotonic() - begun:.0f} s")
-    options = [f"-n{given.jobs}", f"--maxfail-each={given.enough}"]
+    options = [f"-n{given.jobs}"]
     begun = time.monotonic()
-    plain = judge(tree.name, {UNMUTATED: built}, {}, options)[UNMUTATED]
+    plain = run(tree.name, {UNMUTATED: built}, {}, options)[UNMUTATED]
     if plain.error or plain.failures:
         raise MutantError(f"the unmutated build does not pass: {plain}")
     _say(f"unmutated: {plain.run} tests in {time.monotonic() - begun:.0f} s, none failed")
     begun = time.monotonic()
     for batch in batches([mutant for mutant in chosen if mutant.name in places]):
-        clauses = {mutant.name: mutant.clause for mutant in batch}
-        fates |= judge(tree.name, {name: places[name] for name in clauses}, clauses, options)
-        for name in [name for name in clauses if fates[name].error and len(batch) > 1]:
-            # What was before it on this boot may be to blame.
-            fates |= judge(tree.name, {name: places[name]}, clauses, options)
+        fates |= judge(tree.name, places, batch, options)
         for mutant in batch:
             _say(f"{mutant.name}: {fates[mutant.name].says(mutant)}")
         if given.report:
@@ -97,8 +90,8 @@ def table(release: str, chosen: Sequence[Mutant], fates: dict[str, Fate]) -> str
     lines = [
         f"# Mutants of Linux {release}",
         "",
-        f"{caught} of {len(judged)} caught. Of each the first test that failed and how many did",
-        "(10+: the rest was not run). `python -m tests.mutants --list` names all mutants.",
+        f"{caught} of {len(judged)} caught: by which test first, and by how many of its clause.",
+        "`python -m tests.mutants` makes this table.",
         "",
         "| mutant | breaks | undoes | caught by |",
         "|---|---|---|---|",

@@ -1,9 +1,9 @@
 """pytest's part in judging mutants: ``python -m tests.mutants.record JOB PYTEST-OPTION ...``.
 
-JOB is a JSON file {"clauses": {mutant: the clause that must catch it}, "record": path}. A mutant's
-clause is tested first. The record gets a line of JSON for every failure, {"mutant", "test",
-"clause"}, and at the end for every mutant {"mutant", "run": how many tests, "left": how many were
-not run after enough had failed, "broken": why it could not be judged}.
+JOB is a JSON file {"clauses": {mutant: a clause}, "record": path}; of a mutant that has a clause
+there, only the tests of that are run. The record gets a line of JSON for every failure, {"mutant",
+"test", "place": in the suite}, and at the end for every mutant {"mutant", "run": how many tests,
+"broken": why it could not be judged}.
 """
 
 from __future__ import annotations
@@ -23,31 +23,33 @@ class Record:
     def __init__(self, job: Mapping[str, Any]) -> None:
         self.clauses: dict[str, str] = job["clauses"]
         self.path = Path(job["record"])
+        self.places: dict[str, int] = {}
 
     def pytest_kvm_column_tests(
         self, column: str, items: Mapping[str, pytest.Item]
     ) -> Sequence[str]:
-        """Those of the mutant's clause first."""
+        """Those of the clause."""
+        self.places = {nodeid: place for place, nodeid in enumerate(items)}
         wanted = self.clauses.get(column)
-
-        def is_later(nodeid: str) -> bool:
-            mark = items[nodeid].get_closest_marker("clause")
-            return mark is None or mark.args[0].id != wanted
-
-        return sorted(items, key=is_later)
+        return [nodeid for nodeid, item in items.items() if wanted in (None, _clause(item))]
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
-            verdict = getattr(report, "verdict", {})
-            self.write(mutant=report.column, test=report.nodeid, clause=verdict.get("clause", ""))
+            place = self.places[report.nodeid]
+            self.write(mutant=report.column, test=report.nodeid, place=place)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         for label, tally in session.config.pluginmanager.getplugin("kvm-verdicts").tallies.items():
-            self.write(mutant=label, run=len(tally.results), left=tally.left, broken=tally.broken)
+            self.write(mutant=label, run=len(tally.results), broken=tally.broken)
 
     def write(self, **line: Any) -> None:
         with self.path.open("a") as file:
             print(json.dumps(line), file=file)
+
+
+def _clause(item: pytest.Item) -> str:
+    mark = item.get_closest_marker("clause")
+    return mark.args[0].id if mark else ""
 
 
 if __name__ == "__main__":
