@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from helpers.kernels.packages import KernelError
+from helpers.progress import Bar
 from tests.mutants.judge import UNMUTATED, Fate, batches, judge, run
 from tests.mutants.mutant import Mutant, MutantError, mutants
 from tests.mutants.tree import Tree, kernel
@@ -54,15 +55,17 @@ def _prove(chosen: Sequence[Mutant], given: argparse.Namespace) -> int:
     tree = Tree(kernel(given.kernel))
     chosen = [mutant for mutant in chosen if mutant.is_for(tree.name)]
     places, fates = {}, {}
+    bar = Bar("building", len(chosen), unit="mutants", scale=1)
     begun = time.monotonic()
     built = tree.build(UNMUTATED, {}, given.jobs)
     for number, mutant in enumerate(chosen, 1):
-        _say(f"building {number}/{len(chosen)} {mutant.name}")
+        bar.show(number)
         try:
             changed = dict([mutant.apply(tree.sources)])
             places[mutant.name] = tree.build(mutant.name, changed, given.jobs)
         except MutantError as reason:
             fates[mutant.name] = Fate(error=str(reason))
+    bar.end()
     _say(f"built in {time.monotonic() - begun:.0f} s")
     options = [f"-n{given.jobs}"]
     begun = time.monotonic()
