@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from helpers.kernels.packages import KernelError
@@ -19,6 +19,8 @@ from helpers.progress import Bar
 from tests.mutants.judge import UNMUTATED, Fate, batches, judge, run
 from tests.mutants.mutant import Mutant, MutantError, mutants
 from tests.mutants.tree import Tree, kernel
+
+_SECONDS = 20  # of a test; a kernel that loses messages makes many wait
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="for make, and guests"
     )
-    parser.add_argument("--report", type=Path, help="write the table to this file")
+    parser.add_argument(
+        "--report", type=Path, help="write the table to this file; of mutants not run now, keep it"
+    )
     parser.add_argument("--list", action="store_true", help="show the mutants")
     given = parser.parse_args(arguments)
     try:
@@ -43,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for mutant in chosen:
                 print(f"{mutant.area:8} {mutant.name:36} {mutant.breaks}")
             return 0
-        return _prove(chosen, given)
+        return _prove(every, given)
     except (KernelError, MutantError) as reason:
         print(f"error: {reason}", file=sys.stderr)
         return 2
@@ -51,9 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _prove(chosen: Sequence[Mutant], given: argparse.Namespace) -> int:
+def _prove(every: Sequence[Mutant], given: argparse.Namespace) -> int:
     tree = Tree(kernel(given.kernel))
-    chosen = [mutant for mutant in chosen if mutant.is_for(tree.name)]
+    every = [mutant for mutant in every if mutant.is_for(tree.name)]
+    chosen = [mutant for mutant in every if mutant.name in given.name or not given.name]
+    if len(chosen) < len(given.name):
+        raise MutantError(f"not all of {', '.join(given.name)} are for Linux {tree.name}")
+    rows = read_rows(given.report) if given.report else {}
     places, fates = {}, {}
     bar = Bar("building", len(chosen), unit="mutants", scale=1)
     begun = time.monotonic()
@@ -67,7 +75,7 @@ def _prove(chosen: Sequence[Mutant], given: argparse.Namespace) -> int:
             fates[mutant.name] = Fate(error=str(reason))
     bar.end()
     _say(f"built in {time.monotonic() - begun:.0f} s")
-    options = [f"-n{given.jobs}"]
+    options = [f"-n{given.jobs}", f"--timeout={_SECONDS}"]
     begun = time.monotonic()
     plain = run(tree.name, {UNMUTATED: built}, {}, options)[UNMUTATED]
     if plain.error or plain.failures:
@@ -78,18 +86,34 @@ def _prove(chosen: Sequence[Mutant], given: argparse.Namespace) -> int:
         fates |= judge(tree.name, places, batch, options)
         for mutant in batch:
             _say(f"{mutant.name}: {fates[mutant.name].says(mutant)}")
+        rows |= {
+            mutant.name: row(mutant, fates[mutant.name])
+            for mutant in chosen
+            if mutant.name in fates
+        }
         if given.report:
-            given.report.write_text(table(tree.name, chosen, fates))
+            given.report.write_text(table(tree.name, every, rows))
     seconds = time.monotonic() - begun
-    print(table(tree.name, chosen, fates))
+    print(table(tree.name, chosen, rows))
     _say(f"judged in {seconds:.0f} s, {seconds / max(1, len(chosen)):.0f} s a mutant")
     return 0 if all(fates[mutant.name].is_fine(mutant) for mutant in chosen) else 1
 
 
-def table(release: str, chosen: Sequence[Mutant], fates: dict[str, Fate]) -> str:
-    """In Markdown: mutant, what it breaks, what it undoes, caught by."""
-    judged = [mutant for mutant in chosen if mutant.name in fates]
-    caught = sum(bool(fates[mutant.name].failures) for mutant in judged)
+def row(mutant: Mutant, fate: Fate) -> str:
+    """A mutant's: what it breaks, what it undoes, caught by."""
+    return f"| {mutant.name} | {mutant.breaks} | {mutant.undoes} | {fate.says(mutant)} |"
+
+
+def read_rows(report: Path) -> dict[str, str]:
+    """The rows that a report has."""
+    lines = report.read_text().splitlines() if report.exists() else []
+    return {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
+
+
+def table(release: str, listed: Sequence[Mutant], rows: Mapping[str, str]) -> str:
+    """A report in Markdown."""
+    judged = [rows[mutant.name] for mutant in listed if mutant.name in rows]
+    caught = sum("| `" in line for line in judged)
     lines = [
         f"# Mutants of Linux {release}",
         "",
@@ -98,11 +122,7 @@ def table(release: str, chosen: Sequence[Mutant], fates: dict[str, Fate]) -> str
         "",
         "| mutant | breaks | undoes | caught by |",
         "|---|---|---|---|",
-        *(
-            f"| {mutant.name} | {mutant.breaks} | {mutant.undoes} | "
-            f"{fates[mutant.name].says(mutant)} |"
-            for mutant in judged
-        ),
+        *judged,
     ]
     return "\n".join(lines) + "\n"
 
