@@ -53,6 +53,14 @@ def test_guest_enables_the_only_lapic(machines):
 
 
 @clause("lapic.follows-guest")
+def test_logical_id_counts_again_when_the_guest_enables_its_lapic(machine):
+    machine[1].write(Register.SVR, SVR_RESET)
+    machine[2].write(Register.LDR, 0x40 << 24)  # vCPU 1 has no logical ID in the map made by now
+    machine[1].write(Register.SVR, 0x1FF)
+    machine.signal(to(1 << 1, LOGICAL)).returns(1).accepted_by(1)
+
+
+@clause("lapic.follows-guest")
 def test_spurious_vector_does_not_matter(machine):
     machine[1].write(Register.SVR, 0x141)
     machine.signal(to(1)).returns(1).accepted_by(1)
@@ -86,6 +94,14 @@ def test_guests_go_from_flat_to_cluster_and_back(machine):
         cpu.write(Register.DFR, DFR_FLAT)
         cpu.write(Register.LDR, 1 << 24 + cpu.index)
     machine.signal(to(0x0C, LOGICAL)).returns(2).accepted_by(2, 3)
+
+
+@clause("lapic.follows-guest")
+def test_dfr_counts_without_a_new_logical_id(machine):
+    for cpu in machine.cpus:
+        cpu.write(Register.DFR, DFR_CLUSTER)
+    machine.signal(to(0x12, LOGICAL)).blocked_or_unmatched().reached_nobody()
+    machine.signal(to(0x02, LOGICAL)).returns(1).accepted_by(1)
 
 
 @clause("lapic.follows-guest")
@@ -159,6 +175,14 @@ def test_x2apic_logical_id_counts_at_once(machine):
         guest_switches(cpu, Mode.X2APIC)
     expect("LDR at the guest", hex(machine[3].read(Register.LDR)), "0x8")
     machine.signal(to(0x0C, LOGICAL)).returns(2).accepted_by(2, 3)
+
+
+@clause("lapic.follows-guest")
+def test_x2apic_has_not_the_logical_id_that_the_guest_wrote(machine):
+    machine[1].write(Register.LDR, 0x40 << 24)
+    guest_switches(machine[1], Mode.X2APIC)
+    machine.signal(to(0x40, LOGICAL)).blocked_or_unmatched().reached_nobody()
+    machine.signal(to(1 << 1, LOGICAL)).returns(1).accepted_by(1)
 
 
 @clause("lapic.follows-guest")
