@@ -397,6 +397,14 @@ def test_32bit_id_is_the_whole_register(large):
     expect("ID registers", ids, list(IDS))
 
 
+@clause("dest.x2apic-logical")
+@pytest.mark.parametrize("vcpu_id", [9, 0x1F, 0x28], ids="{:#x}".format)
+def test_ldr_is_the_cluster_and_the_bit(machines, vcpu_id):
+    machine = machines(vcpu_ids=(0, vcpu_id), mode=Mode.X2APIC)
+    ldr = machine[1].lapic[Register.LDR]
+    expect("LDR", f"{ldr:#x}", f"{vcpu_id >> 4 << 16 | 1 << (vcpu_id & 0xF):#x}")
+
+
 @clause("x2apic-api.scope")
 def test_set_lapic_refuses_another_32bit_id(large):
     with pytest.raises(KvmError) as refused:
