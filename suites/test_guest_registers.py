@@ -154,6 +154,15 @@ def test_guest_turns_its_lapic_off_and_on(machine):
 
 
 @clause("lapic.follows-guest")
+def test_lapic_turned_off_and_on_has_its_first_id(machine):
+    machine[1].write(Register.ID, 5 << 24)
+    guest_switches(machine[1], Mode.DISABLED, Mode.XAPIC)
+    machine[1].write(Register.SVR, 0x1FF)
+    machine.signal(to(5)).blocked_or_unmatched().reached_nobody()
+    machine.signal(to(1)).returns(1).accepted_by(1)
+
+
+@clause("lapic.follows-guest")
 def test_guest_goes_to_x2apic(machine):
     guest_switches(machine[1], Mode.X2APIC)
     machine.signal(to(1)).returns(1).accepted_by(1)

@@ -91,7 +91,7 @@ def test_every_mutant_is_whole():
     every = mutants()
     assert len({each.name for each in every}) == len(every)
     for each in every:
-        assert re.fullmatch(r"([0-9a-f]{12} \(\d+\.\d+\))?", each.undoes), each.name
+        assert re.fullmatch(r"([0-9a-f]{12} \(\d+(\.\d+)+\))?", each.undoes), each.name
         assert each.edit.old != each.edit.new
         assert "|" not in each.breaks
 

@@ -61,7 +61,7 @@ def _prove(every: Sequence[Mutant], given: argparse.Namespace) -> int:
     chosen = [mutant for mutant in every if mutant.name in given.name or not given.name]
     if len(chosen) < len(given.name):
         raise MutantError(f"not all of {', '.join(given.name)} are for Linux {tree.name}")
-    rows = read_rows(given.report) if given.report else {}
+    cells = read(given.report) if given.report else {}
     places, fates = {}, {}
     bar = Bar("building", len(chosen), unit="mutants", scale=1)
     begun = time.monotonic()
@@ -86,34 +86,30 @@ def _prove(every: Sequence[Mutant], given: argparse.Namespace) -> int:
         fates |= judge(tree.name, places, batch, options)
         for mutant in batch:
             _say(f"{mutant.name}: {fates[mutant.name].says(mutant)}")
-        rows |= {
-            mutant.name: row(mutant, fates[mutant.name])
+        cells |= {
+            mutant.name: fates[mutant.name].says(mutant)
             for mutant in chosen
             if mutant.name in fates
         }
         if given.report:
-            given.report.write_text(table(tree.name, every, rows))
+            given.report.write_text(table(tree.name, every, cells))
     seconds = time.monotonic() - begun
-    print(table(tree.name, chosen, rows))
+    print(table(tree.name, chosen, cells))
     _say(f"judged in {seconds:.0f} s, {seconds / max(1, len(chosen)):.0f} s a mutant")
     return 0 if all(fates[mutant.name].is_fine(mutant) for mutant in chosen) else 1
 
 
-def row(mutant: Mutant, fate: Fate) -> str:
-    """A mutant's: what it breaks, what it undoes, caught by."""
-    return f"| {mutant.name} | {mutant.breaks} | {mutant.undoes} | {fate.says(mutant)} |"
-
-
-def read_rows(report: Path) -> dict[str, str]:
-    """The rows that a report has."""
+def read(report: Path) -> dict[str, str]:
+    """The last cells of a report's rows: {mutant: caught by}."""
     lines = report.read_text().splitlines() if report.exists() else []
-    return {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("| ")]
+    return {cells[1]: cells[-2] for cells in rows}
 
 
-def table(release: str, listed: Sequence[Mutant], rows: Mapping[str, str]) -> str:
+def table(release: str, listed: Sequence[Mutant], cells: Mapping[str, str]) -> str:
     """A report in Markdown."""
-    judged = [rows[mutant.name] for mutant in listed if mutant.name in rows]
-    caught = sum("| `" in line for line in judged)
+    judged = [mutant for mutant in listed if mutant.name in cells]
+    caught = sum(cells[mutant.name].startswith("`") for mutant in judged)
     lines = [
         f"# Mutants of Linux {release}",
         "",
@@ -122,7 +118,10 @@ def table(release: str, listed: Sequence[Mutant], rows: Mapping[str, str]) -> st
         "",
         "| mutant | breaks | undoes | caught by |",
         "|---|---|---|---|",
-        *judged,
+        *(
+            f"| {each.name} | {each.breaks} | {each.undoes} | {cells[each.name]} |"
+            for each in judged
+        ),
     ]
     return "\n".join(lines) + "\n"
 
