@@ -64,7 +64,9 @@ def judge(
     First by the tests of its clause; if none fails, by all others, until one does.
     """
     clauses = {mutant.name: mutant.clause for mutant in batch}
-    fates = run(kernel, {name: places[name] for name in clauses}, clauses, options)
+    # A kernel that dies costs a boot for every test.
+    soon = ["--maxfail-each=1"] if any(mutant.alone for mutant in batch) else []
+    fates = run(kernel, {name: places[name] for name in clauses}, clauses, [*options, *soon])
     for name in clauses:
         if fates[name].error and len(batch) > 1:  # what was before it on this boot may be to blame
             fates |= run(kernel, {name: places[name]}, clauses, options)
