@@ -48,10 +48,11 @@ def test_interrupt_wakes(shared_machine, mode, delivery, vector):
 def test_nmi_wakes(machine, interruptible):
     if not interruptible:
         machine[1].cli()
-    with machine[1].halted() as running:
-        expect("return value", machine.send(to_one(NMI)), 1)
-        running.finish()
-    expect_log(machine[1], 2)
+    for _ in range(3):  # KVM kicks the vCPUs of a new VM once, for their clocks
+        with machine[1].halted() as running:
+            expect("return value", machine.send(to_one(NMI)), 1)
+            running.finish()
+        expect_log(machine[1], 2)
 
 
 @clause("guest.hlt")

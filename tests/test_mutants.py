@@ -6,9 +6,12 @@ import re
 
 import pytest
 
+from tests.copy_of_the_suite import ROOT
 from tests.mutants import __main__ as program
 from tests.mutants.judge import Fate, batches
 from tests.mutants.mutant import Edit, Mutant, MutantError, mutants
+
+REPORTS = ROOT / "reports"
 
 SOURCES = {
     "virt/kvm/irqchip.c": """\
@@ -149,3 +152,17 @@ def test_list(capsys):
     assert program.main(["--list", "flags-not-checked"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert said == "entry flags-not-checked undefined flags are accepted"
+
+
+@pytest.mark.parametrize("report", sorted(REPORTS.glob("mutants-*.md")), ids=lambda path: path.stem)
+def test_reports_have_every_mutant_and_none_that_survived(report):
+    release = report.read_text().split()[4]
+    cells = program.read(report)
+    assert cells.keys() == {each.name for each in mutants() if each.is_for(release)}
+    wrong = re.compile("SURVIVED|ERROR|none of")
+    assert {name: cell for name, cell in cells.items() if wrong.search(cell)} == {}
+
+
+def test_readme_has_the_report():
+    rows = program.read(REPORTS / "mutants-6.12.md")
+    assert program.read(ROOT / "README.md").items() >= rows.items()
