@@ -60,6 +60,15 @@ def test_one_of_the_destination_accepts(machine, fields):
 
 @clause("dest.lowest-priority")
 @ONE_OF_MANY
+@pytest.mark.parametrize("mode", [Mode.XAPIC, Mode.X2APIC], ids=lambda mode: mode.name)
+def test_there_is_none_of_no_destination(shared_machine, mode, fields):
+    machine = shared_machine(vcpu_ids=range(4), mode=mode)
+    shot = machine.signal(Message(destination=0, destination_mode=LOGICAL, **fields))
+    shot.blocked_or_unmatched().reached_nobody()
+
+
+@clause("dest.lowest-priority")
+@ONE_OF_MANY
 @pytest.mark.parametrize("index", range(4), ids="to-{}".format)
 def test_physical_destination_accepts(machine, index, fields):
     machine.signal(Message(destination=index, **fields)).returns(1).accepted_by(index)
