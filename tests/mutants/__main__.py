@@ -103,7 +103,7 @@ def read(report: Path) -> dict[str, str]:
     """The last cells of a report's rows: {mutant: caught by}."""
     lines = report.read_text().splitlines() if report.exists() else []
     rows = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("| ")]
-    return {cells[1]: cells[-2] for cells in rows}
+    return {cells[1]: cells[-2] for cells in rows if cells[1] != "mutant"}
 
 
 def table(release: str, listed: Sequence[Mutant], cells: Mapping[str, str]) -> str:
