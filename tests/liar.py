@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from helpers.apic import DeliveryMode, DestinationMode, LapicPage, Message, Register, TriggerMode
-from helpers.guest import flood, machine
+from helpers.guest import flood, generated, machine
 from helpers.kvm import abi, ioctl
 
 Outcome = tuple[int, int]
@@ -315,5 +315,6 @@ def pytest_configure(config: pytest.Config) -> None:
     flood.send = send
     if config.option.lie != "no-lie":
         machine.DEADLINE = 1.0  # many a test waits in vain
+        generated.engine.MAX_SHRINKING_SECONDS = 1  # well within the timeout
     if config.option.caught and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Record(config.option.caught))
