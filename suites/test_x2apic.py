@@ -401,8 +401,7 @@ def test_32bit_id_is_the_whole_register(large):
 @pytest.mark.parametrize("vcpu_id", [9, 0x1F, 0x28], ids="{:#x}".format)
 def test_ldr_is_the_cluster_and_the_bit(machines, vcpu_id):
     machine = machines(vcpu_ids=(0, vcpu_id), mode=Mode.X2APIC)
-    ldr = machine[1].lapic[Register.LDR]
-    expect("LDR", f"{ldr:#x}", f"{vcpu_id >> 4 << 16 | 1 << (vcpu_id & 0xF):#x}")
+    expect("LDR", machine[1].lapic[Register.LDR], x2apic_ldr(vcpu_id))
 
 
 @clause("x2apic-api.scope")

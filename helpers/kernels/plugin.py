@@ -27,7 +27,7 @@ class Hooks:
     def pytest_kvm_column_tests(
         self, column: str, items: Mapping[str, pytest.Item]
     ) -> Sequence[str] | None:
-        """In which order the kernel of this label runs the collected tests, by node id."""
+        """Which of the collected tests the kernel of this label runs, in order, by node id."""
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:

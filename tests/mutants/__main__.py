@@ -42,9 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         every = mutants()
         if unknown := set(given.name) - {mutant.name for mutant in every}:
             raise MutantError(f"no mutant {', '.join(sorted(unknown))}; --list shows them")
-        chosen = [mutant for mutant in every if not given.name or mutant.name in given.name]
         if given.list:
-            for mutant in chosen:
+            for mutant in _chosen(every, given.name):
                 print(f"{mutant.area:8} {mutant.name:36} {mutant.breaks}")
             return 0
         return _prove(every, given)
@@ -55,10 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _chosen(every: Sequence[Mutant], names: Sequence[str]) -> list[Mutant]:
+    return [mutant for mutant in every if not names or mutant.name in names]
+
+
 def _prove(every: Sequence[Mutant], given: argparse.Namespace) -> int:
     tree = Tree(kernel(given.kernel))
     every = [mutant for mutant in every if mutant.is_for(tree.name)]
-    chosen = [mutant for mutant in every if mutant.name in given.name or not given.name]
+    chosen = _chosen(every, given.name)
     if len(chosen) < len(given.name):
         raise MutantError(f"not all of {', '.join(given.name)} are for Linux {tree.name}")
     cells = read(given.report) if given.report else {}
@@ -81,16 +84,15 @@ def _prove(every: Sequence[Mutant], given: argparse.Namespace) -> int:
     if plain.error or plain.failures:
         raise MutantError(f"the unmutated build does not pass: {plain}")
     _say(f"unmutated: {plain.run} tests in {time.monotonic() - begun:.0f} s, none failed")
+    cells |= {
+        mutant.name: fates[mutant.name].says(mutant) for mutant in chosen if mutant.name in fates
+    }
     begun = time.monotonic()
     for batch in batches([mutant for mutant in chosen if mutant.name in places]):
         fates |= judge(tree.name, places, batch, options)
         for mutant in batch:
-            _say(f"{mutant.name}: {fates[mutant.name].says(mutant)}")
-        cells |= {
-            mutant.name: fates[mutant.name].says(mutant)
-            for mutant in chosen
-            if mutant.name in fates
-        }
+            cells[mutant.name] = fates[mutant.name].says(mutant)
+            _say(f"{mutant.name}: {cells[mutant.name]}")
         if given.report:
             given.report.write_text(table(tree.name, every, cells))
     seconds = time.monotonic() - begun

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from helpers.kernels.boot import PROJECT
 from tests.mutants.mutant import Mutant
 
 UNMUTATED = "unmutated"
-_PROJECT = Path(__file__).resolve().parents[2]
 _BATCH = 12  # mutants; one that kills the kernel costs its batch another boot
 
 
@@ -89,7 +89,7 @@ def run(
         command += [f"--kvm-modules={place}" for place in places.values()]
         environ = {name: text for name, text in os.environ.items() if "PYTEST" not in name}
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=environ, cwd=_PROJECT
+            command, capture_output=True, text=True, check=False, env=environ, cwd=PROJECT
         )
         lines = [json.loads(line) for line in record.read_text().splitlines()]
     words = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
