@@ -365,6 +365,16 @@ def test_host_sees_at_most_two_nmis_pending(machine, sent, pending):
     expect("NMIs pending", machine[1].vcpu.get_events().nmi.pending, pending)
 
 
+@clause("message.nmi-count")
+@pytest.mark.parametrize(
+    "sent, taken", [(1, 1), (2, 2), (5, 2)], ids=["1-sent", "2-sent", "5-sent"]
+)
+def test_guest_takes_at_most_two_pending_nmis(machine, sent, taken):
+    for _ in range(sent):
+        machine.signal(Message(destination=1, delivery_mode=NMI)).returns(1)
+    expect("NMIs taken", len(machine[1].take()), taken)
+
+
 @clause("return.mp-state")
 @modes(FIXED, LOWEST, NMI, REMRD, INIT, SIPI)
 @pytest.mark.parametrize("state", MpState, ids=lambda state: state.name)

@@ -461,8 +461,8 @@ _TABLE = (
     _observed(
         "message.nmi-count",
         "6.4",
-        "Of the NMIs sent before the vCPU takes one, two at most are pending, and the host sees "
-        "how many.",
+        "Of the NMIs sent before the vCPU takes one, two at most are pending; the host sees how "
+        "many, and the guest takes them all.",
         "arch/x86/kvm/x86.c kvm_vcpu_ioctl_x86_get_vcpu_events; ab2ee212a57b (6.4)",
     ),
     _observed(
