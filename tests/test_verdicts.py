@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -152,6 +153,13 @@ def test_deviation_is_expected_with_workers_too(suite, workers):
     run = suite.run("-n", str(workers))
     assert (run.outcomes, run.exit_code) == ({"passed": 1, "xfailed": 1}, 0)
     assert run.lines_with("known deviation: made-up, 1 test")
+
+
+@WORKERS
+def test_deviation_is_told_in_one_line(suite, workers):
+    suite.add(DEVIATES)
+    (told,) = suite.run("-n", str(workers), "--xfail-tb").lines_with("return value")
+    assert re.fullmatch(r"suites/test_it.py:\d+: return value: expected -1 EINVAL, got 1", told)
 
 
 @WORKERS

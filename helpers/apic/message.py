@@ -16,6 +16,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from operator import and_, attrgetter
 
 
 class DeliveryMode(enum.IntEnum):
@@ -99,6 +100,9 @@ _LIMITS = [
     for field in LAYOUT
     if not field.name.startswith("destination_") or field.name == "destination_mode"
 ]
+_LIMITS.append(("destination", 0xFFFFFFFF, "32 bits"))
+_limited = attrgetter(*(name for name, _, _ in _LIMITS))
+_BEYOND = [~mask for _, mask, _ in _LIMITS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +124,11 @@ class Message:
     data_reserved_13_11: int = 0
 
     def __post_init__(self) -> None:
+        if not any(map(and_, _limited(self), _BEYOND)):
+            return
         for name, mask, place in _LIMITS:
-            if not 0 <= getattr(self, name) <= mask:
+            if getattr(self, name) & ~mask:
                 raise ValueError(f"{name} {getattr(self, name):#x} does not fit {place}")
-        if not 0 <= self.destination < 1 << 32:
-            raise ValueError(f"destination {self.destination:#x} does not fit 32 bits")
 
     @property
     def destination_7_0(self) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
+from operator import and_, attrgetter
 from typing import Literal, get_args
 
 from helpers.apic.lapic import DFR_FLAT, Mode, VectorSet, x2apic_ldr
@@ -70,12 +71,13 @@ class VcpuState:
         for name, usual in (("id", self.vcpu_id & 0xFF), ("ldr", usual_ldr)):
             if getattr(self, name) == -1:
                 object.__setattr__(self, name, usual)
-        for name, bits in (("vcpu_id", 32), *_NUMBERS.items()):
-            if not 0 <= getattr(self, name) < 1 << bits:
-                raise ValueError(f"{name} {getattr(self, name):#x} does not fit {bits} bits")
+        if any(map(and_, _limited(self), _BEYOND)):
+            for name, bits in _LIMITS.items():
+                if getattr(self, name) >> bits:
+                    raise ValueError(f"{name} {getattr(self, name):#x} does not fit {bits} bits")
         for name in _VECTORS:
-            if beyond := [vector for vector in getattr(self, name) if not 0 <= vector <= 0xFF]:
-                raise ValueError(f"{name}: {beyond[0]:#x} is no vector")
+            if beyond := getattr(self, name) - _ALL_VECTORS:
+                raise ValueError(f"{name}: {min(beyond):#x} is no vector")
 
     @property
     def hardware_enabled(self) -> bool:
@@ -140,6 +142,10 @@ _NUMBERS = {"id": 8, "ldr": 32, "dfr": 32, "nmi": 8, "smi": 1, "init": 1, "arb_p
 """How many bits each has."""
 _HEX = ("id", "ldr", "dfr")
 _VECTORS = ("irr", "tmr")
+_ALL_VECTORS = frozenset(range(256))
+_LIMITS = {"vcpu_id": 32, **_NUMBERS}
+_limited = attrgetter(*_LIMITS)
+_BEYOND = [-1 << bits for bits in _LIMITS.values()]
 
 
 def _dashed(name: str) -> str:

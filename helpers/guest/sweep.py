@@ -40,6 +40,9 @@ _SHOWS_FROM = {
     DeliveryMode.SIPI: MpState.INIT_RECEIVED,
 }
 
+# What these do to a vCPU shows which vector they had.
+_OF_VECTORS = (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY)
+
 MOST_SERIES = 64
 """What is sent before the vCPUs are read, where one can tell the series apart."""
 
@@ -53,14 +56,16 @@ class Aim:
     redirection_hint: int
     delivery_mode: DeliveryMode
 
-    def message(self, vector: int = 0, trigger: int = 0, level: int = 0) -> Message:
+    def message(
+        self, vector: int = 0, trigger: TriggerMode = TriggerMode.EDGE, level: int = 0
+    ) -> Message:
         return Message(
             vector,
             self.destination,
             self.destination_mode,
             self.delivery_mode,
             self.redirection_hint,
-            TriggerMode(trigger),
+            trigger,
             level,
         )
 
@@ -113,7 +118,7 @@ class Series:
     """
 
     aim: Aim
-    trigger: int
+    trigger: TriggerMode
     level: int
     vectors: bytes
     route: Route
@@ -132,6 +137,11 @@ class Series:
         """Return values, or -errno, one for each vector."""
         results = [each.result if each.result >= 0 else -each.errno for each in self.outcomes]
         return _repeated(tuple(results), self.vectors)
+
+
+@cache
+def _message(vector: int, trigger: TriggerMode) -> Message:
+    return Message(vector, trigger_mode=trigger)
 
 
 @cache
@@ -159,7 +169,7 @@ def _batches(series: Iterable[Series]) -> Iterator[list[Series]]:
     used: dict[object, set[int]] = {}
     for each in series:
         mode, acceptors = each.route.delivery_mode, each.acceptors
-        fixed = mode in (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY)
+        fixed = mode in _OF_VECTORS
         key = (mode, frozenset() if fixed and acceptors else acceptors, bool(acceptors))
         batch, vectors = waiting.setdefault(key, []), used.setdefault(key, set())
         collides = fixed and acceptors and not vectors.isdisjoint(each.vectors)
@@ -209,14 +219,14 @@ class Sweep:
     def _every(self, mode: DeliveryMode) -> Iterator[Series]:
         for aim in aims(self._topology, mode):
             predicted = self._predict(aim)
-            for trigger, level in product((0, 1), (0, 1)):
+            for trigger, level in product(TriggerMode, (0, 1)):
                 yield Series(aim, trigger, level, EVERY_VECTOR, *predicted)
 
     def _some(self, mode: DeliveryMode) -> Iterator[Series]:
         """Trigger modes and levels in turn, and vectors: so many can be read at once."""
         first = 0
         for number, aim in enumerate(one_of_each(self._model, mode)):
-            trigger, level = divmod(number % 4, 2)
+            trigger, level = TriggerMode(number // 2 % 2), number % 2
             vectors = EVERY_VECTOR[first : first + FEW]
             first = (first + FEW) % (len(EVERY_VECTOR) - FEW)
             yield Series(aim, trigger, level, vectors, *self._predict(aim))
@@ -261,14 +271,22 @@ class Sweep:
         index: int,
         preset: MpState,
         mode: DeliveryMode,
-        taken: tuple[tuple[int, bytes], ...],
+        taken: tuple[tuple[TriggerMode, bytes], ...],
     ) -> Snapshot:
         """What the host sees of a vCPU that has accepted these (trigger mode, vectors)."""
         vcpu = replace(self._topology.vcpus[index], mp_state=preset)
-        for trigger, vectors in taken:
-            for vector in vectors:
-                message = Message(vector, trigger_mode=TriggerMode(trigger))
-                vcpu = effect_of(message, vcpu, mode, self._switches).on(vcpu)
+        messages = [_message(vector, trigger) for trigger, vectors in taken for vector in vectors]
+        if mode in _OF_VECTORS:  # different ones, so each message does what it would alone
+            effects = [effect_of(message, vcpu, mode, self._switches) for message in messages]
+            irr = vcpu.irr.union(*(effect.irr_set for effect in effects))
+            tmr = vcpu.tmr.difference(*(effect.tmr_cleared for effect in effects))
+            vcpu = replace(vcpu, irr=irr, tmr=tmr.union(*(effect.tmr_set for effect in effects)))
+        else:
+            for message in messages:
+                effect = effect_of(message, vcpu, mode, self._switches)
+                if not effect:
+                    break  # and nor do the others, which differ in their vector only
+                vcpu = effect.on(vcpu)
         page = self._fresh[index].lapic.copy()
         page.set_vectors(Register.IRR, vcpu.irr)
         page.set_vectors(Register.TMR, vcpu.tmr)

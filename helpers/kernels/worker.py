@@ -35,6 +35,7 @@ from helpers.kernels.init import MODULES, SETUP
 from helpers.verdicts.kernel import Kernel, Untestable, require_testable, running_kernel
 
 _PORTS = Path("/sys/class/virtio-ports")
+_ALLOCATIONS = 100_000  # between collections of garbage: there is memory enough, and no time
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -89,6 +90,7 @@ class Worker:
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         gc.collect()
         gc.freeze()
+        gc.set_threshold(_ALLOCATIONS)
         items = {item.nodeid: item for item in session.items}
         self.send("ready", list(items))
         while True:

@@ -67,6 +67,10 @@ class KernelLog:
 
 def read_taint() -> int:
     """/proc/sys/kernel/tainted; 0 where it cannot be read."""
-    with contextlib.suppress(OSError, ValueError), open(TAINT, "rb", buffering=0) as file:
-        return int(file.read())
+    with contextlib.suppress(OSError, ValueError):
+        file = os.open(TAINT, os.O_RDONLY)  # a file object costs twice as much, for every test
+        try:
+            return int(os.pread(file, 64, 0))
+        finally:
+            os.close(file)
     return 0

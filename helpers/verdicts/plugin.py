@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import traceback
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -43,7 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marks and the plugin."""
     config.addinivalue_line("markers", "clause(clause): the clause the test checks")
     config.addinivalue_line("markers", "deviation(deviation): a known deviation the test meets")
-    config.pluginmanager.register(Verdicts(config), "kvm-verdicts")
+    verdicts = Verdicts(config)
+    config.pluginmanager.register(verdicts, "kvm-verdicts")
+    config.pluginmanager.register(ExpectedInOneLine(verdicts), "kvm-expected-in-one-line")
 
 
 def judges_suites(config: pytest.Config) -> bool:
@@ -161,8 +164,8 @@ class Verdicts:
         report: pytest.TestReport,
         verdict: Verdict,
     ) -> Verdict:
-        known = [mark.args[0] for mark in item.iter_markers("deviation")]
-        applying = [entry for entry in known if entry.applies(running_kernel())]
+        known = _known_to(item)
+        applying = _applying(known)
         error = call.excinfo.value if call.excinfo else None
         if isinstance(error, Mismatch):
             return self._judge_mismatch(error, known, applying, report, verdict)
@@ -262,6 +265,54 @@ class Verdicts:
                 write(f"{column} left after --maxfail-each, {tally.left} tests not run", red=True)
         if not self.judged:
             write("no test was run to a verdict: nothing was judged, and that is not a pass")
+
+
+class ExpectedInOneLine:
+    """Tells a known deviation without the source around it.
+
+    pytest parses the file anew for each, which in an emulator takes longer than most tests.
+    """
+
+    def __init__(self, verdicts: Verdicts) -> None:
+        self.verdicts = verdicts
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        failure = call.excinfo
+        if call.when == "call" and failure and self._is_expected(item, failure.value):
+            call.excinfo = _in_one_line(item, failure)
+        try:
+            return (yield)
+        finally:
+            call.excinfo = failure
+
+    def _is_expected(self, item: pytest.Item, error: BaseException) -> bool:
+        return (
+            not self.verdicts.strict
+            and isinstance(error, Mismatch)
+            and any(entry.explains(error) for entry in _applying(_known_to(item)))
+        )
+
+
+def _in_one_line(
+    item: pytest.Item, failure: pytest.ExceptionInfo[BaseException]
+) -> pytest.ExceptionInfo[BaseException]:
+    path, first, _ = item.location
+    frames = traceback.walk_tb(failure.tb)
+    lines = [line for frame, line in frames if frame.f_code.co_filename == str(item.path)]
+    place = f"{path}:{[(first or 0) + 1, *lines][-1]}"
+    told = pytest.fail.Exception(f"{place}: {failure.value}", pytrace=False)
+    return pytest.ExceptionInfo.from_exception(told.with_traceback(failure.tb))
+
+
+def _known_to(item: pytest.Item) -> list[Deviation]:
+    return [mark.args[0] for mark in item.iter_markers("deviation")]
+
+
+def _applying(known: Sequence[Deviation]) -> list[Deviation]:
+    return [entry for entry in known if entry.applies(running_kernel())]
 
 
 def column_of(report: pytest.TestReport) -> str:
