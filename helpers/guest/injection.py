@@ -36,6 +36,8 @@ _VECTORS = (Register.IRR, Register.TMR)
 
 def effect_between(before: Snapshot, after: Snapshot) -> Effect:
     """The difference of two snapshots, to the bit: no register of the page is left out."""
+    if before == after:
+        return NOTHING
     old, new = before.lapic, after.lapic
     states = (before.mp_state, after.mp_state)
     same = old.raw == new.raw

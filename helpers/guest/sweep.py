@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cache
+from functools import cache, lru_cache
 from itertools import product
 from typing import Any, NoReturn
 
@@ -181,6 +181,18 @@ def _batches(series: Iterable[Series]) -> Iterator[list[Series]]:
     yield from waiting.values()
 
 
+# A process that judges several kernels predicts the same for each.
+_model = cache(Model)
+
+
+@lru_cache(maxsize=1 << 13)
+def _predict(model: Model, aim: Aim) -> tuple[Route, list[Outcome], frozenset[int]]:
+    route = model.route(aim.message())
+    period = max(1, len(route.slots)) if route.one else 1
+    outcomes = [model.predict(aim.message(vector)) for vector in range(period)]
+    return route, outcomes, frozenset(index for each in outcomes for index in each.accepted)
+
+
 class Sweep:
     """One topology, held to the model."""
 
@@ -188,7 +200,7 @@ class Sweep:
         self._system = system
         self._topology = topology
         self._switches = switches
-        self._model = Model(topology, switches)
+        self._model = _model(topology, switches)
         self.machine = build(system, topology)
         self._fresh = self.machine.snapshots()
         self._cpus = self.machine.cpus[: len(self._fresh)]
@@ -218,7 +230,7 @@ class Sweep:
 
     def _every(self, mode: DeliveryMode) -> Iterator[Series]:
         for aim in aims(self._topology, mode):
-            predicted = self._predict(aim)
+            predicted = _predict(self._model, aim)
             for trigger, level in product(TriggerMode, (0, 1)):
                 yield Series(aim, trigger, level, EVERY_VECTOR, *predicted)
 
@@ -229,13 +241,7 @@ class Sweep:
             trigger, level = TriggerMode(number // 2 % 2), number % 2
             vectors = EVERY_VECTOR[first : first + FEW]
             first = (first + FEW) % (len(EVERY_VECTOR) - FEW)
-            yield Series(aim, trigger, level, vectors, *self._predict(aim))
-
-    def _predict(self, aim: Aim) -> tuple[Route, list[Outcome], frozenset[int]]:
-        route = self._model.route(aim.message())
-        period = max(1, len(route.slots)) if route.one else 1
-        outcomes = [self._model.predict(aim.message(vector)) for vector in range(period)]
-        return route, outcomes, frozenset(index for each in outcomes for index in each.accepted)
+            yield Series(aim, trigger, level, vectors, *_predict(self._model, aim))
 
     def _send(self, series: Series) -> None:
         message = series.message(0)

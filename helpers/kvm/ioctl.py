@@ -59,6 +59,8 @@ class Call(NamedTuple):
         return f"{self.request.name}(fd {self.fd}{_describe(self.argument)}) = {result}"
 
 
+_call = tuple.__new__  # what Call() comes to, by way of a Python function that takes longer
+
 trace: deque[Call] = deque(maxlen=400)
 """The latest calls, oldest first; the report shows those of one test."""
 
@@ -103,7 +105,7 @@ def attempt(fd: int, request: Request, argument: Argument = 0) -> tuple[int, int
         if shown in _SHOWN:
             shown = shown.from_buffer_copy(argument)  # the caller may change it afterwards
     result, code = raw_ioctl(fd, request.number, address)
-    trace.append(Call(fd, request, shown, result, code))
+    trace.append(_call(Call, (fd, request, shown, result, code)))
     return result, code
 
 
