@@ -41,7 +41,6 @@ def effect_between(before: Snapshot, after: Snapshot) -> Effect:
     old, new = before.lapic, after.lapic
     states = (before.mp_state, after.mp_state)
     same = old.raw == new.raw
-    old_rest, new_rest = (b"", b"") if same else (old.without(*_VECTORS), new.without(*_VECTORS))
     return Effect(
         irr_set=frozenset() if same else new.irr - old.irr,
         irr_cleared=frozenset() if same else old.irr - new.irr,
@@ -51,11 +50,19 @@ def effect_between(before: Snapshot, after: Snapshot) -> Effect:
         smi=after.smi_pending - before.smi_pending,
         init=after.latched_init - before.latched_init,
         mp_state=None if states[0] == states[1] else states,
-        registers=tuple(
-            _register_name(offset)
-            for offset in range(0, len(old_rest), 4)
-            if old_rest[offset : offset + 4] != new_rest[offset : offset + 4]
-        ),
+        registers=() if same else _other_registers(old, new),
+    )
+
+
+def _other_registers(old: LapicPage, new: LapicPage) -> tuple[str, ...]:
+    """The names of those that differ, of all but IRR and TMR."""
+    old_rest, new_rest = old.without(*_VECTORS), new.without(*_VECTORS)
+    if old_rest == new_rest:
+        return ()
+    return tuple(
+        _register_name(offset)
+        for offset in range(0, len(old_rest), 4)
+        if old_rest[offset : offset + 4] != new_rest[offset : offset + 4]
     )
 
 
