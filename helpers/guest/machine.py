@@ -91,7 +91,7 @@ class Cpu:
     @property
     def lapic(self) -> LapicPage:
         """A copy of the register page (KVM_GET_LAPIC)."""
-        return LapicPage(bytes(self.vcpu.get_lapic().regs))
+        return LapicPage(bytes(self.vcpu.get_lapic()))
 
     @lapic.setter
     def lapic(self, page: LapicPage) -> None:

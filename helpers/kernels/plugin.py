@@ -153,7 +153,8 @@ class BootedKernels:
         reporter = config.pluginmanager.getplugin("terminalreporter")
         if reporter:
             reporter.showfspath = False  # tests come from several files at once
-        argv = ["-u", "-m", "pytest", "-p", "helpers.kernels.worker"]
+        # Descriptors need no capturing: what is written to them ends on the console.
+        argv = ["-u", "-m", "pytest", "-p", "helpers.kernels.worker", "--capture=sys"]
         argv += map(str, config.invocation_params.args)
         environ = {name: value for name, value in os.environ.items() if name.startswith("PYTEST_")}
         try:

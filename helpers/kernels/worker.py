@@ -64,16 +64,26 @@ class Worker:
         self.config = config
         self.port = _open_port()
         self.unpacker = Unpacker()
+        self.unsent = b""
         self.messages: deque[tuple[Any, ...]] = deque()
         self.loaded: list[str] = []
         self.reports: list[dict[str, Any]] = []
 
+    def say(self, *message: Any) -> None:
+        """Send with the next message, or before waiting for one: each time costs a VM exit."""
+        self.unsent += pack(*message)
+
     def send(self, *message: Any) -> None:
-        content = memoryview(pack(*message))
+        self.say(*message)
+        self._flush()
+
+    def _flush(self) -> None:
+        content, self.unsent = memoryview(self.unsent), b""
         while content:
             content = content[os.write(self.port, content) :]
 
     def receive(self) -> tuple[Any, ...]:
+        self._flush()
         while not self.messages:
             self.messages.extend(self.unpacker.feed(os.read(self.port, 1 << 16)))
         return self.messages.popleft()
@@ -160,7 +170,7 @@ class Worker:
         self.reports = []
         self.send("begin", item.nodeid)
         self.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-        self.send("ended", item.nodeid, self.reports)
+        self.say("ended", item.nodeid, self.reports)
         item.user_properties.clear()  # an item runs once for every column
         item._report_sections.clear()
 
