@@ -185,7 +185,7 @@ def _batches(series: Iterable[Series]) -> Iterator[list[Series]]:
 _model = cache(Model)
 
 
-@lru_cache(maxsize=1 << 13)
+@lru_cache(maxsize=1 << 13)  # one of each kind is fewer, for all topologies together
 def _predict(model: Model, aim: Aim) -> tuple[Route, list[Outcome], frozenset[int]]:
     route = model.route(aim.message())
     period = max(1, len(route.slots)) if route.one else 1
