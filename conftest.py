@@ -69,7 +69,7 @@ def _pool() -> Iterator[dict[Any, Machine]]:
         machine.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_machine(system: System, _pool: dict[Any, Machine]) -> Callable[..., Machine]:
     """As ``machines``, but the machine may have served other tests; it is in its power-on state.
 
