@@ -96,11 +96,13 @@ LAYOUT = (
 _FIELDS_OF = {word: [(f.name, f.low) for f in LAYOUT if f.word == word] for word in WORDS}
 
 _LIMITS = [
-    (field.name, field.mask, f"{field.word}[{field.bits}]")
-    for field in LAYOUT
-    if not field.name.startswith("destination_") or field.name == "destination_mode"
+    *(
+        (field.name, field.mask, f"{field.word}[{field.bits}]")
+        for field in LAYOUT
+        if not field.name.startswith("destination_") or field.name == "destination_mode"
+    ),
+    ("destination", 0xFFFFFFFF, "32 bits"),
 ]
-_LIMITS.append(("destination", 0xFFFFFFFF, "32 bits"))
 _limited = attrgetter(*(name for name, _, _ in _LIMITS))
 _BEYOND = [~mask for _, mask, _ in _LIMITS]
 

@@ -40,17 +40,16 @@ def effect_between(before: Snapshot, after: Snapshot) -> Effect:
         return NOTHING
     old, new = before.lapic, after.lapic
     states = (before.mp_state, after.mp_state)
-    same = old.raw == new.raw
     return Effect(
-        irr_set=frozenset() if same else new.irr - old.irr,
-        irr_cleared=frozenset() if same else old.irr - new.irr,
-        tmr_set=frozenset() if same else new.tmr - old.tmr,
-        tmr_cleared=frozenset() if same else old.tmr - new.tmr,
+        irr_set=new.irr - old.irr,
+        irr_cleared=old.irr - new.irr,
+        tmr_set=new.tmr - old.tmr,
+        tmr_cleared=old.tmr - new.tmr,
         nmi=after.nmi_pending - before.nmi_pending,
         smi=after.smi_pending - before.smi_pending,
         init=after.latched_init - before.latched_init,
         mp_state=None if states[0] == states[1] else states,
-        registers=() if same else _other_registers(old, new),
+        registers=_other_registers(old, new),
     )
 
 

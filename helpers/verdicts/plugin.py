@@ -181,13 +181,12 @@ class Verdicts:
         report: pytest.TestReport,
         verdict: Verdict,
     ) -> Verdict:
-        for entry in applying:
-            if entry.explains(error):
-                reason = f"{entry.id}: {entry.summary}"
-                if not self.strict:
-                    report.outcome = "skipped"
-                    report.wasxfail = reason
-                return verdict._replace(deviation=entry.id, note=f"known deviation {reason}")
+        if entry := _explaining(applying, error):
+            reason = f"{entry.id}: {entry.summary}"
+            if not self.strict:
+                report.outcome = "skipped"
+                report.wasxfail = reason
+            return verdict._replace(deviation=entry.id, note=f"known deviation {reason}")
         notes = [
             f"not the known deviation {entry.id}, which shows otherwise"
             if entry in applying
@@ -292,7 +291,7 @@ class ExpectedInOneLine:
         return (
             not self.verdicts.strict
             and isinstance(error, Mismatch)
-            and any(entry.explains(error) for entry in _applying(_known_to(item)))
+            and _explaining(_applying(_known_to(item)), error) is not None
         )
 
 
@@ -313,6 +312,10 @@ def _known_to(item: pytest.Item) -> list[Deviation]:
 
 def _applying(known: Sequence[Deviation]) -> list[Deviation]:
     return [entry for entry in known if entry.applies(running_kernel())]
+
+
+def _explaining(applying: Sequence[Deviation], error: Mismatch) -> Deviation | None:
+    return next((entry for entry in applying if entry.explains(error)), None)
 
 
 def column_of(report: pytest.TestReport) -> str:
