@@ -379,7 +379,6 @@ def test_guest_takes_at_most_two_pending_nmis(machine, sent, taken):
 @modes(FIXED, LOWEST, NMI, REMRD, INIT, SIPI)
 @pytest.mark.parametrize("state", MpState, ids=lambda state: state.name)
 def test_mp_state_does_not_change_the_return_value(machine, mode, state):
-    machine.shared = False
     if state is MpState.SIPI_RECEIVED:
         machine[1].mp_state = MpState.INIT_RECEIVED
     machine[1].mp_state = state
@@ -394,7 +393,6 @@ def test_mp_state_does_not_change_the_return_value(machine, mode, state):
     ids=lambda state: state.name,
 )
 def test_vector_is_pending_whatever_the_mp_state(machine, mode, state):
-    machine.shared = False
     machine[1].mp_state = state
     shot = machine.signal(Message(destination=1, delivery_mode=mode)).accepted_by(1)
     expect("mp_state", shot.after[1].mp_state, state)

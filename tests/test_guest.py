@@ -270,7 +270,23 @@ def test_reset_machine_is_as_new(machine):
     assert [cpu.take() for cpu in machine.cpus] == [[], []]
 
 
-@pytest.mark.parametrize("mode", [DeliveryMode.NMI, DeliveryMode.INIT], ids=lambda mode: mode.name)
+def test_reset_takes_nmis_back(machine):
+    nmi = Message(destination=1, delivery_mode=DeliveryMode.NMI)
+    machine[1].handler(pause=True)
+    for _ in range(3):
+        machine.signal(nmi)
+    machine[1].run_to_handler()  # one in its handler, which holds the next back, and one pending
+    assert machine.reset()
+    assert machine[1].take() == []
+    machine.signal(nmi)
+    assert [taken.vector for taken in machine[1].take()] == [2]
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [DeliveryMode.REMRD, DeliveryMode.INIT, DeliveryMode.SIPI],
+    ids=lambda mode: mode.name,
+)
 def test_machine_that_took_a_signal_is_not_shared(machine, mode):
     machine.signal(Message(destination=1, delivery_mode=mode))
     assert not machine.reset()
@@ -289,6 +305,43 @@ def test_machine_in_another_mode_is_not_shared(machine):
 def test_machine_with_another_vcpu_is_not_shared(machine):
     machine.add_cpu(2)
     assert not machine.reset()
+
+
+def test_machine_with_a_pending_sipi_is_not_shared(machine):
+    machine[1].mp_state = abi.KVM_MP_STATE_INIT_RECEIVED
+    machine[1].mp_state = abi.KVM_MP_STATE_SIPI_RECEIVED
+    assert not machine.reset()
+
+
+# --- before an injection --------------------------------------------------------------------------
+
+
+def test_state_that_nobody_touched_is_not_read_again(machine):
+    first = machine.signal(Message(destination=1))
+    second = machine.signal(Message(vector=0x42, destination=1))
+    assert second.before is first.after
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda machine: machine[1].configure(tpr=0x20),
+        lambda machine: machine[1].step(),
+        lambda machine: machine.send(Message(vector=0x43, destination=1)),
+    ],
+    ids=["host", "guest", "message"],
+)
+def test_state_that_was_touched_is_read_again(machine, touch):
+    first = machine.signal(Message(destination=1))
+    touch(machine)
+    second = machine.signal(Message(vector=0x42, destination=1))
+    assert second.before != first.after
+
+
+def test_state_that_reading_changes_is_read_again(machine):
+    first = machine.signal(Message(destination=1, delivery_mode=DeliveryMode.INIT))
+    second = machine.signal(Message(vector=0x42, destination=0))
+    assert second.before != first.after
 
 
 # --- nothing hangs --------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def having(before: Snapshot = IDLE, **changes: Any) -> Snapshot:
             page[Register[name.upper()]] = value
         else:
             latches[name] = value
-    return replace(before, lapic=page, **latches)
+    return before._replace(lapic=page, **latches)
 
 
 # --- what changed ---------------------------------------------------------------------------------

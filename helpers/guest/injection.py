@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from helpers.apic import LapicPage, Message, Mode, Register
 from helpers.apic.effect import NOTHING, Effect
@@ -17,8 +17,7 @@ from helpers.kvm import abi, errno_name, show_result
 __tracebackhide__ = True  # a failure is shown where the test asked
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """A vCPU as the host sees it.
 
     ``lapic`` is read first: reading the mp_state makes the kernel process a pending INIT or SIPI.

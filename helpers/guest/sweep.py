@@ -14,7 +14,14 @@ from functools import cache, lru_cache
 from itertools import product
 from typing import Any, NoReturn
 
-from helpers.apic import DeliveryMode, DestinationMode, Message, Register, TriggerMode
+from helpers.apic import (
+    DeliveryMode,
+    DestinationMode,
+    LapicPage,
+    Message,
+    Register,
+    TriggerMode,
+)
 from helpers.apic.model import Model, Outcome, Route, Switches, bits, effect_of
 from helpers.apic.topology import MpState, Topology
 from helpers.guest import flood
@@ -193,6 +200,51 @@ def _predict(model: Model, aim: Aim) -> tuple[Route, list[Outcome], frozenset[in
     return route, outcomes, frozenset(index for each in outcomes for index in each.accepted)
 
 
+@cache
+def _some(model: Model, mode: DeliveryMode) -> list[Series]:
+    """Trigger modes and levels in turn, and vectors: so many can be read at once."""
+    series = []
+    first = 0
+    for number, aim in enumerate(one_of_each(model, mode)):
+        trigger, level = TriggerMode(number // 2 % 2), number % 2
+        vectors = EVERY_VECTOR[first : first + FEW]
+        first = (first + FEW) % (len(EVERY_VECTOR) - FEW)
+        series.append(Series(aim, trigger, level, vectors, *_predict(model, aim)))
+    return series
+
+
+@lru_cache(maxsize=1 << 13)
+def _after(
+    model: Model,
+    index: int,
+    preset: MpState,
+    page: bytes,
+    mode: DeliveryMode,
+    taken: tuple[tuple[TriggerMode, bytes], ...],
+) -> Snapshot:
+    """What the host sees of a vCPU that has accepted these (trigger mode, vectors).
+
+    ``page`` is its LAPIC before that.
+    """
+    vcpu = replace(model.topology.vcpus[index], mp_state=preset)
+    messages = [_message(vector, trigger) for trigger, vectors in taken for vector in vectors]
+    if mode in _OF_VECTORS:  # different ones, so each message does what it would alone
+        effects = [effect_of(message, vcpu, mode, model.switches) for message in messages]
+        irr = vcpu.irr.union(*(effect.irr_set for effect in effects))
+        tmr = vcpu.tmr.difference(*(effect.tmr_cleared for effect in effects))
+        vcpu = replace(vcpu, irr=irr, tmr=tmr.union(*(effect.tmr_set for effect in effects)))
+    else:
+        for message in messages:
+            effect = effect_of(message, vcpu, mode, model.switches)
+            if not effect:
+                break  # and nor do the others, which differ in their vector only
+            vcpu = effect.on(vcpu)
+    lapic = LapicPage(page)
+    lapic.set_vectors(Register.IRR, vcpu.irr)
+    lapic.set_vectors(Register.TMR, vcpu.tmr)
+    return Snapshot(lapic, vcpu.nmi, vcpu.smi, vcpu.init, vcpu.mp_state)
+
+
 class Sweep:
     """One topology, held to the model."""
 
@@ -203,8 +255,8 @@ class Sweep:
         self._model = _model(topology, switches)
         self.machine = build(system, topology)
         self._fresh = self.machine.snapshots()
+        self._pages = [bytes(snapshot.lapic.raw) for snapshot in self._fresh]
         self._cpus = self.machine.cpus[: len(self._fresh)]
-        self._after = cache(self._uncached_after)
         self._msi = abi.kvm_msi()
 
     def close(self) -> None:
@@ -218,7 +270,7 @@ class Sweep:
         """
         for index, cpu in enumerate(self._cpus):
             cpu.mp_state = self._preset(index, mode)
-        series = list(self._every(mode) if exhaustive else self._some(mode))
+        series = list(self._every(mode) if exhaustive else _some(self._model, mode))
         if not self._topology.vector_hashing:
             # Who is chosen then depends on what was sent before: generated sequences count that.
             series = [each for each in series if not each.route.one]
@@ -233,15 +285,6 @@ class Sweep:
             predicted = _predict(self._model, aim)
             for trigger, level in product(TriggerMode, (0, 1)):
                 yield Series(aim, trigger, level, EVERY_VECTOR, *predicted)
-
-    def _some(self, mode: DeliveryMode) -> Iterator[Series]:
-        """Trigger modes and levels in turn, and vectors: so many can be read at once."""
-        first = 0
-        for number, aim in enumerate(one_of_each(self._model, mode)):
-            trigger, level = TriggerMode(number // 2 % 2), number % 2
-            vectors = EVERY_VECTOR[first : first + FEW]
-            first = (first + FEW) % (len(EVERY_VECTOR) - FEW)
-            yield Series(aim, trigger, level, vectors, *_predict(self._model, aim))
 
     def _send(self, series: Series) -> None:
         message = series.message(0)
@@ -262,41 +305,16 @@ class Sweep:
             taken = tuple(
                 (each.trigger, vectors) for each in batch if (vectors := each.taken_by(index))
             )
-            after = self._after(index, preset, batch[0].route.delivery_mode, taken)
+            page = self._pages[index]
+            after = _after(self._model, index, preset, page, batch[0].route.delivery_mode, taken)
             seen = cpu.snapshot()
             if seen != after:
-                before = replace(self._fresh[index], mp_state=preset)
+                before = self._fresh[index]._replace(mp_state=preset)
                 effects = [str(effect_between(before, each)) for each in (after, seen)]
                 messages = [each.message(vector) for each in batch for vector in each.vectors]
                 self._report(batch[0], messages, f"effect on vCPU {index}", *effects)
             if taken:
                 self._restore(index, batch[0])
-
-    def _uncached_after(
-        self,
-        index: int,
-        preset: MpState,
-        mode: DeliveryMode,
-        taken: tuple[tuple[TriggerMode, bytes], ...],
-    ) -> Snapshot:
-        """What the host sees of a vCPU that has accepted these (trigger mode, vectors)."""
-        vcpu = replace(self._topology.vcpus[index], mp_state=preset)
-        messages = [_message(vector, trigger) for trigger, vectors in taken for vector in vectors]
-        if mode in _OF_VECTORS:  # different ones, so each message does what it would alone
-            effects = [effect_of(message, vcpu, mode, self._switches) for message in messages]
-            irr = vcpu.irr.union(*(effect.irr_set for effect in effects))
-            tmr = vcpu.tmr.difference(*(effect.tmr_cleared for effect in effects))
-            vcpu = replace(vcpu, irr=irr, tmr=tmr.union(*(effect.tmr_set for effect in effects)))
-        else:
-            for message in messages:
-                effect = effect_of(message, vcpu, mode, self._switches)
-                if not effect:
-                    break  # and nor do the others, which differ in their vector only
-                vcpu = effect.on(vcpu)
-        page = self._fresh[index].lapic.copy()
-        page.set_vectors(Register.IRR, vcpu.irr)
-        page.set_vectors(Register.TMR, vcpu.tmr)
-        return Snapshot(page, vcpu.nmi, vcpu.smi, vcpu.init, vcpu.mp_state)
 
     def _preset(self, index: int, mode: DeliveryMode) -> MpState:
         return _SHOWS_FROM.get(mode, self._topology.vcpus[index].mp_state)

@@ -56,6 +56,9 @@ class Work:
 class Seat:
     """A guest and what it was given. ``column`` is -1 until it is ready for one.
 
+    ``backwards``: whether it is given the last of the tests that are left. The others take the
+    first, so that what a guest remembers of a column's tests serves it in the next column.
+
     Until then ``console`` is what it had said when it was last looked after, and it has until
     ``booted_by``.
     """
@@ -64,6 +67,7 @@ class Seat:
     work: Work
     booted_by: float
     deadline: float
+    backwards: bool
     console: list[str] = field(default_factory=list)
     column: int = -1
     given: deque[str] = field(default_factory=deque)
@@ -142,7 +146,10 @@ class Judging:
             guest = Guest(work.boot, self.images.of(work.boot), self.processor)
             work.guests += 1
             now = time.monotonic()
-            self.seats[guest] = Seat(guest, work, now + BOOT_SECONDS, now + SILENT_SECONDS)
+            first = not any(s.work is work and not s.backwards for s in self.seats.values())
+            self.seats[guest] = Seat(
+                guest, work, now + BOOT_SECONDS, now + SILENT_SECONDS, backwards=not first
+            )
             self.selector.register(guest, selectors.EVENT_READ, guest)
 
     def _stop(self, seat: Seat) -> None:
@@ -235,8 +242,11 @@ class Judging:
                 seat.guest.send("end")
                 return
             share = max(2, len(pending) // (2 * seat.work.guests))
-            share = min(share, _CHUNK) if self.maxfail else share
-            chunk = [pending.popleft() for _ in range(min(share, len(pending)))]
+            share = min(share, _CHUNK, len(pending)) if self.maxfail else min(share, len(pending))
+            take = pending.pop if seat.backwards else pending.popleft
+            chunk = [take() for _ in range(share)]
+            if seat.backwards:
+                chunk.reverse()
             seat.given.extend(chunk)
             seat.guest.send("run", chunk)
 
@@ -291,7 +301,11 @@ class Judging:
             return
         item = self.items[seat.running]
         seat.given.remove(seat.running)
-        seat.work.pending[seat.column].extendleft(reversed(seat.given))
+        pending = seat.work.pending[seat.column]
+        if seat.backwards:
+            pending.extend(seat.given)
+        else:
+            pending.extendleft(reversed(seat.given))
         self._stop(seat)
         words = last_words(console, seat.work.boot.kernel.tree)
         text = f"{how} in this test. Its last words:\n{words}"
