@@ -20,19 +20,26 @@ class KernelLog:
     """/dev/kmsg from now on. ``readable`` is False where the user may not read it."""
 
     def __init__(self, path: str = "/dev/kmsg") -> None:
-        self._taint = read_taint()
-        self._fd = -1
+        # Open for the whole run: opening it takes several times as long as reading it.
+        self._taint_fd = _open(TAINT)
+        self._taint = self._read_taint()
+        self._fd = _open(path)
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             os.lseek(self._fd, 0, os.SEEK_END)
         except OSError:
-            self.close()
+            self._stop_reading()
 
     @property
     def readable(self) -> bool:
         return self._fd >= 0
 
     def close(self) -> None:
+        self._stop_reading()
+        if self._taint_fd >= 0:
+            os.close(self._taint_fd)
+            self._taint_fd = -1
+
+    def _stop_reading(self) -> None:
         if self.readable:
             os.close(self._fd)
             self._fd = -1
@@ -40,7 +47,7 @@ class KernelLog:
     def complaints(self) -> list[str]:
         """What the kernel has complained of since the last call."""
         said = [line for line in self._new_lines() if _COMPLAINT.search(line)]
-        taint = read_taint()
+        taint = self._read_taint()
         if taint != self._taint:
             said.append(f"the kernel's taint flags changed from {self._taint} to {taint}")
             self._taint = taint
@@ -56,7 +63,7 @@ class KernelLog:
             except BrokenPipeError:
                 continue  # overrun: the ring moved on, reading goes on with the oldest record
             except OSError:
-                self.close()
+                self._stop_reading()
                 break
             if not record:
                 break  # no kernel log: /dev/null in its place, as some containers have it
@@ -64,13 +71,15 @@ class KernelLog:
             lines.append(record.partition(";")[2].split("\n", 1)[0])
         return lines
 
+    def _read_taint(self) -> int:
+        """0 where it cannot be read."""
+        with contextlib.suppress(OSError, ValueError):
+            return int(os.pread(self._taint_fd, 64, 0))
+        return 0
 
-def read_taint() -> int:
-    """/proc/sys/kernel/tainted; 0 where it cannot be read."""
-    with contextlib.suppress(OSError, ValueError):
-        file = os.open(TAINT, os.O_RDONLY)  # a file object costs twice as much, for every test
-        try:
-            return int(os.pread(file, 64, 0))
-        finally:
-            os.close(file)
-    return 0
+
+def _open(path: str | Path) -> int:
+    """-1 where that is not possible."""
+    with contextlib.suppress(OSError):
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return -1
