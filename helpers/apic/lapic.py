@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable
+from functools import cache
 
 PAGE_SIZE = 1024
 _EIGHT_WORDS = struct.Struct("<" + "I12x" * 8)
@@ -84,6 +85,16 @@ def x2apic_ldr(x2apic_id: int) -> int:
     return (x2apic_id >> 4 & 0xFFFF) << 16 | 1 << (x2apic_id & 0xF)
 
 
+@cache
+def _words_of(registers: tuple[Register, ...]) -> list[slice]:
+    words = []
+    for register in registers:
+        wide = register in (Register.ISR, Register.TMR, Register.IRR)
+        for word in range(register, register + (0x80 if wide else 0x10), 0x10):
+            words.append(slice(word, word + 4))
+    return words
+
+
 class LapicPage:
     """A copy of the 1,024-byte register page, mutable, compared by content."""
 
@@ -145,10 +156,8 @@ class LapicPage:
     def without(self, *registers: Register) -> bytes:
         """The page with these registers zeroed (ISR, TMR, IRR: all eight words)."""
         page = bytearray(self.raw)
-        for register in registers:
-            wide = register in (Register.ISR, Register.TMR, Register.IRR)
-            for word in range(register, register + (0x80 if wide else 0x10), 0x10):
-                page[word : word + 4] = bytes(4)
+        for word in _words_of(registers):
+            page[word] = bytes(4)
         return bytes(page)
 
     def __repr__(self) -> str:

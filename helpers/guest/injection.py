@@ -39,11 +39,12 @@ def effect_between(before: Snapshot, after: Snapshot) -> Effect:
         return NOTHING
     old, new = before.lapic, after.lapic
     states = (before.mp_state, after.mp_state)
+    old_irr, new_irr, old_tmr, new_tmr = old.irr, new.irr, old.tmr, new.tmr
     return Effect(
-        irr_set=new.irr - old.irr,
-        irr_cleared=old.irr - new.irr,
-        tmr_set=new.tmr - old.tmr,
-        tmr_cleared=old.tmr - new.tmr,
+        irr_set=new_irr - old_irr,
+        irr_cleared=old_irr - new_irr,
+        tmr_set=new_tmr - old_tmr,
+        tmr_cleared=old_tmr - new_tmr,
         nmi=after.nmi_pending - before.nmi_pending,
         smi=after.smi_pending - before.smi_pending,
         init=after.latched_init - before.latched_init,

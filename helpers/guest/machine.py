@@ -78,6 +78,18 @@ class GuestError(AssertionError):
 
 
 _FLAT = abi.kvm_segment(limit=0xFFFFFFFF, selector=layout.DATA, type=3, present=1, db=1, s=1, g=1)
+_NO_EVENTS = abi.kvm_vcpu_events(flags=abi.KVM_VCPUEVENT_VALID_NMI_PENDING)
+
+
+@cache
+def _idle(area: int) -> abi.kvm_regs:
+    """What a vCPU with this area of guest memory enters the probe with."""
+    rip, rsp = layout.PROBE + layout.ENTRY64, area + layout.STACK_TOP
+    return abi.kvm_regs(rip=rip, rsp=rsp, rflags=0x202)
+
+
+def _mode_in(sregs: abi.kvm_sregs) -> Mode:
+    return Mode(sregs.apic_base & (APIC_BASE_ENABLE | APIC_BASE_X2APIC))
 
 
 class Cpu:
@@ -108,21 +120,20 @@ class Cpu:
     def mode(self) -> Mode:
         """The LAPIC's mode; it is read when something may have changed it."""
         if self._mode is None:
-            base = self.vcpu.get_sregs().apic_base
-            self._mode = Mode(base & (APIC_BASE_ENABLE | APIC_BASE_X2APIC))
+            self._mode = _mode_in(self.vcpu.get_sregs())
         return self._mode
 
     @mode.setter
     def mode(self, mode: Mode) -> None:
         """Switch through KVM_SET_SREGS, as a host that restores a vCPU does."""
         self.machine.shared = False
-        sregs = self.vcpu.get_sregs()
+        self._write_sregs(self.vcpu.get_sregs(), mode)
+
+    def _write_sregs(self, sregs: abi.kvm_sregs, mode: Mode) -> None:
+        """Write these, which have been read, with the LAPIC in another mode."""
+        old = _mode_in(sregs)
         sregs.apic_base &= ~(APIC_BASE_ENABLE | APIC_BASE_X2APIC)
         sregs.apic_base |= mode.value
-        self._write_sregs(sregs)
-
-    def _write_sregs(self, sregs: abi.kvm_sregs) -> None:
-        old = self.mode
         self.vcpu.set_sregs(sregs)
         self._mode = None
         if self.mode is not old:
@@ -333,8 +344,6 @@ class Cpu:
         """Software-enabled, runnable at the probe's idle loop; xAPIC: LDR bit ``index``, flat."""
         self.set_cpuid()
         sregs = self.vcpu.get_sregs()
-        sregs.apic_base &= ~(APIC_BASE_ENABLE | APIC_BASE_X2APIC)
-        sregs.apic_base |= mode.value
         sregs.cr0, sregs.cr3, sregs.cr4 = 0x80000011, layout.PML4, 0x20  # PG ET PE; PAE
         sregs.efer = 0x500  # LME LMA
         sregs.gdt.base, sregs.gdt.limit = layout.GDT, 0x17
@@ -343,7 +352,7 @@ class Cpu:
             setattr(sregs, name, _FLAT)
         sregs.cs.selector, sregs.cs.type, sregs.cs.l, sregs.cs.db = layout.CODE64, 11, 1, 0
         sregs.gs.base = self._area
-        self._write_sregs(sregs)
+        self._write_sregs(sregs, mode)
         self.reset()
         registers = {"svr": SVR_ENABLE | SVR_RESET}
         if mode is Mode.XAPIC and self.index < 8:
@@ -355,10 +364,8 @@ class Cpu:
         ctypes.memset(ctypes.addressof(self.control), 0, ctypes.sizeof(self.control))
         self.control.self_address = self._area
         self.handler()
-        regs = abi.kvm_regs(rip=layout.PROBE + layout.ENTRY64, rflags=0x202)
-        regs.rsp = self._area + layout.STACK_TOP
-        self.vcpu.set_regs(regs)
-        self.vcpu.set_events(abi.kvm_vcpu_events(flags=abi.KVM_VCPUEVENT_VALID_NMI_PENDING))
+        self.vcpu.set_regs(_idle(self._area))
+        self.vcpu.set_events(_NO_EVENTS)
         self.mp_state = abi.KVM_MP_STATE_RUNNABLE
 
 
@@ -669,7 +676,9 @@ class Machine(Closing):
 def msi_of(message: Message, flags: int = 0, devid: int = 0, pad: bytes = bytes(12)) -> abi.kvm_msi:
     """The structure that KVM_SIGNAL_MSI takes."""
     words = (message.address_lo, message.address_hi, message.data)
-    return abi.kvm_msi(*words, flags, devid, (ctypes.c_uint8 * 12)(*pad))
+    msi = abi.kvm_msi(*words, flags, devid)
+    msi.pad[:] = pad
+    return msi
 
 
 def msi_route(
