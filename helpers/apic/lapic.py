@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 PAGE_SIZE = 1024
@@ -68,11 +68,16 @@ class Register(enum.IntEnum):
 VectorSet = frozenset[int]
 
 
+def bits(mask: int) -> Iterator[int]:
+    """The numbers of the set bits, lowest first."""
+    while mask:
+        yield (mask & -mask).bit_length() - 1
+        mask &= mask - 1
+
+
 def vectors_of(words: Iterable[int]) -> VectorSet:
     """The set bits of eight 32-bit words, least significant first, as vectors 0-255."""
-    return frozenset(
-        32 * i + bit for i, word in enumerate(words) if word for bit in range(32) if word >> bit & 1
-    )
+    return frozenset(32 * i + bit for i, word in enumerate(words) if word for bit in bits(word))
 
 
 def show_vectors(vectors: Iterable[int]) -> str:

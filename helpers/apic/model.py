@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import enum
 import errno
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from helpers.apic.effect import NOTHING, Effect
-from helpers.apic.lapic import DFR_CLUSTER, DFR_FLAT
+from helpers.apic.lapic import DFR_CLUSTER, DFR_FLAT, bits
 from helpers.apic.message import DeliveryMode, DestinationMode, Message, TriggerMode
 from helpers.apic.topology import MpState, Topology, VcpuState
 from helpers.kvm import show_result
@@ -104,13 +103,6 @@ class LogicalMode(enum.Enum):
     CLUSTER = "cluster"
     X2APIC = "x2APIC"
     UNUSABLE = "mixed or overlapping logical IDs"
-
-
-def bits(mask: int) -> Iterator[int]:
-    """The numbers of the set bits, lowest first."""
-    while mask:
-        yield (mask & -mask).bit_length() - 1
-        mask &= mask - 1
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Literal
 
 from helpers.apic import Message
-from helpers.apic.model import bits
+from helpers.apic.lapic import bits
 from helpers.guest.assemble import sender
 from helpers.guest.injection import Injection
 from helpers.guest.machine import Machine, msi_of

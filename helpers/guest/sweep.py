@@ -22,7 +22,8 @@ from helpers.apic import (
     Register,
     TriggerMode,
 )
-from helpers.apic.model import Model, Outcome, Route, Switches, bits, effect_of
+from helpers.apic.lapic import bits
+from helpers.apic.model import Model, Outcome, Route, Switches, effect_of
 from helpers.apic.topology import MpState, Topology
 from helpers.guest import flood
 from helpers.guest.build import build
