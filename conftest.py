@@ -12,13 +12,13 @@ from helpers.apic.model import Switches
 from helpers.apic.topology import Irqchip
 from helpers.guest import Machine
 from helpers.kvm import System
-from helpers.verdicts.deviations import switches_of
 from helpers.verdicts.kernel import Kernel, running_kernel
+from helpers.verdicts.switches import switches_of
 
 pytest_plugins = [
     "helpers.verdicts.plugin",
-    "helpers.verdicts.hunt",
-    "helpers.verdicts.space",
+    "helpers.sweep.hunt_plugin",
+    "helpers.sweep.plugin",
     "helpers.report.plugin",
     "helpers.report.results",
     "helpers.kernels.plugin",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.apic import DeliveryMode, Message, Mode, Register
+from helpers.apic import ApicMode, DeliveryMode, Message, Register
 from helpers.apic.lapic import SVR_RESET
 from helpers.apic.topology import show_mp_state
 from helpers.guest import expect
@@ -126,10 +126,10 @@ def test_sipi_does_not_disturb_a_running_processor(machine):
 
 @clause("guest.init-sipi")
 def test_init_keeps_x2apic_mode_and_id(machines):
-    machine = machines(vcpu_ids=(0, 0x11), mode=Mode.X2APIC, x2apic_api=1)
+    machine = machines(vcpu_ids=(0, 0x11), apic_mode=ApicMode.X2APIC, x2apic_api=1)
     machine.signal(init(0x11)).returns(1)
     expect_state(machine[1], "INIT_RECEIVED")
-    expect("mode", machine[1].mode, Mode.X2APIC)
+    expect("mode", machine[1].apic_mode, ApicMode.X2APIC)
     page = machine[1].lapic
     expect("ID, LDR", (page[Register.ID], page[Register.LDR]), (0x11, 0x10002))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.apic import DeliveryMode, DestinationMode, Message, Mode
+from helpers.apic import ApicMode, DeliveryMode, DestinationMode, Message
 from helpers.apic.lapic import DFR_CLUSTER, SVR_RESET
 from helpers.verdicts import clause, deviation
 
@@ -226,14 +226,14 @@ def test_bit_is_of_its_cluster_only_beside_flat_lapics(machine, cluster):
 @clause("dest.mixed-modes")
 @pytest.mark.parametrize("index", range(4), ids="to-{}".format)
 def test_physical_ids_of_xapic_and_x2apic(machine, index):
-    machine[2].mode = machine[3].mode = Mode.X2APIC
+    machine[2].apic_mode = machine[3].apic_mode = ApicMode.X2APIC
     machine.signal(to(index)).returns(1).accepted_by(index)
 
 
 @clause("dest.mixed-modes")
 def test_x2apic_of_another_cluster_is_not_reached_beside_an_xapic(machines):
     machine = machines(vcpu_ids=(0, 1, 0x11))
-    machine[1].mode = machine[2].mode = Mode.X2APIC
+    machine[1].apic_mode = machine[2].apic_mode = ApicMode.X2APIC
     machine.signal(to(1 << 1, LOGICAL)).returns(1).accepted_by(1)
 
 
@@ -241,7 +241,7 @@ def test_x2apic_of_another_cluster_is_not_reached_beside_an_xapic(machines):
 @pytest.mark.parametrize("api", [0, 1], ids=["not-enabled", "32bit-ids"])
 def test_broadcast_reaches_xapic_and_x2apic(machines, api):
     machine = machines(vcpu_ids=range(4), x2apic_api=api)
-    machine[2].mode = machine[3].mode = Mode.X2APIC
+    machine[2].apic_mode = machine[3].apic_mode = ApicMode.X2APIC
     machine.signal(to(0xFF)).returns(4).accepted_by(0, 1, 2, 3)
 
 
@@ -313,7 +313,7 @@ def test_ldr_of_several_bits_matches_by_any(machine, destination, members):
 @clause("lapic.follows-guest")
 @deviation("forced-xapic-id-zero")
 def test_host_switch_from_x2apic_to_xapic_keeps_the_id(machine):
-    machine[3].mode = Mode.X2APIC
-    machine[3].mode = Mode.XAPIC
+    machine[3].apic_mode = ApicMode.X2APIC
+    machine[3].apic_mode = ApicMode.XAPIC
     machine[3].lapic = machine[3].lapic
     machine.signal(to(3)).returns(1).accepted_by(3)

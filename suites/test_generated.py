@@ -11,7 +11,7 @@ from helpers.verdicts import clause
 @clause("model.generated")
 def test_any_sequence_is_answered_as_the_model_says(hunt, system, kernel, switches):
     # Not before it is needed: in an emulator the import of Hypothesis takes seconds.
-    from helpers.guest.generated import World, run_sequences  # noqa: PLC0415
+    from helpers.sweep.sequences import World, run_sequences  # noqa: PLC0415
 
     world = World(system, switches, kernel.vector_hashing)
     try:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.apic import DeliveryMode, DestinationMode, Message, Mode, Register, TriggerMode
+from helpers.apic import ApicMode, DeliveryMode, DestinationMode, Message, Register, TriggerMode
 from helpers.apic.lapic import SVR_RESET
 from helpers.guest import expect
 from helpers.verdicts import clause, deviation
@@ -11,13 +11,15 @@ PHYSICAL, LOGICAL = DestinationMode
 FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
 
 HEX = "{:#04x}".format
-MODES = pytest.mark.parametrize("mode", [Mode.XAPIC, Mode.X2APIC], ids=lambda mode: mode.name)
+MODES = pytest.mark.parametrize(
+    "apic_mode", [ApicMode.XAPIC, ApicMode.X2APIC], ids=lambda mode: mode.name
+)
 
 
 @pytest.fixture
-def guest(shared_machine, mode):
-    """Four vCPUs in APIC mode ``mode``: the handler reads by MMIO or by MSR."""
-    return shared_machine(vcpu_ids=range(4), mode=mode)
+def guest(shared_machine, apic_mode):
+    """Four vCPUs in APIC apic_mode ``apic_mode``: the handler reads by MMIO or by MSR."""
+    return shared_machine(vcpu_ids=range(4), apic_mode=apic_mode)
 
 
 def vectors(taken):
@@ -95,7 +97,7 @@ def test_handler_sees_its_lapic(machine, mode, trigger):
 
 @clause("guest.taken-once")
 def test_handler_sees_its_x2apic(shared_machine):
-    machine = shared_machine(vcpu_ids=(0, 0x11), mode=Mode.X2APIC)
+    machine = shared_machine(vcpu_ids=(0, 0x11), apic_mode=ApicMode.X2APIC)
     machine.signal(fixed(0x41, 0x11))
     [record] = machine[1].take()
     expect("ID", record.id, 0x11)
@@ -360,7 +362,7 @@ def test_vector_pending_when_the_lapic_is_disabled_is_still_taken(machine):
 def test_vector_pending_when_the_lapic_is_turned_off_is_not_taken(machine):
     machine[1].cli()
     machine.signal(fixed(0x41)).returns(1)
-    machine[1].mode = Mode.DISABLED
+    machine[1].apic_mode = ApicMode.DISABLED
     machine[1].sti()
     expect_taken(machine[1])
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.apic import DeliveryMode, DestinationMode, Message, Mode, Register
+from helpers.apic import ApicMode, DeliveryMode, DestinationMode, Message, Register
 from helpers.apic.lapic import APIC_BASE_ENABLE, APIC_BASE_X2APIC, DFR_CLUSTER, DFR_FLAT, SVR_RESET
 from helpers.guest import expect
 from helpers.verdicts import clause, deviation
@@ -11,7 +11,9 @@ PHYSICAL, LOGICAL = DestinationMode
 NMI = DeliveryMode.NMI
 
 IA32_APIC_BASE = 0x1B
-MODES = pytest.mark.parametrize("mode", [Mode.XAPIC, Mode.X2APIC], ids=lambda mode: mode.name)
+MODES = pytest.mark.parametrize(
+    "apic_mode", [ApicMode.XAPIC, ApicMode.X2APIC], ids=lambda mode: mode.name
+)
 
 
 def to(destination, mode=PHYSICAL, **fields):
@@ -34,8 +36,8 @@ def expect_taken(cpu, *vectors):
 
 @clause("lapic.follows-guest")
 @MODES
-def test_guest_disables_and_enables_by_svr(shared_machine, mode):
-    machine = shared_machine(vcpu_ids=range(4), mode=mode)
+def test_guest_disables_and_enables_by_svr(shared_machine, apic_mode):
+    machine = shared_machine(vcpu_ids=range(4), apic_mode=apic_mode)
     machine[1].write(Register.SVR, SVR_RESET)
     machine.signal(to(1)).blocked().reached_nobody()
     machine[1].write(Register.SVR, 0x1FF)
@@ -140,14 +142,14 @@ def test_guest_takes_anothers_logical_id(machine):
 @clause("lapic.follows-guest")
 @pytest.mark.parametrize("delivery", [DeliveryMode.FIXED, NMI], ids=lambda mode: mode.name)
 def test_guest_turns_its_lapic_off(machine, delivery):
-    guest_switches(machine[1], Mode.DISABLED)
+    guest_switches(machine[1], ApicMode.DISABLED)
     shot = machine.signal(to(1, delivery_mode=delivery))
     shot.blocked_or_unmatched().reached_nobody()
 
 
 @clause("lapic.follows-guest")
 def test_guest_turns_its_lapic_off_and_on(machine):
-    guest_switches(machine[1], Mode.DISABLED, Mode.XAPIC)
+    guest_switches(machine[1], ApicMode.DISABLED, ApicMode.XAPIC)
     machine[1].write(Register.SVR, 0x1FF)
     machine.signal(to(1)).returns(1).accepted_by(1)
     expect_taken(machine[1], 0x41)
@@ -156,7 +158,7 @@ def test_guest_turns_its_lapic_off_and_on(machine):
 @clause("lapic.follows-guest")
 def test_lapic_turned_off_and_on_has_its_first_id(machine):
     machine[1].write(Register.ID, 5 << 24)
-    guest_switches(machine[1], Mode.DISABLED, Mode.XAPIC)
+    guest_switches(machine[1], ApicMode.DISABLED, ApicMode.XAPIC)
     machine[1].write(Register.SVR, 0x1FF)
     machine.signal(to(5)).blocked_or_unmatched().reached_nobody()
     machine.signal(to(1)).returns(1).accepted_by(1)
@@ -164,15 +166,15 @@ def test_lapic_turned_off_and_on_has_its_first_id(machine):
 
 @clause("lapic.follows-guest")
 def test_guest_goes_to_x2apic(machine):
-    guest_switches(machine[1], Mode.X2APIC)
+    guest_switches(machine[1], ApicMode.X2APIC)
     machine.signal(to(1)).returns(1).accepted_by(1)
     expect_taken(machine[1], 0x41)
-    expect("mode", machine[1].mode, Mode.X2APIC)
+    expect("mode", machine[1].apic_mode, ApicMode.X2APIC)
 
 
 @clause("lapic.follows-guest")
 def test_guest_goes_to_x2apic_and_back(machine):
-    guest_switches(machine[1], Mode.X2APIC, Mode.DISABLED, Mode.XAPIC)
+    guest_switches(machine[1], ApicMode.X2APIC, ApicMode.DISABLED, ApicMode.XAPIC)
     machine[1].write(Register.SVR, 0x1FF)
     machine.signal(to(1)).returns(1).accepted_by(1)
     expect_taken(machine[1], 0x41)
@@ -181,7 +183,7 @@ def test_guest_goes_to_x2apic_and_back(machine):
 @clause("lapic.follows-guest")
 def test_x2apic_logical_id_counts_at_once(machine):
     for cpu in machine.cpus:
-        guest_switches(cpu, Mode.X2APIC)
+        guest_switches(cpu, ApicMode.X2APIC)
     expect("LDR at the guest", hex(machine[3].read(Register.LDR)), "0x8")
     machine.signal(to(0x0C, LOGICAL)).returns(2).accepted_by(2, 3)
 
@@ -189,7 +191,7 @@ def test_x2apic_logical_id_counts_at_once(machine):
 @clause("lapic.follows-guest")
 def test_x2apic_has_not_the_logical_id_that_the_guest_wrote(machine):
     machine[1].write(Register.LDR, 0x40 << 24)
-    guest_switches(machine[1], Mode.X2APIC)
+    guest_switches(machine[1], ApicMode.X2APIC)
     machine.signal(to(0x40, LOGICAL)).blocked_or_unmatched().reached_nobody()
     machine.signal(to(1 << 1, LOGICAL)).returns(1).accepted_by(1)
 
@@ -198,7 +200,7 @@ def test_x2apic_has_not_the_logical_id_that_the_guest_wrote(machine):
 def test_vector_pending_at_the_switch_to_x2apic_is_taken(machine):
     machine[1].cli()
     machine.signal(to(1)).returns(1)
-    guest_switches(machine[1], Mode.X2APIC)
+    guest_switches(machine[1], ApicMode.X2APIC)
     machine[1].sti()
     expect_taken(machine[1], 0x41)
 

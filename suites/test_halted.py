@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.apic import DeliveryMode, Message, Mode, Register
+from helpers.apic import ApicMode, DeliveryMode, Message, Register
 from helpers.apic.topology import show_mp_state
 from helpers.guest import expect
 from helpers.kvm import abi
@@ -10,7 +10,9 @@ from helpers.verdicts import clause, deviation
 
 FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
 HEX = "{:#04x}".format
-MODES = pytest.mark.parametrize("mode", [Mode.XAPIC, Mode.X2APIC], ids=lambda mode: mode.name)
+MODES = pytest.mark.parametrize(
+    "apic_mode", [ApicMode.XAPIC, ApicMode.X2APIC], ids=lambda mode: mode.name
+)
 
 
 def to_one(mode=FIXED, vector=0x41):
@@ -35,8 +37,8 @@ def expect_asleep(cpu, running):
 @MODES
 @pytest.mark.parametrize("delivery", [FIXED, LOWEST], ids=lambda mode: mode.name)
 @pytest.mark.parametrize("vector", [0x10, 0x41, 0xFF], ids=HEX)
-def test_interrupt_wakes(shared_machine, mode, delivery, vector):
-    cpu = (machine := shared_machine(vcpu_ids=range(4), mode=mode))[1]
+def test_interrupt_wakes(shared_machine, apic_mode, delivery, vector):
+    cpu = (machine := shared_machine(vcpu_ids=range(4), apic_mode=apic_mode))[1]
     with cpu.halted() as running:
         expect("return value", machine.send(to_one(delivery, vector)), 1)
         running.finish()

@@ -5,7 +5,7 @@ from errno import EPERM
 
 import pytest
 
-from helpers.apic import DeliveryMode, DestinationMode, Message, Mode
+from helpers.apic import ApicMode, DeliveryMode, DestinationMode, Message
 from helpers.apic.lapic import DFR_CLUSTER, SVR_RESET
 from helpers.guest import expect
 from helpers.verdicts import clause, deviation
@@ -60,9 +60,9 @@ def test_one_of_the_destination_accepts(machine, fields):
 
 @clause("dest.lowest-priority")
 @ONE_OF_MANY
-@pytest.mark.parametrize("mode", [Mode.XAPIC, Mode.X2APIC], ids=lambda mode: mode.name)
-def test_there_is_none_of_no_destination(shared_machine, mode, fields):
-    machine = shared_machine(vcpu_ids=range(4), mode=mode)
+@pytest.mark.parametrize("apic_mode", [ApicMode.XAPIC, ApicMode.X2APIC], ids=lambda mode: mode.name)
+def test_there_is_none_of_no_destination(shared_machine, apic_mode, fields):
+    machine = shared_machine(vcpu_ids=range(4), apic_mode=apic_mode)
     shot = machine.signal(Message(destination=0, destination_mode=LOGICAL, **fields))
     shot.blocked_or_unmatched().reached_nobody()
 
@@ -76,9 +76,9 @@ def test_physical_destination_accepts(machine, index, fields):
 
 @clause("dest.lowest-priority")
 @ONE_OF_MANY
-@pytest.mark.parametrize("mode", [Mode.XAPIC, Mode.X2APIC], ids=lambda mode: mode.name)
-def test_one_of_a_logical_broadcast_accepts(shared_machine, mode, fields):
-    machine = shared_machine(vcpu_ids=range(4), mode=mode)
+@pytest.mark.parametrize("apic_mode", [ApicMode.XAPIC, ApicMode.X2APIC], ids=lambda mode: mode.name)
+def test_one_of_a_logical_broadcast_accepts(shared_machine, apic_mode, fields):
+    machine = shared_machine(vcpu_ids=range(4), apic_mode=apic_mode)
     shot = machine.signal(Message(destination=0xFF, destination_mode=LOGICAL, **fields)).returns(1)
     [acceptor] = shot.acceptors()
     shot.accepted_by(acceptor)
@@ -95,7 +95,7 @@ def software_disabled(machine):
 
 
 def hardware_disabled(machine):
-    machine[1].mode = Mode.DISABLED
+    machine[1].apic_mode = ApicMode.DISABLED
     return Message(vector=0x41, destination=0x0F, destination_mode=LOGICAL)
 
 
@@ -113,7 +113,7 @@ def test_unavailable_candidate_is_passed_over(machine, setup, fields):
 @ONE_OF_MANY
 def test_disabled_candidates_are_passed_over_in_a_broadcast(machine, fields):
     machine[1].configure(svr=SVR_RESET)
-    machine[2].mode = Mode.DISABLED
+    machine[2].apic_mode = ApicMode.DISABLED
     for vector in range(0x40, 0x44):
         message = Message(vector=vector, destination=0xFF, destination_mode=LOGICAL, **fields)
         shot = machine.signal(message).returns(1)
@@ -221,7 +221,7 @@ def test_hash_of_mixed_modes_counts_matching_lapics(machine, vector):
 @pytest.mark.parametrize("vector", range(0x40, 0x44), ids=HEX)
 def test_hash_in_an_x2apic_cluster(shared_machine, vector):
     ids = (0, 16, 18, 21)
-    machine = shared_machine(vcpu_ids=ids, mode=Mode.X2APIC, x2apic_api=1)
+    machine = shared_machine(vcpu_ids=ids, apic_mode=ApicMode.X2APIC, x2apic_api=1)
     message = Message(
         vector=vector,
         destination=1 << 16 | 0b100101,
@@ -235,7 +235,7 @@ def test_hash_in_an_x2apic_cluster(shared_machine, vector):
 @HASHING
 @pytest.mark.parametrize("vector", range(0x40, 0x44), ids=HEX)
 def test_hash_of_0xffffffff_picks_one(shared_machine, vector):
-    machine = shared_machine(vcpu_ids=range(4), mode=Mode.X2APIC, x2apic_api=3)
+    machine = shared_machine(vcpu_ids=range(4), apic_mode=ApicMode.X2APIC, x2apic_api=3)
     message = Message(vector=vector, destination=0xFFFFFFFF, delivery_mode=LOWEST)
     machine.signal(message).returns(1).accepted_by(vector % 4)
 

@@ -7,8 +7,8 @@ from errno import EINVAL
 
 import pytest
 
-from helpers.apic import Message, Mode
-from helpers.guest.flood import combinations, flood, windows
+from helpers.apic import ApicMode, Message
+from helpers.guest.sender import combinations, signal_each, windows
 from helpers.verdicts import clause
 
 ADDRESS_LO = 0xFFF00FF3
@@ -29,41 +29,45 @@ def combined(part):
 @pytest.fixture
 def wide(shared_machine):
     """x2APICs 0, 1, 2 and 0x300, with 32-bit IDs."""
-    return shared_machine(vcpu_ids=(0, 1, 2, 0x300), mode=Mode.X2APIC, x2apic_api=3)
+    return shared_machine(vcpu_ids=(0, 1, 2, 0x300), apic_mode=ApicMode.X2APIC, x2apic_api=3)
 
 
 @clause("message.ignored-bits")
 @PARTS
 def test_address_lo(machine, combined):
     message = Message(destination=1, address_base=0)
-    flood(machine, message, "address_lo", combined(ADDRESS_LO), returns=1).accepted_by(1)
+    signal_each(machine, message, "address_lo", combined(ADDRESS_LO), returns=1).accepted_by(1)
 
 
 @clause("message.ignored-bits")
 @PARTS
 def test_data(machine, combined):
-    flood(machine, Message(destination=1), "data", combined(DATA), returns=1).accepted_by(1)
+    signal_each(machine, Message(destination=1), "data", combined(DATA), returns=1).accepted_by(1)
 
 
 @clause("msi.address-hi-ignored")
 @PARTS
 def test_address_hi_without_32bit_ids(machine, combined):
     message = Message(destination=1)
-    flood(machine, message, "address_hi", combined(HI_7_0 | HI_31_8), returns=1).accepted_by(1)
+    signal_each(machine, message, "address_hi", combined(HI_7_0 | HI_31_8), returns=1).accepted_by(
+        1
+    )
 
 
 @clause("msi.address-hi-zero")
 @PARTS
 def test_address_hi_7_0_with_32bit_ids(wide, combined):
     values = [value if value & HI_7_0 else value | 0x80 for value in combined(HI_7_0 | HI_31_8)]
-    flood(wide, Message(destination=1), "address_hi", values, returns=-EINVAL).reached_nobody()
+    signal_each(
+        wide, Message(destination=1), "address_hi", values, returns=-EINVAL
+    ).reached_nobody()
 
 
 @clause("msi.address-hi-bits")
 @PARTS
 def test_absent_32bit_id(wide, combined):
     values = [value for value in combined(HI_31_8) if value not in (0, 0xFFFFFF00)]
-    flood(wide, Message(destination=1), "address_hi", values, returns=0).reached_nobody()
+    signal_each(wide, Message(destination=1), "address_hi", values, returns=0).reached_nobody()
 
 
 @clause("msi.address-hi-bits")
@@ -71,5 +75,5 @@ def test_absent_32bit_id(wide, combined):
 def test_present_32bit_id_among_absent_ones(wide, combined):
     values = combined(HI_31_8 & ~0x300)
     message = Message(destination=0x300)
-    flood(wide, message, "address_hi", [0], returns=1).accepted_by(3)
-    flood(wide, message, "address_hi", values[1:-1], returns=0).reached_nobody()
+    signal_each(wide, message, "address_hi", [0], returns=1).accepted_by(3)
+    signal_each(wide, message, "address_hi", values[1:-1], returns=0).reached_nobody()

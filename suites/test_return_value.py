@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from helpers.apic import DeliveryMode, DestinationMode, Message, Mode, Register
+from helpers.apic import ApicMode, DeliveryMode, DestinationMode, Message, Register
 from helpers.apic.lapic import DFR_CLUSTER, SVR_RESET
 from helpers.apic.topology import MpState
 from helpers.guest import expect
@@ -99,7 +99,7 @@ def test_software_disabled_lapic_accepts_signals_by_its_logical_id(machine, kern
 @clause("lapic.hardware-disabled")
 @EVERY_MODE
 def test_hardware_disabled_lapic_takes_nothing(machine, mode):
-    machine[1].mode = Mode.DISABLED
+    machine[1].apic_mode = ApicMode.DISABLED
     shot = machine.signal(Message(destination=1, delivery_mode=mode))
     shot.blocked_or_unmatched().reached_nobody()
 
@@ -107,7 +107,7 @@ def test_hardware_disabled_lapic_takes_nothing(machine, mode):
 @clause("lapic.hardware-disabled")
 @EVERY_MODE
 def test_broadcast_passes_a_hardware_disabled_lapic_by(machine, mode):
-    machine[1].mode = Mode.DISABLED
+    machine[1].apic_mode = ApicMode.DISABLED
     shot = machine.signal(Message(destination=0xFF, delivery_mode=mode))
     expect("vCPU 1", 1 in shot.acceptors(), False)
 
@@ -191,16 +191,16 @@ def one_cpu(index, **registers):
 
 def all_off(machine):
     for cpu in machine.cpus:
-        cpu.mode = Mode.DISABLED
+        cpu.apic_mode = ApicMode.DISABLED
 
 
 def one_x2apic(machine):
-    machine[3].mode = Mode.X2APIC
+    machine[3].apic_mode = ApicMode.X2APIC
 
 
 def all_x2apic(machine):
     for cpu in machine.cpus:
-        cpu.mode = Mode.X2APIC
+        cpu.apic_mode = ApicMode.X2APIC
 
 
 def untouched(machine):

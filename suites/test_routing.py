@@ -5,11 +5,10 @@ from itertools import starmap
 
 import pytest
 
-from helpers.apic import DeliveryMode, DestinationMode, Message, Mode, TriggerMode
+from helpers.apic import ApicMode, DeliveryMode, DestinationMode, Message, TriggerMode
 from helpers.apic.lapic import DFR_CLUSTER, SVR_RESET
-from helpers.guest import expect
-from helpers.guest.flood import combinations, flood
-from helpers.guest.machine import msi_route
+from helpers.guest import expect, msi_route
+from helpers.guest.sender import combinations, signal_each
 from helpers.kvm import KvmError, abi
 from helpers.verdicts import clause
 
@@ -39,7 +38,7 @@ def test_more_messages_than_routes(machine):
     data = [word for word in combinations(0x380FF) if word & 0xFF >= 16]
     assert len(machine.cpus) * len(data) > limit
     for index in range(4):
-        flood(machine, Message(vector=0, destination=index), "data", data, returns=1)
+        signal_each(machine, Message(vector=0, destination=index), "data", data, returns=1)
     expect("IRR", machine[3].lapic.irr, set(range(16, 256)))
 
 
@@ -205,7 +204,7 @@ def mixed(machine):
 
 
 def one_x2apic(machine):
-    machine[3].mode = Mode.X2APIC
+    machine[3].apic_mode = ApicMode.X2APIC
 
 
 def plain(machine):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from helpers.apic import DeliveryMode, DestinationMode, Message, Mode, Register
+from helpers.apic import ApicMode, DeliveryMode, DestinationMode, Message, Register
 from helpers.apic.topology import show_mp_state
 from helpers.guest import expect
 from helpers.kvm import abi
@@ -38,13 +38,13 @@ def expect_taken(cpu, *expected):
 
 
 @clause("state.saved")
-@pytest.mark.parametrize("mode", [Mode.XAPIC, Mode.X2APIC], ids=lambda mode: mode.name)
+@pytest.mark.parametrize("apic_mode", [ApicMode.XAPIC, ApicMode.X2APIC], ids=lambda mode: mode.name)
 @pytest.mark.parametrize("irqchip", ["full", "split"])
-def test_pending_vectors_are_taken(machines, migrated, irqchip, mode):
-    machine = machines(vcpu_ids=range(2), irqchip=irqchip, mode=mode)
+def test_pending_vectors_are_taken(machines, migrated, irqchip, apic_mode):
+    machine = machines(vcpu_ids=range(2), irqchip=irqchip, apic_mode=apic_mode)
     for vector in (0x41, 0x31, 0xFF):
         machine.signal(to_one(FIXED, vector)).returns(1)
-    new = migrated(machine, irqchip=irqchip, mode=mode)
+    new = migrated(machine, irqchip=irqchip, apic_mode=apic_mode)
     expect_taken(new[1], 0xFF, 0x41, 0x31)
     expect_taken(new[0])
 

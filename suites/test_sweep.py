@@ -14,8 +14,8 @@ import pytest
 from helpers.apic import DeliveryMode
 from helpers.apic.model import Model
 from helpers.apic.topologies import TOPOLOGIES
-from helpers.guest.build import build
-from helpers.guest.sweep import Sweep
+from helpers.guest import build
+from helpers.sweep.engine import Sweep
 from helpers.verdicts import clause
 
 FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode

@@ -4,10 +4,9 @@ from errno import EINVAL
 
 import pytest
 
-from helpers.apic import DeliveryMode, DestinationMode, Message, Mode, Register
+from helpers.apic import ApicMode, DeliveryMode, DestinationMode, Message, Register
 from helpers.apic.lapic import DFR_CLUSTER, SVR_ENABLE, SVR_RESET, x2apic_ldr
-from helpers.guest import expect
-from helpers.guest.machine import msi_route
+from helpers.guest import expect, msi_route
 from helpers.kvm import KvmError, abi
 from helpers.verdicts import clause, deviation
 
@@ -31,13 +30,13 @@ def to(destination, mode=PHYSICAL, **fields):
 @pytest.fixture
 def large(shared_machine):
     """All of IDS in x2APIC mode, 32-bit IDs, no broadcast quirk."""
-    return shared_machine(vcpu_ids=IDS, mode=Mode.X2APIC, x2apic_api=BOTH)
+    return shared_machine(vcpu_ids=IDS, apic_mode=ApicMode.X2APIC, x2apic_api=BOTH)
 
 
 @pytest.fixture
 def small(shared_machine):
     """All of SMALL in x2APIC mode, KVM_CAP_X2APIC_API not enabled."""
-    return shared_machine(vcpu_ids=SMALL, mode=Mode.X2APIC)
+    return shared_machine(vcpu_ids=SMALL, apic_mode=ApicMode.X2APIC)
 
 
 # --- physical -------------------------------------------------------------------------------------
@@ -88,7 +87,7 @@ def test_xapic_of_id_256_answers_to_its_32bit_id(machines):
 @clause("return.count")
 def test_three_hundred_vcpus_or_as_many_as_there_can_be(machines, kernel):
     count = min(300, kernel.capabilities["KVM_CAP_MAX_VCPUS"])
-    machine = machines(vcpu_ids=range(count), mode=Mode.X2APIC, x2apic_api=BOTH)
+    machine = machines(vcpu_ids=range(count), apic_mode=ApicMode.X2APIC, x2apic_api=BOTH)
     machine.signal(to(0xFFFFFFFF)).returns(count).accepted_by(*range(count))
     machine.signal(to(count - 1, vector=0x42)).returns(1).accepted_by(count - 1)
 
@@ -120,9 +119,9 @@ def test_address_hi_bit_is_ignored_without_32bit_ids(small, bit):
 
 @clause("msi.address-hi-ignored")
 @pytest.mark.parametrize("api", [0, DISABLE_QUIRK], ids=["not-enabled", "no-quirk-only"])
-@pytest.mark.parametrize("mode", [Mode.XAPIC, Mode.X2APIC], ids=lambda mode: mode.name)
-def test_all_of_address_hi_is_ignored_without_32bit_ids(shared_machine, mode, api):
-    machine = shared_machine(vcpu_ids=range(2), mode=mode, x2apic_api=api)
+@pytest.mark.parametrize("apic_mode", [ApicMode.XAPIC, ApicMode.X2APIC], ids=lambda mode: mode.name)
+def test_all_of_address_hi_is_ignored_without_32bit_ids(shared_machine, apic_mode, api):
+    machine = shared_machine(vcpu_ids=range(2), apic_mode=apic_mode, x2apic_api=api)
     message = Message.decode(to(1).address_lo, 0xFFFFFFFF, 0x41)
     machine.signal(message).returns(1).accepted_by(1)
 
@@ -134,14 +133,14 @@ def test_all_of_address_hi_is_ignored_without_32bit_ids(shared_machine, mode, ap
 @pytest.mark.parametrize("mode", DestinationMode, ids=lambda mode: mode.name)
 @pytest.mark.parametrize("api", [0, USE_32BIT_IDS], ids=["not-enabled", "32bit-ids"])
 def test_0xff_is_a_broadcast_with_the_quirk(shared_machine, api, mode):
-    machine = shared_machine(vcpu_ids=SMALL, mode=Mode.X2APIC, x2apic_api=api)
+    machine = shared_machine(vcpu_ids=SMALL, apic_mode=ApicMode.X2APIC, x2apic_api=api)
     machine.signal(to(0xFF, mode)).returns(6).accepted_by(*range(6))
 
 
 @clause("x2apic-api.quirk")
 @pytest.mark.parametrize("api", [DISABLE_QUIRK, BOTH], ids=["no-quirk", "32bit-ids-no-quirk"])
 def test_0xff_is_an_absent_id_without_the_quirk(shared_machine, api):
-    machine = shared_machine(vcpu_ids=SMALL, mode=Mode.X2APIC, x2apic_api=api)
+    machine = shared_machine(vcpu_ids=SMALL, apic_mode=ApicMode.X2APIC, x2apic_api=api)
     machine.signal(to(0xFF)).blocked_or_unmatched().reached_nobody()
 
 
@@ -153,7 +152,7 @@ def test_0xff_is_vcpu_255_without_the_quirk(large):
 @clause("x2apic-api.quirk")
 @pytest.mark.parametrize("api", [DISABLE_QUIRK, BOTH], ids=["no-quirk", "32bit-ids-no-quirk"])
 def test_logical_0xff_is_cluster_0_without_the_quirk(shared_machine, api):
-    machine = shared_machine(vcpu_ids=SMALL, mode=Mode.X2APIC, x2apic_api=api)
+    machine = shared_machine(vcpu_ids=SMALL, apic_mode=ApicMode.X2APIC, x2apic_api=api)
     machine.signal(to(0xFF, LOGICAL)).returns(4).accepted_by(0, 1, 2, 3)
 
 
@@ -173,14 +172,14 @@ def test_0xffffffff_is_a_broadcast(large, mode, delivery):
 )
 def test_broadcast_of_each_mode_without_the_quirk(machines, destination, members):
     machine = machines(vcpu_ids=range(4), x2apic_api=BOTH)
-    machine[2].mode = machine[3].mode = Mode.X2APIC
+    machine[2].apic_mode = machine[3].apic_mode = ApicMode.X2APIC
     machine.signal(to(destination)).returns(2).accepted_by(*members)
 
 
 @clause("x2apic-api.quirk-32bit")
 @pytest.mark.parametrize("mode", DestinationMode, ids=lambda mode: mode.name)
 def test_0xffffffff_with_the_quirk_is_no_broadcast(shared_machine, mode):
-    machine = shared_machine(vcpu_ids=SMALL, mode=Mode.X2APIC, x2apic_api=USE_32BIT_IDS)
+    machine = shared_machine(vcpu_ids=SMALL, apic_mode=ApicMode.X2APIC, x2apic_api=USE_32BIT_IDS)
     machine.signal(to(0xFFFFFFFF, mode)).blocked_or_unmatched().reached_nobody()
 
 
@@ -311,7 +310,7 @@ def test_refused_features_change_nothing(machines):
 
 @clause("x2apic-api.sticky")
 def test_enabling_late_takes_effect_at_once(machines):
-    machine = machines(vcpu_ids=range(2), mode=Mode.X2APIC)
+    machine = machines(vcpu_ids=range(2), apic_mode=ApicMode.X2APIC)
     machine.signal(to(1, address_hi_reserved=1)).returns(1).accepted_by(1)
     machine.vm.enable_cap(abi.KVM_CAP_X2APIC_API, BOTH)
     machine.signal(to(1, vector=0x42, address_hi_reserved=1)).fails(EINVAL).reached_nobody()
@@ -322,7 +321,7 @@ def test_large_id_is_in_reach_after_enabling_late(machines):
     machine = machines(vcpu_ids=(0, 256, 1), power_on=False)
     for cpu in machine.cpus:
         cpu.vcpu.set_cpuid(machine.cpuid)
-        cpu.mode = Mode.X2APIC
+        cpu.apic_mode = ApicMode.X2APIC
     machine.vm.enable_cap(abi.KVM_CAP_X2APIC_API, BOTH)
     machine.signal(to(256, delivery_mode=NMI)).returns(1).accepted_by(1)
 
@@ -361,14 +360,14 @@ def test_features_stay_enabled(machines):
     ],
 )
 def test_large_id_is_out_of_reach_without_32bit_ids(machines, mode, reached):
-    machine = machines(vcpu_ids=(0, 300), mode=Mode.X2APIC)
+    machine = machines(vcpu_ids=(0, 300), apic_mode=ApicMode.X2APIC)
     destination = 44 if mode is PHYSICAL else 16 << 16 | 1
     machine.signal(to(destination, mode)).accepted_by(*reached)
 
 
 @clause("x2apic-api.scope")
 def test_32bit_ids_change_the_route_too(machines):
-    machine = machines(irqchip="split", vcpu_ids=IDS, mode=Mode.X2APIC, x2apic_api=BOTH)
+    machine = machines(irqchip="split", vcpu_ids=IDS, apic_mode=ApicMode.X2APIC, x2apic_api=BOTH)
     message = to(300, vector=0x52)
     machine.vm.set_gsi_routing([msi_route(24, message)])
     machine.raise_line(24, message).returns(1).accepted_by(IDS.index(300))
@@ -376,18 +375,18 @@ def test_32bit_ids_change_the_route_too(machines):
 
 @clause("lapic.format")
 @pytest.mark.parametrize(
-    "api, mode, expected",
+    "api, apic_mode, expected",
     [
-        (0, Mode.XAPIC, 0x11000000),
-        (0, Mode.X2APIC, 0x11000000),
-        (DISABLE_QUIRK, Mode.X2APIC, 0x11000000),
-        (USE_32BIT_IDS, Mode.XAPIC, 0x11000000),
-        (USE_32BIT_IDS, Mode.X2APIC, 0x11),
+        (0, ApicMode.XAPIC, 0x11000000),
+        (0, ApicMode.X2APIC, 0x11000000),
+        (DISABLE_QUIRK, ApicMode.X2APIC, 0x11000000),
+        (USE_32BIT_IDS, ApicMode.XAPIC, 0x11000000),
+        (USE_32BIT_IDS, ApicMode.X2APIC, 0x11),
     ],
     ids=["xapic", "x2apic", "x2apic-no-quirk", "xapic-32bit", "x2apic-32bit"],
 )
-def test_format_of_the_id_register(shared_machine, api, mode, expected):
-    machine = shared_machine(vcpu_ids=(0, 0x11), mode=mode, x2apic_api=api)
+def test_format_of_the_id_register(shared_machine, api, apic_mode, expected):
+    machine = shared_machine(vcpu_ids=(0, 0x11), apic_mode=apic_mode, x2apic_api=api)
     expect("ID register", machine[1].lapic[Register.ID], expected)
 
 
@@ -400,7 +399,7 @@ def test_32bit_id_is_the_whole_register(large):
 @clause("dest.x2apic-logical")
 @pytest.mark.parametrize("vcpu_id", [9, 0x1F, 0x28], ids="{:#x}".format)
 def test_ldr_is_the_cluster_and_the_bit(machines, vcpu_id):
-    machine = machines(vcpu_ids=(0, vcpu_id), mode=Mode.X2APIC)
+    machine = machines(vcpu_ids=(0, vcpu_id), apic_mode=ApicMode.X2APIC)
     expect("LDR", machine[1].lapic[Register.LDR], x2apic_ldr(vcpu_id))
 
 
@@ -417,7 +416,7 @@ def test_set_lapic_refuses_another_32bit_id(large):
 def misnamed(machines):
     """Two xAPICs and two x2APICs; KVM_SET_LAPIC says that the last one's ID were 7, not 3."""
     machine = machines(vcpu_ids=range(4))
-    machine[2].mode = machine[3].mode = Mode.X2APIC
+    machine[2].apic_mode = machine[3].apic_mode = ApicMode.X2APIC
     machine[3].configure(id=7)
     return machine
 
@@ -438,14 +437,14 @@ def test_set_lapic_does_not_change_an_x2apic_logical_id(misnamed):
 @clause("dest.physical")
 @deviation("x2apic-id-usurped")
 def test_id_given_by_set_lapic_is_not_the_destination(machines):
-    machine = machines(vcpu_ids=range(4), mode=Mode.X2APIC)
+    machine = machines(vcpu_ids=range(4), apic_mode=ApicMode.X2APIC)
     machine[3].configure(id=7)
     machine.signal(to(7)).blocked_or_unmatched().reached_nobody()
 
 
 @clause("dest.physical")
 def test_id_that_set_lapic_would_change_is_the_destination(machines):
-    machine = machines(vcpu_ids=range(4), mode=Mode.X2APIC)
+    machine = machines(vcpu_ids=range(4), apic_mode=ApicMode.X2APIC)
     machine[3].configure(id=7)
     machine.signal(to(3)).returns(1).accepted_by(3)
 
@@ -453,14 +452,14 @@ def test_id_that_set_lapic_would_change_is_the_destination(machines):
 @clause("dest.physical")
 @deviation("x2apic-id-usurped")
 def test_large_id_does_not_take_the_messages_of_id_0(machines):
-    machine = machines(vcpu_ids=(0, 1, 256), mode=Mode.X2APIC)
+    machine = machines(vcpu_ids=(0, 1, 256), apic_mode=ApicMode.X2APIC)
     machine.signal(to(0)).returns(1).accepted_by(0)
 
 
 @clause("dest.x2apic-logical")
 @deviation("x2apic-id-usurped")
 def test_large_id_does_not_take_the_messages_of_logical_id_1(machines):
-    machine = machines(vcpu_ids=(0, 1, 256), mode=Mode.X2APIC)
+    machine = machines(vcpu_ids=(0, 1, 256), apic_mode=ApicMode.X2APIC)
     machine.signal(to(1, LOGICAL)).returns(1).accepted_by(0)
 
 
@@ -497,6 +496,6 @@ def test_aliased_id_under_32bit_ids_reaches_the_first_created(machines):
 def test_xapic_without_logical_id_is_not_reached_by_one(machine, index):
     for cpu in machine.cpus:
         cpu.configure(ldr=0)
-    machine[0].mode = machine[2].mode = Mode.X2APIC
+    machine[0].apic_mode = machine[2].apic_mode = ApicMode.X2APIC
     shot = machine.signal(Message(destination=1 << index, destination_mode=LOGICAL))
     shot.blocked_or_unmatched().reached_nobody()

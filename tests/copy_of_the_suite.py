@@ -14,17 +14,23 @@ ROOT = Path(__file__).resolve().parents[1]
 
 PRELUDE = """\
 import pytest
-from helpers.apic import Message
 from helpers.guest import Mismatch, expect
-from helpers.verdicts import CLAUSES, Deviation, clause
+from helpers.apic import Message
+from helpers.spec import CLAUSES, Deviation
+from helpers.verdicts import clause
+from helpers.verdicts.kernel import running_kernel
 
-def known(bound="every", applies=True, shows="1", fixed="", id="made-up"):
-    '''A deviation of kernels that `applies` says: "return value" is `shows`.'''
+def known(bound="every", applies=True, shows="1", id="made-up"):
+    '''A deviation: "return value" is `shows`, on kernels bound in some way.'''
+    kernel = running_kernel()
+    major, minor = kernel.version
+    given = {}
+    if bound == "version" or not applies:
+        given = {"before": f"{major + 1}.0" if applies else "1.0", "fixed": "abcdef"}
+    if bound == "host":
+        given = {"vendor": kernel.vendor if applies else "kvm_other"}
     return pytest.mark.deviation(
-        Deviation(
-            id, bound, lambda kernel: applies, "kernels made up", "A summary.", "no evidence",
-            (("return value", shows),), fixed,
-        )
+        Deviation(id, "A summary.", (("return value", shows),), "no evidence", **given)
     )
 
 """

@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 
 from helpers.apic import DeliveryMode, DestinationMode, LapicPage, Message, Register, TriggerMode
-from helpers.guest import flood, generated, machine
+from helpers.guest import machine, sender
 from helpers.kvm import abi, ioctl
+from helpers.sweep import sequences
 
 Outcome = tuple[int, int]
 """Return value, and errno or 0."""
@@ -274,7 +275,7 @@ class Liar:
 def send(
     fd: int, msi: abi.kvm_msi, word: str, values: Iterable[int], expected: Iterable[int]
 ) -> Outcome:
-    """``helpers.guest.flood.send``, which does not pass through the door, through the door."""
+    """``helpers.guest.sender.send``, which does not pass through the door, through the door."""
     base, sent, got = getattr(msi, word), 0, 0
     for value, wanted in zip(values, expected, strict=True):
         setattr(msi, word, base | value)
@@ -312,9 +313,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     ioctl.raw_ioctl = Liar(LIES[config.option.lie])
-    flood.send = send
+    sender.send_values = send
     if config.option.lie != "no-lie":
         machine.DEADLINE = 1.0  # many a test waits in vain
-        generated.engine.MAX_SHRINKING_SECONDS = 1  # well within the timeout
+        sequences.engine.MAX_SHRINKING_SECONDS = 1  # well within the timeout
     if config.option.caught and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Record(config.option.caught))

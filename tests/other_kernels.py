@@ -13,7 +13,7 @@ from itertools import product
 from helpers.apic import DeliveryMode
 from helpers.apic.model import REFERENCE, Model, Switches
 from helpers.apic.topologies import TOPOLOGIES
-from helpers.guest.sweep import one_of_each
+from helpers.sweep.engine import one_of_each
 
 GENERATIONS = [replace(REFERENCE, **{each.name: False}) for each in fields(Switches)]
 

@@ -15,10 +15,9 @@ import pytest
 from helpers.apic import DeliveryMode, Message
 from helpers.apic.model import REFERENCE
 from helpers.apic.topologies import TOPOLOGIES
-from helpers.guest import Machine
-from helpers.guest.machine import msi_of
-from helpers.guest.sweep import Sweep, aims
+from helpers.guest import Machine, msi_of
 from helpers.kvm import System, abi
+from helpers.sweep.engine import Sweep, aims
 
 SOURCE = Path(__file__).with_name("plain_loop.c")
 ROUNDS = 3

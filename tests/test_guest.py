@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers.apic import DeliveryMode, Message, Mode, Register
+from helpers.apic import ApicMode, DeliveryMode, Message, Register
 from helpers.apic.topology import Topology
+from helpers.cache import cache_directory
 from helpers.guest import GuestError, Machine, assemble, layout
 from helpers.guest import machine as machine_module
 from helpers.guest.assemble import AssemblyError
@@ -27,7 +28,7 @@ IA32_APIC_BASE = 0x1B
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache directory."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return assemble.cache_directory()
+    return cache_directory()
 
 
 @pytest.fixture
@@ -157,7 +158,7 @@ def test_guest_answers_what_it_is_asked(machine):
 
 
 def test_x2apic_guest_answers_by_msr(system):
-    with Machine(system, vcpu_ids=range(2), mode=Mode.X2APIC) as machine:
+    with Machine(system, vcpu_ids=range(2), apic_mode=ApicMode.X2APIC) as machine:
         assert machine[1].read(Register.ID) == 1
 
 
@@ -298,7 +299,7 @@ def test_machine_whose_guest_wrote_an_msr_is_not_shared(machine):
 
 
 def test_machine_in_another_mode_is_not_shared(machine):
-    machine[1].mode = Mode.X2APIC
+    machine[1].apic_mode = ApicMode.X2APIC
     assert not machine.reset()
 
 
@@ -394,8 +395,10 @@ def test_stale_map_is_in_the_topology(stale):
         lambda machine: machine[0].configure(),
         lambda machine: machine[0].write(Register.LDR, 1 << 24),
         lambda machine: machine[0].write(Register.SVR, 0xFF),
-        lambda machine: machine[0].wrmsr(IA32_APIC_BASE, 0xFEE00000 | 0x100 | Mode.X2APIC.value),
-        lambda machine: setattr(machine[0], "mode", Mode.DISABLED),
+        lambda machine: machine[0].wrmsr(
+            IA32_APIC_BASE, 0xFEE00000 | 0x100 | ApicMode.X2APIC.value
+        ),
+        lambda machine: setattr(machine[0], "apic_mode", ApicMode.DISABLED),
         lambda machine: machine.signal(Message(delivery_mode=DeliveryMode.INIT)),
     ],
     ids=["KVM_SET_LAPIC", "guest-ldr", "guest-svr", "guest-mode", "KVM_SET_SREGS", "INIT"],
@@ -413,7 +416,7 @@ def test_map_is_built_again_by(stale, change):
     [
         lambda machine: machine[0].write(Register.SVR, 0x1F0),
         lambda machine: machine[0].write(Register.TPR, 0),
-        lambda machine: setattr(machine[0], "mode", Mode.XAPIC),
+        lambda machine: setattr(machine[0], "mode", ApicMode.XAPIC),
     ],
     ids=["guest-svr-still-enabled", "guest-tpr", "same-mode"],
 )

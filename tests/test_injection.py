@@ -11,20 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.apic import DeliveryMode, LapicPage, Message, Mode, Register, TriggerMode
+from helpers.apic import ApicMode, DeliveryMode, LapicPage, Message, Register, TriggerMode
 from helpers.apic.effect import Effect
 from helpers.apic.model import effect_of
 from helpers.guest import Injection, Mismatch, Snapshot, expect
 from helpers.guest.injection import Setting, effect_between
 from helpers.kvm import abi
-from helpers.verdicts.kernel import running_kernel, topology_of
+from helpers.verdicts.kernel import running_kernel
 
 FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
 
 RUNNABLE, HALTED = abi.KVM_MP_STATE_RUNNABLE, abi.KVM_MP_STATE_HALTED
 RECEIVED = abi.KVM_MP_STATE_INIT_RECEIVED
 
-SETTING = Setting(vcpu_ids=(0, 1, 2), modes=(Mode.XAPIC,) * 3)
+SETTING = Setting(vcpu_ids=(0, 1, 2), apic_modes=(ApicMode.XAPIC,) * 3)
 VECTORS = {"irr": Register.IRR, "tmr": Register.TMR, "isr": Register.ISR}
 IDLE = Snapshot(LapicPage(), nmi_pending=0, smi_pending=0, latched_init=0, mp_state=RUNNABLE)
 
@@ -312,7 +312,7 @@ def test_expect_shows_as_it_is_told():
 
 def test_state_that_no_vcpu_can_have_has_no_topology():
     sent = Injection(abi.kvm_msi(), 0, 0, [IDLE], [IDLE], SETTING)
-    assert str(topology_of(sent)).startswith("no-smm" if not running_kernel().has_smm else "0")
+    assert str(topology_before(sent)).startswith("no-smm" if not running_kernel().has_smm else "0")
     unheard_of = replace(sent, before=[having(mp_state=77)])
-    assert topology_of(unheard_of) is None
-    assert topology_of(replace(sent, before=[], after=[])) is None
+    assert topology_before(unheard_of) is None
+    assert topology_before(replace(sent, before=[], after=[])) is None

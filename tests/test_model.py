@@ -26,7 +26,7 @@ from helpers.apic.model import (
 )
 from helpers.apic.model import PHYSICAL as PHYSICAL_ID
 from helpers.apic.topology import MpState, Topology
-from helpers.verdicts import CLAUSES
+from helpers.spec import CLAUSES
 
 OLD = Switches(**dict.fromkeys([each.name for each in fields(Switches)], False))
 

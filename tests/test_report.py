@@ -18,13 +18,12 @@ from helpers.kvm import abi
 from helpers.kvm.ioctl import Call
 from helpers.report.details import collapse
 from helpers.report.html import Strip, ranges
-from helpers.verdicts import CLAUSES, DEVIATIONS
+from helpers.spec import CLAUSES, DEVIATIONS
 from tests.copy_of_the_suite import Run, Suite, run_pytest
 
 TESTS = """
 from errno import EINVAL
 from helpers.apic import DeliveryMode, Register, TriggerMode
-from helpers.guest import Machine
 from helpers.verdicts import deviation
 
 @clause("dest.physical")
@@ -330,6 +329,7 @@ SEVERAL = """
 import copy
 import dataclasses
 import pytest
+from helpers.verdicts.plugin import VERDICTS
 
 KERNELS = ["5.10", "6.12", "6.99"]
 BROKEN = "it did not come up"
@@ -338,7 +338,7 @@ made = {}
 @pytest.hookimpl(trylast=True)
 def pytest_sessionstart(session):
     made["hook"] = session.config.hook
-    verdicts = session.config.pluginmanager.get_plugin("kvm-verdicts")
+    verdicts = session.config.stash[VERDICTS]
     kernel = verdicts.tallies.pop("").kernel
     for column in KERNELS[:2]:
         verdicts.tally(column).kernel = dataclasses.replace(kernel, release=f"{column}.0-test")
@@ -347,10 +347,10 @@ def pytest_sessionstart(session):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_logreport(report):
     # What was run once is reported of two kernels, with some differences.
-    if hasattr(report, "column"):
+    if hasattr(report, "kvm_column"):
         return
-    report.column, other = KERNELS[0], copy.copy(report)
-    other.column = KERNELS[1]
+    report.kvm_column, other = KERNELS[0], copy.copy(report)
+    other.kvm_column = KERNELS[1]
     match report.nodeid.partition("::")[2], report.when:
         case "test_passes[16]", "call":
             other.outcome, other.longrepr = "failed", "E   it fails there"
@@ -359,7 +359,7 @@ def pytest_runtest_logreport(report):
         case "test_deviates[3]", "call":
             del other.wasxfail
             other.outcome, other.longrepr = "passed", None
-            other.verdict = report.verdict | {"backport": True}
+            other.kvm_verdict = report.kvm_verdict | {"backport": True}
     made["hook"].pytest_runtest_logreport(report=other)
 """
 
@@ -454,7 +454,7 @@ def test_test_that_killed_its_kernel_has_a_cell(suite):
 def pytest_runtest_makereport(call):
     report = yield
     if call.when == "call":
-        del report.details
+        del report.kvm_details
         report.outcome, report.longrepr = "failed", "Its last words: Oops"
     return report
 """
@@ -486,14 +486,15 @@ def test_what_kernels_share_is_stored_once(several, report):
 def test_one_booted_kernel_has_the_report_of_a_running_one(suite):
     suite.prepare("""
 import pytest
+from helpers.verdicts.plugin import VERDICTS
 
 def pytest_sessionstart(session):
-    verdicts = session.config.pluginmanager.get_plugin("kvm-verdicts")
+    verdicts = session.config.stash[VERDICTS]
     verdicts.tally("6.12").kernel = verdicts.tallies.pop("").kernel
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_logreport(report):
-    report.column = "6.12"
+    report.kvm_column = "6.12"
 """)
     suite.add(TESTS)
     report = report_of(suite)

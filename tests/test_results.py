@@ -237,13 +237,13 @@ from copy import copy
 from dataclasses import replace
 import pytest
 from helpers.verdicts.kernel import running_kernel
-from helpers.verdicts.plugin import Verdicts
+from helpers.verdicts.plugin import VERDICTS, Verdicts
 
 count = Verdicts.pytest_runtest_logreport
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionstart(session):
-    verdicts = session.config.pluginmanager.get_plugin("kvm-verdicts")
+    verdicts = session.config.stash[VERDICTS]
     verdicts.tallies.clear()
     for column in ("5.10", "6.12"):
         verdicts.tally(column).kernel = replace(running_kernel(), release=column + ".99")
@@ -251,7 +251,7 @@ def pytest_sessionstart(session):
 def count_twice(self, report):
     for column in self.tallies:
         of_column = copy(report)
-        of_column.column = column
+        of_column.kvm_column = column
         if column == "5.10" and "test_b" in report.nodeid and report.when == "call":
             of_column.outcome = "failed"
         count(self, of_column)
@@ -316,10 +316,11 @@ def test_file_for_kernels_that_turn_out_to_be_several_is_not_written(two_kernels
 def test_kernel_that_did_not_say_which_it_is_has_no_file(suite):
     suite.prepare("""
 import pytest
+from helpers.verdicts.plugin import VERDICTS
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionstart(session):
-    session.config.pluginmanager.get_plugin("kvm-verdicts").tally("").kernel = None
+    session.config.stash[VERDICTS].tally("").kernel = None
 """)
     suite.add(ending(a="passed"))
     run = suite.run("--results=kernels")

@@ -12,11 +12,10 @@ from helpers.apic import DeliveryMode, Message
 from helpers.apic.model import REFERENCE, Model
 from helpers.apic.topologies import TOPOLOGIES
 from helpers.apic.topology import Topology
-from helpers.guest.build import build
-from helpers.guest.expect import Mismatch
-from helpers.guest.flood import combinations, windows
-from helpers.guest.sweep import SmallestCase, Sweep, aims, one_of_each
+from helpers.guest import Mismatch, build
+from helpers.guest.sender import combinations, windows
 from helpers.kvm import System
+from helpers.sweep.engine import SmallestCase, Sweep, aims, one_of_each
 from helpers.verdicts.kernel import running_kernel
 from tests.copy_of_the_suite import ROOT, run_pytest
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.apic import Mode
+from helpers.apic import ApicMode
 from helpers.apic.lapic import DFR_CLUSTER, DFR_FLAT
 from helpers.apic.topology import Irqchip, MpState, Topology, VcpuState
 
@@ -18,7 +18,7 @@ register = st.integers(0, 2**32 - 1)
 vcpus = st.builds(
     VcpuState,
     vcpu_id=st.integers(0, 2**32 - 1) | st.integers(0, 300),
-    mode=st.sampled_from(Mode),
+    mode=st.sampled_from(ApicMode),
     software_enabled=st.booleans(),
     id=st.just(-1) | st.integers(0, 255),
     ldr=st.just(-1) | register,
@@ -62,8 +62,8 @@ def test_topology_is_read_as_written(topology):
         ("no-smm no-vector-hashing", Topology(smm=False, vector_hashing=False)),
         ("0 x2apic_api=0x2 1", Topology((VcpuState(0), VcpuState(1)), x2apic_api=2)),
         ("300", Topology((VcpuState(300, id=44, ldr=0),))),
-        ("300/x2apic", Topology((VcpuState(300, Mode.X2APIC, id=44, ldr=0x00121000),))),
-        ("1/disabled", Topology((VcpuState(1, Mode.DISABLED),))),
+        ("300/x2apic", Topology((VcpuState(300, ApicMode.X2APIC, id=44, ldr=0x00121000),))),
+        ("1/disabled", Topology((VcpuState(1, ApicMode.DISABLED),))),
         ("1/sw-disabled/unmapped", Topology((VcpuState(1, software_enabled=False, mapped=False),))),
         ("1/ap-reset-hold/nmi=2", Topology((VcpuState(1, mp_state=MpState(9), nmi=2),))),
         ("1/irr=0x41+66", Topology((VcpuState(1, irr=frozenset({0x41, 0x42})),))),

@@ -51,7 +51,7 @@ CASES = {
         "applies=False",
         IT_SHOWS,
         "FAILED",
-        "other_kernels is known for kernels made up only",
+        "other_kernels is known for before Linux 1.0 only",
     ),
     "other_kernels_passing": Case("applies=False, bound='host'", "pass", "PASSED"),
     "assertion": Case("shows='*'", "assert False", "FAILED"),
@@ -62,10 +62,10 @@ CASES = {
         "bound='host'",
         "pass",
         "FAILED",
-        "the known deviation host_without_it (kernels made up) did not happen: correct",
+        "the known deviation host_without_it (a /dev/kvm driven by",
     ),
     "version_with_backport": Case(
-        "bound='version', fixed='0123456789ab (6.3)'",
+        "bound='version'",
         "pass",
         "PASSED",
         "backport: version_with_backport, 1 test",
@@ -103,7 +103,7 @@ def test_case_that_is_not_known_makes_the_run_fail(run_of_cases):
 
 
 def test_deviation_of_other_kernels_that_does_not_happen_is_not_mentioned(run_of_cases):
-    assert not run_of_cases.lines_with("other_kernels_passing (kernels made up)")
+    assert not run_of_cases.lines_with("other_kernels_passing (")
     assert not run_of_cases.lines_with("backport: other_kernels_passing")
 
 
@@ -264,6 +264,7 @@ class TestIt:
 
 COMPLAINING = """
 from helpers.verdicts import plugin
+from helpers.verdicts.plugin import VERDICTS
 from suites.kmsg import Kmsg
 import pytest
 
@@ -271,7 +272,7 @@ plugin.KernelLog = Kmsg
 
 @pytest.fixture
 def log(request):
-    return request.config.pluginmanager.get_plugin("kvm-verdicts").log
+    return request.config.stash[VERDICTS].log
 """
 
 

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 
-from helpers.apic.lapic import DFR_CLUSTER, DFR_FLAT, Mode, show_vectors
+from helpers.apic.lapic import DFR_CLUSTER, DFR_FLAT, ApicMode, show_vectors
 from helpers.apic.message import LAYOUT, WORDS, Message
 from helpers.apic.model import REFERENCE, Model, Outcome, Rule, Switches
 from helpers.apic.topology import MpState, Topology, VcpuState
@@ -76,15 +76,15 @@ def _topology(topology: Topology) -> Iterator[str]:
 
 def _vcpu(vcpu: VcpuState) -> Iterator[str]:
     yield f"vCPU ID {vcpu.vcpu_id}"
-    match vcpu.mode:
-        case Mode.DISABLED:
+    match vcpu.apic_mode:
+        case ApicMode.DISABLED:
             yield "LAPIC disabled in IA32_APIC_BASE"
-        case Mode.XAPIC:
+        case ApicMode.XAPIC:
             yield f"xAPIC with ID {vcpu.id:#x}"
             yield f"logical ID {vcpu.ldr >> 24:#04x}" if vcpu.ldr else "no logical ID"
             dfr = {DFR_FLAT: "flat", DFR_CLUSTER: "cluster"}.get(vcpu.dfr, f"{vcpu.dfr:#x}")
             yield f"DFR {dfr}"
-        case Mode.X2APIC:
+        case ApicMode.X2APIC:
             yield f"x2APIC, logical ID {vcpu.ldr:#010x}"
     if vcpu.hardware_enabled:
         yield "enabled" if vcpu.software_enabled else "software-disabled"

@@ -28,7 +28,7 @@ DFR_CLUSTER = 0x0FFFFFFF
 LVT_MASKED = 1 << 16
 
 
-class Mode(enum.Enum):
+class ApicMode(enum.Enum):
     """A LAPIC's mode, by IA32_APIC_BASE bits 11 and 10; the value is those bits."""
 
     DISABLED = 0

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from operator import and_, attrgetter
 from typing import Literal, get_args
 
-from helpers.apic.lapic import DFR_FLAT, Mode, VectorSet, x2apic_ldr
+from helpers.apic.lapic import DFR_FLAT, ApicMode, VectorSet, x2apic_ldr
 from helpers.apic.message import number_of
 from helpers.kvm import abi
 
@@ -52,7 +52,7 @@ class VcpuState:
     """
 
     vcpu_id: int
-    mode: Mode = Mode.XAPIC
+    apic_mode: ApicMode = ApicMode.XAPIC
     software_enabled: bool = True
     id: int = -1
     ldr: int = -1
@@ -67,7 +67,7 @@ class VcpuState:
     arb_prio: int = 0
 
     def __post_init__(self) -> None:
-        usual_ldr = x2apic_ldr(self.vcpu_id) if self.mode is Mode.X2APIC else 0
+        usual_ldr = x2apic_ldr(self.vcpu_id) if self.apic_mode is ApicMode.X2APIC else 0
         for name, usual in (("id", self.vcpu_id & 0xFF), ("ldr", usual_ldr)):
             if getattr(self, name) == -1:
                 object.__setattr__(self, name, usual)
@@ -82,17 +82,17 @@ class VcpuState:
     @property
     def hardware_enabled(self) -> bool:
         """IA32_APIC_BASE bit 11."""
-        return self.mode is not Mode.DISABLED
+        return self.apic_mode is not ApicMode.DISABLED
 
     @property
     def is_x2apic(self) -> bool:
-        return self.mode is Mode.X2APIC
+        return self.apic_mode is ApicMode.X2APIC
 
     def __str__(self) -> str:
-        usual = VcpuState(self.vcpu_id, self.mode)
+        usual = VcpuState(self.vcpu_id, self.apic_mode)
         words = [str(self.vcpu_id)]
-        if self.mode is not Mode.XAPIC:
-            words.append(self.mode.name.lower())
+        if self.apic_mode is not ApicMode.XAPIC:
+            words.append(self.apic_mode.name.lower())
         if not self.software_enabled:
             words.append("sw-disabled")
         if self.mp_state is not MpState.RUNNABLE:
@@ -116,7 +116,7 @@ class VcpuState:
         for word in words:
             name, equals, value = word.partition("=")
             if word in _MODES:
-                given["mode"] = _MODES[word]
+                given["apic_mode"] = _MODES[word]
             elif word in _STATES:
                 given["mp_state"] = _STATES[word]
             elif word == "sw-disabled":
@@ -152,7 +152,7 @@ def _dashed(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
-_MODES = {_dashed(mode.name): mode for mode in Mode}
+_MODES = {_dashed(mode.name): mode for mode in ApicMode}
 _STATES = {_dashed(state.name): state for state in MpState}
 
 

@@ -1,8 +1,9 @@
 """The test guest: machines, the probe inside them, injections and their effects."""
 
+from helpers.guest.build import build, disagreement
 from helpers.guest.expect import Mismatch, expect
-from helpers.guest.injection import Injection, Snapshot
-from helpers.guest.machine import Cpu, GuestError, Machine, Taken
+from helpers.guest.injection import Injection, Snapshot, effect_between
+from helpers.guest.machine import Cpu, GuestError, Machine, Taken, journal, msi_of, msi_route
 
 __all__ = [
     "Cpu",
@@ -12,5 +13,11 @@ __all__ = [
     "Mismatch",
     "Snapshot",
     "Taken",
+    "build",
+    "disagreement",
+    "effect_between",
     "expect",
+    "journal",
+    "msi_of",
+    "msi_route",
 ]

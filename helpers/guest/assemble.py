@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import tempfile
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from helpers.cache import cache_directory
 from helpers.guest import layout
 
 PROBE = Path(__file__).with_name("probe.S")
@@ -19,12 +19,6 @@ SENDER = Path(__file__).with_name("sender.c")
 
 class AssemblyError(RuntimeError):
     """The guest cannot be assembled; one line says what to mend."""
-
-
-def cache_directory() -> Path:
-    """Where what is costly to make is kept between runs."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "kvm-signal-msi"
 
 
 @cache

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from helpers.apic import Mode, Register
+from helpers.apic import ApicMode, Message, Register
 from helpers.apic.lapic import SVR_ENABLE, SVR_RESET
+from helpers.apic.model import Model, Switches
 from helpers.apic.topology import MpState, Topology, VcpuState
+from helpers.guest.expect import Mismatch
 from helpers.guest.machine import Cpu, Machine
 from helpers.kvm import System, abi
 
@@ -37,11 +39,27 @@ def build(system: System, topology: Topology) -> Machine:
     return machine
 
 
+def disagreement(
+    system: System, topology: Topology, message: Message, switches: Switches
+) -> Mismatch | None:
+    """How the kernel's answer to one message differs from the model's, if it does.
+
+    Raises ValueError for a topology that cannot be made.
+    """
+    with build(system, topology) as machine:
+        shot = machine.signal(message)
+    try:
+        shot.answers(Model(topology, switches).predict(message))
+    except Mismatch as mismatch:
+        return mismatch
+    return None
+
+
 def _make(cpu: Cpu, vcpu: VcpuState) -> None:
     if not vcpu.mapped:
         return  # whatever one writes would enter it in the map
     if vcpu.is_x2apic:
-        cpu.mode = Mode.X2APIC
+        cpu.apic_mode = ApicMode.X2APIC
     page = cpu.lapic
     page[Register.SVR] = SVR_RESET | (SVR_ENABLE if vcpu.software_enabled else 0)
     if not vcpu.is_x2apic:
@@ -51,8 +69,8 @@ def _make(cpu: Cpu, vcpu: VcpuState) -> None:
     page.set_vectors(Register.IRR, vcpu.irr)
     page.set_vectors(Register.TMR, vcpu.tmr)
     cpu.lapic = page
-    if vcpu.mode is Mode.DISABLED:
-        cpu.mode = Mode.DISABLED
+    if vcpu.apic_mode is ApicMode.DISABLED:
+        cpu.apic_mode = ApicMode.DISABLED
     if vcpu.nmi or vcpu.smi:
         events = cpu.vcpu.get_events()
         events.nmi.pending, events.smi.pending = vcpu.nmi, vcpu.smi

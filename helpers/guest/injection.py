@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from helpers.apic import LapicPage, Message, Mode, Register
+from helpers.apic import ApicMode, LapicPage, Message, Register
 from helpers.apic.effect import NOTHING, Effect
 from helpers.apic.model import Outcome, effect_of
 from helpers.apic.topology import Irqchip, MpState, Topology, VcpuState, show_mp_state
@@ -77,27 +77,27 @@ def _register_name(offset: int) -> str:
 class Setting:
     """Of the machine a message was sent to, what no snapshot shows.
 
-    ``modes``: each vCPU's LAPIC mode. Until the kernel's map of LAPICs is built again, ``unmapped``
-    is the vCPU created last, and ``mapped_api`` what KVM_CAP_X2APIC_API was before it was enabled
-    late; None afterwards.
+    ``apic_modes``: each vCPU's APIC mode. Until the kernel's map of LAPICs is built again,
+    ``unmapped`` is the vCPU created last, and ``mapped_api`` what KVM_CAP_X2APIC_API was before it
+    was enabled late; None afterwards.
     """
 
     irqchip: Irqchip = "full"
     x2apic_api: int = 0
     vcpu_ids: tuple[int, ...] = ()
-    modes: tuple[Mode, ...] = ()
+    apic_modes: tuple[ApicMode, ...] = ()
     unmapped: int | None = None
     mapped_api: int | None = None
 
     def vcpu(self, index: int, snapshot: Snapshot) -> VcpuState:
         """A vCPU as the model sees it."""
         page = snapshot.lapic
-        mode = self.modes[index]
+        apic_mode = self.apic_modes[index]
         return VcpuState(
             vcpu_id=self.vcpu_ids[index],
-            mode=mode,
+            apic_mode=apic_mode,
             software_enabled=page.software_enabled,
-            id=-1 if mode is Mode.X2APIC else page.xapic_id,  # it has none: the usual one
+            id=-1 if apic_mode is ApicMode.X2APIC else page.xapic_id,  # it has none: the usual one
             ldr=page[Register.LDR],
             dfr=page[Register.DFR],
             irr=page.irr,

@@ -21,7 +21,7 @@ from functools import cache
 from types import FrameType
 from typing import Self
 
-from helpers.apic import DeliveryMode, LapicPage, Message, Mode, Register
+from helpers.apic import ApicMode, DeliveryMode, LapicPage, Message, Register
 from helpers.apic.effect import Effect
 from helpers.apic.lapic import (
     APIC_BASE_ENABLE,
@@ -88,8 +88,8 @@ def _idle(area: int) -> abi.kvm_regs:
     return abi.kvm_regs(rip=rip, rsp=rsp, rflags=0x202)
 
 
-def _mode_in(sregs: abi.kvm_sregs) -> Mode:
-    return Mode(sregs.apic_base & (APIC_BASE_ENABLE | APIC_BASE_X2APIC))
+def _apic_mode_in(sregs: abi.kvm_sregs) -> ApicMode:
+    return ApicMode(sregs.apic_base & (APIC_BASE_ENABLE | APIC_BASE_X2APIC))
 
 
 class Cpu:
@@ -101,7 +101,7 @@ class Cpu:
         self.vcpu = vcpu
         self._area = layout.AREAS + index * layout.AREA_SIZE
         self.control = layout.Control.from_buffer(machine.memory, self._area)
-        self._mode: Mode | None = None
+        self._apic_mode: ApicMode | None = None
         self._has_cpuid = False
 
     # --- the host's view --------------------------------------------------------------------------
@@ -117,26 +117,26 @@ class Cpu:
         self.machine.map_is_built()
 
     @property
-    def mode(self) -> Mode:
+    def apic_mode(self) -> ApicMode:
         """The LAPIC's mode; it is read when something may have changed it."""
-        if self._mode is None:
-            self._mode = _mode_in(self.vcpu.get_sregs())
-        return self._mode
+        if self._apic_mode is None:
+            self._apic_mode = _apic_mode_in(self.vcpu.get_sregs())
+        return self._apic_mode
 
-    @mode.setter
-    def mode(self, mode: Mode) -> None:
+    @apic_mode.setter
+    def apic_mode(self, apic_mode: ApicMode) -> None:
         """Switch through KVM_SET_SREGS, as a host that restores a vCPU does."""
         self.machine.shared = False
-        self._write_sregs(self.vcpu.get_sregs(), mode)
+        self._write_sregs(self.vcpu.get_sregs(), apic_mode)
 
-    def _write_sregs(self, sregs: abi.kvm_sregs, mode: Mode) -> None:
+    def _write_sregs(self, sregs: abi.kvm_sregs, apic_mode: ApicMode) -> None:
         """Write these, which have been read, with the LAPIC in another mode."""
-        old = _mode_in(sregs)
+        old = _apic_mode_in(sregs)
         sregs.apic_base &= ~(APIC_BASE_ENABLE | APIC_BASE_X2APIC)
-        sregs.apic_base |= mode.value
+        sregs.apic_base |= apic_mode.value
         self.vcpu.set_sregs(sregs)
-        self._mode = None
-        if self.mode is not old:
+        self._apic_mode = None
+        if self.apic_mode is not old:
             self.machine.map_is_built()
 
     @property
@@ -288,10 +288,10 @@ class Cpu:
 
     def wrmsr(self, msr: int, value: int) -> None:
         self.machine.shared = False
-        old = self.mode
+        old = self.apic_mode
         self._operate("WRMSR", msr, value)
-        self._mode = None
-        if self.mode is not old:
+        self._apic_mode = None
+        if self.apic_mode is not old:
             self.machine.map_is_built()
 
     def cli(self) -> None:
@@ -340,7 +340,7 @@ class Cpu:
             self.vcpu.set_cpuid(self.machine.cpuid)
             self._has_cpuid = True
 
-    def power_on(self, mode: Mode = Mode.XAPIC) -> None:
+    def power_on(self, apic_mode: ApicMode = ApicMode.XAPIC) -> None:
         """Software-enabled, runnable at the probe's idle loop; xAPIC: LDR bit ``index``, flat."""
         self.set_cpuid()
         sregs = self.vcpu.get_sregs()
@@ -352,10 +352,10 @@ class Cpu:
             setattr(sregs, name, _FLAT)
         sregs.cs.selector, sregs.cs.type, sregs.cs.l, sregs.cs.db = layout.CODE64, 11, 1, 0
         sregs.gs.base = self._area
-        self._write_sregs(sregs, mode)
+        self._write_sregs(sregs, apic_mode)
         self.reset()
         registers = {"svr": SVR_ENABLE | SVR_RESET}
-        if mode is Mode.XAPIC and self.index < 8:
+        if apic_mode is ApicMode.XAPIC and self.index < 8:
             registers["ldr"] = 1 << self.index
         self.configure(**registers)
 
@@ -491,7 +491,8 @@ class Machine(Closing):
     """A VM with ``irqchip`` and a vCPU per entry of ``vcpu_ids``, each in its power-on state.
 
     ``x2apic_api`` is KVM_CAP_X2APIC_API's args[0], enabled before the vCPUs are made (0: not
-    enabled), ``mode`` the LAPICs'. ``power_on`` False: the vCPUs stay as KVM_CREATE_VCPU made them.
+    enabled), ``apic_mode`` the LAPICs'. ``power_on`` False: the vCPUs stay as KVM_CREATE_VCPU made
+    them.
     ``shared``: whether :meth:`reset` brings back all that was done to the machine; what it cannot
     bring back clears the flag.
     """
@@ -503,7 +504,7 @@ class Machine(Closing):
         irqchip: Irqchip = "full",
         vcpu_ids: Sequence[int] = (0,),
         x2apic_api: int = 0,
-        mode: Mode = Mode.XAPIC,
+        apic_mode: ApicMode = ApicMode.XAPIC,
         power_on: bool = True,
     ) -> None:
         self.irqchip = irqchip
@@ -528,7 +529,7 @@ class Machine(Closing):
                 self.add_cpu(vcpu_id)
             if power_on:
                 for cpu in self.cpus:
-                    cpu.power_on(mode)
+                    cpu.power_on(apic_mode)
                 self._pristine = self.snapshots()
             undo.pop_all()
 
@@ -638,7 +639,7 @@ class Machine(Closing):
             irqchip=self.irqchip,
             x2apic_api=api,
             vcpu_ids=tuple(cpu.vcpu.vcpu_id for cpu in self.cpus),
-            modes=() if self.irqchip == "none" else tuple(cpu.mode for cpu in self.cpus),
+            apic_modes=() if self.irqchip == "none" else tuple(cpu.apic_mode for cpu in self.cpus),
             unmapped=self.unmapped,
             mapped_api=self._mapped_api if self.cpus and self._mapped_api != api else None,
         )

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from itertools import groupby
 
-from helpers.kernels.bisect import bisect
+from helpers.kernels.bisect_packages import bisect
 from helpers.kernels.packages import Archive, KernelError, series
 
 

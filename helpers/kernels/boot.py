@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.guest.assemble import build_all, cache_directory
+from helpers.cache import cache_directory
+from helpers.guest.assemble import build_all
 from helpers.kernels.columns import Boot
 from helpers.kernels.frames import Unpacker, pack
 from helpers.kernels.image import Cpio, userland

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from helpers.kernels.locate import BootFiles, resolve
 from helpers.kernels.modules import Modules, parameters, release
 from helpers.kernels.packages import KernelError
-from helpers.kernels.spec import BootFiles, resolve
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
-from helpers.guest.assemble import cache_directory
+from helpers.cache import cache_directory
 from helpers.kernels.boot import QEMU
 
 GOOD, BAD, SKIP, STOP, INTERRUPTED = 0, 1, 125, 128, 130

@@ -26,6 +26,7 @@ from helpers.kernels.boot import MEMORY, Guest, Images, Processor
 from helpers.kernels.columns import Boot
 from helpers.verdicts.kernel import Kernel
 from helpers.verdicts.plugin import Verdicts
+from helpers.verdicts.reports import put_column
 
 BOOT_SECONDS = 300
 SILENT_SECONDS = 90  # of a console, during a boot; four times what a machine under load took
@@ -267,7 +268,8 @@ class Judging:
         # What pytest-xdist's reports have, and pytest's terminal shows.
         said = f"on {label}, Linux {seat.work.boot.kernel.release}"
         node = SimpleNamespace(gateway=SimpleNamespace(id=label), _workerinfocache=said)
-        vars(report).update(column=label, node=node)
+        put_column(report, label)
+        vars(report)["node"] = node
         if report.when == "call" or not report.passed:
             self.reported += 1
             self.seen.add(report.nodeid)

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from helpers.guest.assemble import cache_directory
+from helpers.cache import cache_directory
 from helpers.kernels.download import Download
 
 SUITES = {

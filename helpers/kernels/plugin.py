@@ -15,7 +15,7 @@ from helpers.kernels.columns import Boot, boots
 from helpers.kernels.loop import Judging, slots
 from helpers.kernels.packages import KernelError
 from helpers.verdicts.kernel import is_x86_64
-from helpers.verdicts.plugin import Verdicts, judges_suites
+from helpers.verdicts.plugin import VERDICTS, judges_suites
 
 DEFAULT_KERNEL = "6.12"
 
@@ -131,7 +131,7 @@ class BootedKernels:
         """Announce the columns, in order."""
         for boot in self.boots:
             for column in boot.columns:
-                _verdicts(session).tally(column.label)
+                session.config.stash[VERDICTS].tally(column.label)
 
     def pytest_report_header(self) -> list[str]:
         lines = [
@@ -162,7 +162,7 @@ class BootedKernels:
         except AssemblyError as reason:
             raise pytest.UsageError(str(reason)) from None
         judging = Judging(
-            session, self.boots, images, self.processor, self.slots, _verdicts(session)
+            session, self.boots, images, self.processor, self.slots, session.config.stash[VERDICTS]
         )
         judging.run()
         return True
@@ -176,7 +176,7 @@ class BootedKernels:
         """Remember failures for --lf, and fail for every kernel that could not be judged."""
         if last_failed := session.config.pluginmanager.getplugin("lfplugin"):
             last_failed.lastfailed.update(self.failed)  # the same id may pass on the next kernel
-        if any(tally.broken for tally in _verdicts(session).tallies.values()):
+        if any(tally.broken for tally in session.config.stash[VERDICTS].tallies.values()):
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
 
@@ -187,8 +187,3 @@ def _worker_input(config: pytest.Config) -> dict[str, object]:
     if configure := getattr(config.hook, "pytest_configure_node", None):
         configure(node=node)
     return given
-
-
-def _verdicts(session: pytest.Session) -> Verdicts:
-    verdicts: Verdicts = session.config.pluginmanager.getplugin("kvm-verdicts")
-    return verdicts

@@ -33,6 +33,7 @@ from helpers.kernels import insmod
 from helpers.kernels.frames import Unpacker, pack
 from helpers.kernels.init import MODULES, SETUP
 from helpers.verdicts.kernel import Kernel, Untestable, require_testable, running_kernel
+from helpers.verdicts.plugin import VERDICTS
 
 _PORTS = Path("/sys/class/virtio-ports")
 _ALLOCATIONS = 100_000  # between collections of garbage: there is memory enough, and no time
@@ -144,7 +145,7 @@ class Worker:
             require_testable()
         except Untestable as reason:
             raise Failed(str(reason)) from None
-        verdicts = self.config.pluginmanager.getplugin("kvm-verdicts")
+        verdicts = self.config.stash[VERDICTS]
         verdicts.kernel_options = options
         verdicts.log.complaints()  # modules of one's own taint the kernel
         return running_kernel()

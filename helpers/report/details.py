@@ -17,12 +17,10 @@ from helpers.apic.effect import Effect
 from helpers.apic.explain import explain_outcome
 from helpers.apic.model import Model
 from helpers.apic.topology import show_mp_state
-from helpers.guest.expect import Mismatch
-from helpers.guest.injection import Injection, Snapshot
-from helpers.guest.machine import Machine, journal
+from helpers.guest import Injection, Machine, Mismatch, Snapshot, journal
 from helpers.kvm import abi
 from helpers.kvm.ioctl import Call, trace
-from helpers.verdicts.kernel import topology_of
+from helpers.verdicts.reports import Carried
 
 REGISTERS = (Register.ID, Register.SVR, Register.LDR, Register.DFR, Register.TPR, Register.PPR)
 
@@ -90,6 +88,10 @@ class Details(TypedDict):
     irqchips: list[str]
 
 
+DETAILS = Carried[Details]("details")
+"""Of a report: what its test did."""
+
+
 def collect(item: pytest.Item, error: BaseException | None) -> Details:
     """What the test that just ran in this process did, and the exception it ended by."""
     shown = list(journal)[-MAX_INJECTIONS:]
@@ -112,7 +114,7 @@ def _failed(error: BaseException | None) -> Failed | None:
 
 
 def _predicted(error: BaseException | None) -> str:
-    topology = topology_of(journal[-1]) if journal and isinstance(error, Mismatch) else None
+    topology = topology_before(journal[-1]) if journal and isinstance(error, Mismatch) else None
     if topology is None:
         return ""
     message, msi = journal[-1].message, journal[-1].msi

@@ -23,8 +23,8 @@ from helpers.apic.lapic import DFR_CLUSTER, DFR_FLAT, SVR_ENABLE
 from helpers.apic.message import LAYOUT
 from helpers.report.details import Details, Failed, Sent, State, VcpuChange
 from helpers.report.matrix import Cell, Row, ordered
-from helpers.verdicts import CLAUSES, DEVIATIONS
-from helpers.verdicts.clauses import LEVELS
+from helpers.spec import CLAUSES, DEVIATIONS, LEVELS
+from helpers.verdicts.reports import Verdict
 from helpers.verdicts.tally import CLAUSE_STATES, Tally
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -33,7 +33,7 @@ OUTCOMES = ("failed", "error", "xfailed", "passed", "skipped")
 
 @dataclass(frozen=True)
 class TestResult:
-    """One phase of a test, as reported; ``verdict`` is :class:`helpers.verdicts.plugin.Verdict`."""
+    """One phase of a test, as reported."""
 
     __test__ = False  # pytest collects classes of this name otherwise
 
@@ -41,7 +41,7 @@ class TestResult:
     when: str
     outcome: str
     column: str = ""
-    verdict: dict[str, Any] | None = None
+    verdict: Verdict | None = None
     details: Details | None = None
     properties: Sequence[tuple[str, object]] = ()
     message: str = ""
@@ -215,22 +215,22 @@ class Writer:
 
     def row_cells(self, result: TestResult, outcome: str, duration: str) -> list[str]:
         """A row of the results table; ``outcome`` and ``duration`` are pytest-html's own cells."""
-        verdict = result.verdict or {}
+        verdict = result.verdict or Verdict("")
         # Text only: pytest-html unfolds a row by the parent of what was clicked.
         test = Markup('<td class="col-testId">{}</td>').format(result.name)
         clause = Markup('<td class="col-clause" data-test="{}" data-deviation="{}">{}</td>').format(
-            self._new_place(result), verdict.get("deviation", ""), verdict.get("clause", "")
+            self._new_place(result), verdict.deviation, verdict.clause
         )
         return [outcome, test, clause, duration]
 
     def add_cell(self, result: TestResult, log: str) -> None:
         """Add a result to the matrix; ``log`` as for :meth:`test`, but plain text."""
-        verdict = result.verdict or {}
-        row = self._matrix.setdefault(result.nodeid, Row(result.test, verdict.get("clause", "")))
+        verdict = result.verdict or Verdict("")
+        row = self._matrix.setdefault(result.nodeid, Row(result.test, verdict.clause))
         cell = row.cells.get(result.column)
         number = self._new_place(result, cell.number if cell else "")
         if cell is None:
-            cell = Cell(number, result.outcome, verdict.get("deviation", ""))
+            cell = Cell(number, result.outcome, verdict.deviation)
             row.cells[result.column] = cell
         elif result.outcome == "error":
             cell.outcome = result.outcome

@@ -17,7 +17,8 @@ from markupsafe import Markup
 
 from helpers.report import details
 from helpers.report.html import Run, TestResult, Writer
-from helpers.verdicts.plugin import Verdicts, column_of, outcome_of
+from helpers.verdicts.plugin import VERDICTS, Verdicts
+from helpers.verdicts.reports import column_of, outcome_of, verdict_of
 from helpers.verdicts.tally import Tally
 
 
@@ -30,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Register the HTML part where this run judges a kernel, and where its report is written."""
     config = session.config
-    verdicts = config.pluginmanager.get_plugin("kvm-verdicts")
+    verdicts = config.stash.get(VERDICTS, None)
     is_worker = hasattr(config, "workerinput")
     if config.getoption("htmlpath", None) and verdicts and verdicts.needs_kvm and not is_worker:
         config.pluginmanager.register(HtmlReport(config, verdicts), "kvm-report-html")
@@ -46,7 +47,7 @@ class Recorder:
         report = yield
         if call.when == "call" or not report.passed:
             error = call.excinfo.value if call.excinfo else None
-            vars(report)["details"] = details.collect(item, error)
+            details.DETAILS.put(report, details.collect(item, error))
         return report
 
 
@@ -87,13 +88,13 @@ class HtmlReport:
             cells[:] = self.writer.row_cells(_result_of(report), outcome, duration)
 
     def pytest_html_results_table_html(self, report: pytest.TestReport, data: list[str]) -> None:
-        if hasattr(report, "details"):
+        if details.DETAILS.get(report):
             log = [] if data == ["No log output captured."] else data
             # It is escaped already.
             data[:] = [self.writer.test(_result_of(report), Markup("\n".join(log)))]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        recorded: details.Details | None = getattr(report, "details", None)
+        recorded = details.DETAILS.get(report)
         self.irqchips.update(recorded["irqchips"] if recorded else ())
         if report.failed:
             self.failures.append(_result_of(report))
@@ -143,8 +144,8 @@ def _result_of(report: pytest.TestReport) -> TestResult:
         when=report.when or "",
         outcome=outcome_of(report),
         column=column_of(report),
-        verdict=getattr(report, "verdict", None),
-        details=getattr(report, "details", None),
+        verdict=verdict_of(report),
+        details=details.DETAILS.get(report),
         properties=getattr(report, "user_properties", ()),
         message=_message_of(report),
     )

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from helpers.verdicts.kernel import Kernel
-from helpers.verdicts.plugin import SUITES, Verdicts
+from helpers.verdicts.plugin import SUITES, VERDICTS
 from helpers.verdicts.tally import Tally
 
 PARAMETERS = ("kvm.vector_hashing", "kvm_intel.enable_apicv", "kvm_amd.avic")
@@ -248,8 +248,8 @@ class Controller:
     # --- what came of it --------------------------------------------------------------------------
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        verdicts: Verdicts | None = self.config.pluginmanager.get_plugin("kvm-verdicts")
-        if verdicts is None or not verdicts.needs_kvm:
+        verdicts = self.config.stash[VERDICTS]
+        if not verdicts.needs_kvm:
             return
         fine = True
         for tally in verdicts.tallies.values():

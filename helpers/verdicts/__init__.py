@@ -1,6 +1,5 @@
-"""Clauses, known deviations, and how an outcome becomes a verdict."""
+"""How an outcome becomes a verdict."""
 
-from helpers.verdicts.clauses import CLAUSES, Clause, clause
-from helpers.verdicts.deviations import DEVIATIONS, Deviation, deviation
+from helpers.verdicts.marks import clause, deviation
 
-__all__ = ["CLAUSES", "DEVIATIONS", "Clause", "Deviation", "clause", "deviation"]
+__all__ = ["clause", "deviation"]

@@ -11,8 +11,8 @@ from functools import cache
 from pathlib import Path
 
 from helpers.apic.topology import Topology
+from helpers.guest import Injection
 from helpers.guest.assemble import AssemblyError, build_all
-from helpers.guest.injection import Injection
 from helpers.kvm import System, abi
 
 VENDOR_MODULES = ("kvm_intel", "kvm_amd", "kvm_pvm")
@@ -112,7 +112,7 @@ def _module_parameters() -> dict[str, str]:
     return parameters
 
 
-def topology_of(injection: Injection) -> Topology | None:
+def topology_before(injection: Injection) -> Topology | None:
     """The machine a message was sent to, as the model sees it.
 
     None where no vCPU has a LAPIC in the kernel, or one is in a state that no vCPU of x86 can have.

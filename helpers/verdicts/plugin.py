@@ -6,19 +6,20 @@ import shlex
 import traceback
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from helpers.apic.explain import command
-from helpers.guest.expect import Mismatch
-from helpers.guest.machine import journal
+from helpers.guest import Mismatch, journal
 from helpers.kvm.ioctl import trace
-from helpers.verdicts.clauses import Clause
-from helpers.verdicts.deviations import Deviation
-from helpers.verdicts.kernel import Untestable, require_testable, running_kernel, topology_of
+from helpers.spec import Clause, Deviation
+from helpers.verdicts.kernel import Untestable, require_testable, running_kernel, topology_before
 from helpers.verdicts.kernel_log import KernelLog
+from helpers.verdicts.reports import Verdict, column_of, outcome_of, put_verdict, verdict_of
 from helpers.verdicts.tally import Result, Tally
+
+VERDICTS = pytest.StashKey["Verdicts"]()
+"""Of a config: the run's verdicts."""
 
 REPEAT = pytest.StashKey[list[str]]()
 """Of an item: what repeats it, where that is not its node id."""
@@ -30,21 +31,12 @@ class KernelComplaint(AssertionError):
     """The kernel logged a WARNING, BUG or Oops, or became tainted, while a test ran."""
 
 
-class Verdict(NamedTuple):
-    """What the plugin adds to a test's report; ``report.verdict`` is it as a dict."""
-
-    clause: str
-    deviation: str = ""
-    backport: bool = False
-    note: str = ""
-    repeat: str = ""
-
-
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marks and the plugin."""
     config.addinivalue_line("markers", "clause(clause): the clause the test checks")
     config.addinivalue_line("markers", "deviation(deviation): a known deviation the test meets")
     verdicts = Verdicts(config)
+    config.stash[VERDICTS] = verdicts
     config.pluginmanager.register(verdicts, "kvm-verdicts")
     config.pluginmanager.register(ExpectedInOneLine(verdicts), "kvm-expected-in-one-line")
 
@@ -142,7 +134,7 @@ class Verdicts:
             verdict = self._judge(item, call, report, verdict)
         if report.failed:
             report.sections.append(("KVM_SIGNAL_MSI", explain(clause, verdict)))
-        vars(report)["verdict"] = verdict._asdict()  # xdist carries a report's attributes over
+        put_verdict(report, verdict)
         return report
 
     def _verdict(self, item: pytest.Item, clause: Clause, kernel_options: Sequence[str]) -> Verdict:
@@ -155,7 +147,7 @@ class Verdicts:
     ) -> None:
         """Say which clause a report is about that did not come from a test: its kernel died."""
         if clause := clause_of(item):
-            vars(report)["verdict"] = self._verdict(item, clause, kernel_options)._asdict()
+            put_verdict(report, self._verdict(item, clause, kernel_options))
 
     def _judge(
         self,
@@ -206,30 +198,30 @@ class Verdicts:
                 report.outcome = "failed"
                 report.longrepr = note = (
                     f"the known deviation {entry.id} ({entry.condition}) did not happen: correct "
-                    "its entry in helpers/verdicts/deviations.py"
+                    "its entry in helpers/spec/deviations.toml"
                 )
                 return verdict._replace(deviation=entry.id, note=note)
             note = f"{entry.id} ({entry.condition}) did not happen here"
-            if entry.fixed:
-                note += f": a backport of {entry.fixed}"
+            if entry.fix:
+                note += f": a backport of {entry.fix}"
             return verdict._replace(deviation=entry.id, backport=True, note=note)
         return verdict
 
     # --- summing up -------------------------------------------------------------------------------
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        verdict = getattr(report, "verdict", None)
+        verdict = verdict_of(report)
         if verdict and report.when == "setup":
-            self.clauses[report.nodeid] = verdict["clause"]
+            self.clauses[report.nodeid] = verdict.clause
         died = str(report.when) == "???"  # xdist's word for a test whose worker died
         if died and report.nodeid in self.clauses:
-            verdict = Verdict(self.clauses[report.nodeid])._asdict()
+            verdict = Verdict(self.clauses[report.nodeid])
         if verdict is None or (report.when != "call" and report.passed):
             return
         outcome = outcome_of(report)
-        shows = outcome == "xfailed" or verdict["backport"]
-        result = Result(outcome, verdict["deviation"] if shows else "", verdict["backport"])
-        self.tally(column_of(report)).count(report.nodeid, verdict["clause"], result)
+        shows = outcome == "xfailed" or verdict.backport
+        result = Result(outcome, verdict.deviation if shows else "", verdict.backport)
+        self.tally(column_of(report)).count(report.nodeid, verdict.clause, result)
 
     def tally(self, column: str) -> Tally:
         """The tally of a kernel."""
@@ -311,25 +303,12 @@ def _known_to(item: pytest.Item) -> list[Deviation]:
 
 
 def _applying(known: Sequence[Deviation]) -> list[Deviation]:
-    return [entry for entry in known if entry.applies(running_kernel())]
+    kernel = running_kernel()
+    return [entry for entry in known if entry.applies(kernel.version, kernel.vendor)]
 
 
 def _explaining(applying: Sequence[Deviation], error: Mismatch) -> Deviation | None:
-    return next((entry for entry in applying if entry.explains(error)), None)
-
-
-def column_of(report: pytest.TestReport) -> str:
-    """Which of several kernels a report is of; empty where there is one."""
-    return str(getattr(report, "column", ""))
-
-
-def outcome_of(report: pytest.TestReport) -> str:
-    """passed, failed, error, skipped or xfailed."""
-    if hasattr(report, "wasxfail"):
-        return "xfailed"
-    if report.failed and report.when != "call":
-        return "error"
-    return str(report.outcome)
+    return next((entry for entry in applying if entry.explains(error.subject, error.actual)), None)
 
 
 def clause_of(item: pytest.Item) -> Clause | None:
@@ -344,7 +323,7 @@ def explain(clause: Clause, verdict: Verdict) -> str:
     if verdict.note:
         parts.append(verdict.note)
     parts += [injection.explain() for injection in list(journal)[-4:]]
-    if journal and (topology := topology_of(journal[-1])):
+    if journal and (topology := topology_before(journal[-1])):
         msi = journal[-1].msi
         message = journal[-1].message
         explained = command(topology, message, msi.flags, msi.devid, bytes(msi.pad))

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from helpers.verdicts.clauses import CLAUSES, LEVELS
+from helpers.spec import CLAUSES, LEVELS
 from helpers.verdicts.kernel import Kernel
 
 CLAUSE_STATES = ("holds", "deviates", "broken", "not tested")

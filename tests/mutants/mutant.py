@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.kernels.packages import numbers
-from helpers.verdicts.clauses import CLAUSES
+from helpers.spec import CLAUSES
 
 FILES = (
     *("virt/kvm/irqchip.c", "virt/kvm/kvm_main.c", "arch/x86/kvm/irq_comm.c"),

@@ -16,6 +16,9 @@ from typing import Any
 
 import pytest
 
+from helpers.verdicts.plugin import VERDICTS
+from helpers.verdicts.reports import column_of
+
 
 class Record:
     """One run's."""
@@ -36,10 +39,10 @@ class Record:
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
             place = self.places[report.nodeid]
-            self.write(mutant=report.column, test=report.nodeid, place=place)
+            self.write(mutant=column_of(report), test=report.nodeid, place=place)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        for label, tally in session.config.pluginmanager.getplugin("kvm-verdicts").tallies.items():
+        for label, tally in session.config.stash[VERDICTS].tallies.items():
             self.write(mutant=label, run=len(tally.results), broken=tally.broken)
 
     def write(self, **line: Any) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-from helpers.guest.assemble import cache_directory
+from helpers.cache import cache_directory
 from helpers.kernels.packages import Archive, KernelError
 from tests.mutants.mutant import FILES, MutantError
 

@@ -38,7 +38,7 @@ def windows(mask: int) -> list[int]:
     return [sum(1 << bit for bit in part) for part in (places[:WINDOW], places[-WINDOW:])]
 
 
-def send(fd: int, msi: abi.kvm_msi, word: Word, values: Values, expected: Results) -> Sent:
+def send_values(fd: int, msi: abi.kvm_msi, word: Word, values: Values, expected: Results) -> Sent:
     """KVM_SIGNAL_MSI with each of ``values`` or-ed into ``word`` of ``msi``.
 
     Until a return value, or -errno, is not the expected one.
@@ -68,7 +68,7 @@ def _sender() -> ctypes.CDLL:
     return library
 
 
-def flood(
+def signal_each(
     machine: Machine, message: Message, word: Word, values: Iterable[int], returns: int
 ) -> Injection:
     """``message`` with each of ``values`` or-ed into a word: what all of them did together.
@@ -81,7 +81,7 @@ def flood(
     msi = msi_of(message)
 
     def inject() -> tuple[int, int]:
-        sent, got = send(machine.fd, msi, word, array, expected)
+        sent, got = send_values(machine.fd, msi, word, array, expected)
         if sent < len(listed):
             setattr(msi, word, getattr(msi, word) | listed[sent])
         return (got, 0) if got >= 0 else (-1, -got)

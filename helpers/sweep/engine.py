@@ -25,12 +25,8 @@ from helpers.apic import (
 from helpers.apic.lapic import bits
 from helpers.apic.model import Model, Outcome, Route, Switches, effect_of
 from helpers.apic.topology import MpState, Topology
-from helpers.guest import flood
-from helpers.guest.build import build
-from helpers.guest.expect import Mismatch
-from helpers.guest.flood import Results, Values
-from helpers.guest.injection import Snapshot, effect_between
-from helpers.guest.machine import journal
+from helpers.guest import Mismatch, Snapshot, build, disagreement, effect_between, journal, sender
+from helpers.guest.sender import Results, Values
 from helpers.kvm import System, abi
 
 __tracebackhide__ = True  # a failure is shown where the test asked
@@ -293,7 +289,9 @@ class Sweep:
         msi.address_lo, msi.address_hi = message.address_lo, message.address_hi
         msi.data = message.data
         expected = series.expected
-        sent, got = flood.send(self.machine.fd, msi, "data", _array(series.vectors), expected)
+        sent, got = sender.send_values(
+            self.machine.fd, msi, "data", _array(series.vectors), expected
+        )
         if sent < len(series.vectors):
             wrong = [series.message(series.vectors[sent])]
             self._report(series, wrong, "return value", str(expected[sent]), str(got))
@@ -356,22 +354,6 @@ class SmallestCase(Mismatch):
         super().__init__(found.subject, found.expected, found.actual, sent)
         self.topology = topology
         self.message = message
-
-
-def disagreement(
-    system: System, topology: Topology, message: Message, switches: Switches
-) -> Mismatch | None:
-    """How the kernel's answer to one message differs from the model's, if it does.
-
-    Raises ValueError for a topology that cannot be made.
-    """
-    with build(system, topology) as machine:
-        shot = machine.signal(message)
-    try:
-        shot.answers(Model(topology, switches).predict(message))
-    except Mismatch as mismatch:
-        return mismatch
-    return None
 
 
 def smallest(

@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from helpers.apic import DeliveryMode, DestinationMode, Message, Mode, Register, TriggerMode
+from helpers.apic import ApicMode, DeliveryMode, DestinationMode, Message, Register, TriggerMode
 from helpers.apic.effect import Effect
 from helpers.apic.lapic import (
     APIC_BASE_ENABLE,
@@ -37,9 +37,7 @@ from helpers.apic.lapic import (
 )
 from helpers.apic.model import Model, Switches
 from helpers.apic.topology import Irqchip, MpState, Topology
-from helpers.guest.expect import Mismatch, expect
-from helpers.guest.injection import Injection
-from helpers.guest.machine import Cpu, Machine, journal, msi_route
+from helpers.guest import Cpu, Injection, Machine, Mismatch, expect, journal, msi_route
 from helpers.kvm import KvmError, System, abi, errno_name
 
 __tracebackhide__ = True  # a failure is shown where the test asked
@@ -149,9 +147,9 @@ _WRITES = (
 _API = st.integers(1, abi.KVM_X2APIC_API_USE_32BIT_IDS | abi.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK)
 # What a guest may make of a mode (SDM vol. 3, 11.12.5, figure 11-27).
 _SWITCHES = {
-    Mode.DISABLED: (Mode.XAPIC,),
-    Mode.XAPIC: (Mode.X2APIC, Mode.DISABLED),
-    Mode.X2APIC: (Mode.DISABLED,),
+    ApicMode.DISABLED: (ApicMode.XAPIC,),
+    ApicMode.XAPIC: (ApicMode.X2APIC, ApicMode.DISABLED),
+    ApicMode.X2APIC: (ApicMode.DISABLED,),
 }
 _STATES = (
     MpState.RUNNABLE,
@@ -222,22 +220,22 @@ class AnySequence(RuleBasedStateMachine):
         irqchip=st.sampled_from(_IRQCHIPS),
         x2apic_api=st.one_of(st.just(0), st.just(0), _API),
         ids=st.lists(st.sampled_from(IDS), max_size=4, unique=True),
-        mode=st.sampled_from((Mode.XAPIC, Mode.X2APIC)),
+        apic_mode=st.sampled_from((ApicMode.XAPIC, ApicMode.X2APIC)),
     )
-    def start(self, irqchip: Irqchip, x2apic_api: int, ids: list[int], mode: Mode) -> None:
+    def start(self, irqchip: Irqchip, x2apic_api: int, ids: list[int], apic_mode: ApicMode) -> None:
         system = self.world.system
         self.machine = Machine(system, irqchip=irqchip, vcpu_ids=(), x2apic_api=x2apic_api)
         for vcpu_id in ids:
             self._add(vcpu_id)
-            self._power_on(self._cpus[-1], mode)
+            self._power_on(self._cpus[-1], apic_mode)
 
     def _add(self, vcpu_id: int) -> None:
         # A fresh vCPU's CPUID has no x2APIC, so that it could not be switched.
         self._machine.add_cpu(vcpu_id).set_cpuid()
 
-    def _power_on(self, cpu: Cpu, mode: Mode) -> None:
+    def _power_on(self, cpu: Cpu, apic_mode: ApicMode) -> None:
         cpu.vcpu.finish_exit()
-        cpu.power_on(mode)
+        cpu.power_on(apic_mode)
         self.known.in_probe.add(cpu.index)
         self.known.chosen[cpu.index] = 0
 
@@ -258,9 +256,9 @@ class AnySequence(RuleBasedStateMachine):
         if not self.world.switches.x2apics_keep_their_ids:
             # These kernels can no longer read a LAPIC that has another ID than its vCPU then.
             for cpu in self._cpus:
-                if cpu.mode is Mode.X2APIC:
-                    cpu.mode = Mode.DISABLED
-                    cpu.mode = Mode.X2APIC
+                if cpu.apic_mode is ApicMode.X2APIC:
+                    cpu.apic_mode = ApicMode.DISABLED
+                    cpu.apic_mode = ApicMode.X2APIC
         self._machine.vm.enable_cap(abi.KVM_CAP_X2APIC_API, x2apic_api)
         self._send(contents, DestinationMode.PHYSICAL, self._nth(nth).vcpu.vcpu_id)
 
@@ -277,35 +275,35 @@ class AnySequence(RuleBasedStateMachine):
     # --- what the host does to a vCPU -------------------------------------------------------------
 
     @precondition(lambda self: self._cpus)
-    @rule(nth=_NTH, mode=st.sampled_from((Mode.XAPIC, Mode.X2APIC)))
-    def reset_vcpu(self, nth: int, mode: Mode) -> None:
+    @rule(nth=_NTH, apic_mode=st.sampled_from((ApicMode.XAPIC, ApicMode.X2APIC)))
+    def reset_vcpu(self, nth: int, apic_mode: ApicMode) -> None:
         """As a host resets one: all of its state written anew."""
-        self._power_on(self._nth(nth), mode)
+        self._power_on(self._nth(nth), apic_mode)
 
     @precondition(lambda self: self._cpus)
-    @rule(nth=_NTH, mode=st.sampled_from(Mode))
-    def host_switches_mode(self, nth: int, mode: Mode) -> None:
+    @rule(nth=_NTH, apic_mode=st.sampled_from(ApicMode))
+    def host_switches_mode(self, nth: int, apic_mode: ApicMode) -> None:
         """KVM_SET_SREGS, which may do what a guest must not."""
         cpu = self._nth(nth)
-        is_forced = cpu.mode is Mode.X2APIC and mode is Mode.XAPIC
-        old = cpu.mode
-        cpu.mode = mode
+        is_forced = cpu.apic_mode is ApicMode.X2APIC and apic_mode is ApicMode.XAPIC
+        old = cpu.apic_mode
+        cpu.apic_mode = apic_mode
         if is_forced and not self.world.switches.x2apics_keep_their_ids:
             # These kernels neither gave it an xAPIC ID nor built the map again (052c3b99cbc8).
             cpu.configure(id=cpu.vcpu.vcpu_id & 0xFF)
             self.known.chosen[cpu.index] = 0
-        self._expect_switch(cpu, old, mode)
+        self._expect_switch(cpu, old, apic_mode)
 
-    def _expect_switch(self, cpu: Cpu, old: Mode, new: Mode) -> None:
-        expect("mode", cpu.mode.name, new.name)
+    def _expect_switch(self, cpu: Cpu, old: ApicMode, new: ApicMode) -> None:
+        expect("mode", cpu.apic_mode.name, new.name)
         if new is old:
             return
         page = cpu.lapic
-        if new is Mode.XAPIC:
+        if new is ApicMode.XAPIC:
             expect("xAPIC ID", page.xapic_id, cpu.vcpu.vcpu_id & 0xFF)
-        if new is Mode.X2APIC:
+        if new is ApicMode.X2APIC:
             expect("x2APIC LDR", page[Register.LDR], x2apic_ldr(cpu.vcpu.vcpu_id))
-        if old is Mode.DISABLED:
+        if old is ApicMode.DISABLED:
             self.known.overlooked.add(cpu.index)
 
     @precondition(lambda self: self._cpus)
@@ -316,7 +314,9 @@ class AnySequence(RuleBasedStateMachine):
         register, value = write
         page = cpu.lapic
         keeps = self.world.switches.x2apics_keep_their_ids
-        is_raw = cpu.mode is Mode.X2APIC and self._machine.setting().topology(()).has_32bit_ids
+        is_raw = (
+            cpu.apic_mode is ApicMode.X2APIC and self._machine.setting().topology(()).has_32bit_ids
+        )
         page[register] = value
         try:
             cpu.lapic = page
@@ -326,7 +326,7 @@ class AnySequence(RuleBasedStateMachine):
             expect("KVM_SET_LAPIC", error.name, errno_name(EINVAL) if refused else "accepted")
             return
         self.known.chosen[cpu.index] = 0
-        if cpu.mode is Mode.X2APIC and register in (Register.ID, Register.LDR):
+        if cpu.apic_mode is ApicMode.X2APIC and register in (Register.ID, Register.LDR):
             if not keeps:
                 return
             register = Register.LDR
@@ -355,7 +355,7 @@ class AnySequence(RuleBasedStateMachine):
     def _take(self, cpu: Cpu) -> None:
         before = cpu.snapshot()
         lapic = before.lapic
-        pending = set() if cpu.mode is Mode.DISABLED else {v for v in lapic.irr if v >= 16}
+        pending = set() if cpu.apic_mode is ApicMode.DISABLED else {v for v in lapic.irr if v >= 16}
         wakes = bool(pending or before.nmi_pending or before.smi_pending)
         runs = before.mp_state == MpState.RUNNABLE or (before.mp_state == MpState.HALTED and wakes)
         if not runs or cpu.index in self.known.overlooked:
@@ -383,14 +383,14 @@ class AnySequence(RuleBasedStateMachine):
         """WRMSR of IA32_APIC_BASE."""
         cpu = self._nth(nth, self._in_probe())
         self._take(cpu)
-        old = cpu.mode
+        old = cpu.apic_mode
         new = _SWITCHES[old][which % len(_SWITCHES[old])]
         base = cpu.vcpu.get_sregs().apic_base & ~(APIC_BASE_ENABLE | APIC_BASE_X2APIC)
         cpu.wrmsr(IA32_APIC_BASE, base | new.value)
         self._expect_switch(cpu, old, new)
 
     def _with_registers(self) -> list[Cpu]:
-        return [cpu for cpu in self._in_probe() if cpu.mode is not Mode.DISABLED]
+        return [cpu for cpu in self._in_probe() if cpu.apic_mode is not ApicMode.DISABLED]
 
     @precondition(lambda self: self._with_registers())
     @rule(nth=_NTH, write=st.sampled_from(_WRITES))
@@ -398,7 +398,7 @@ class AnySequence(RuleBasedStateMachine):
         """MMIO, or WRMSR of an x2APIC, which can write the SVR only."""
         cpu = self._nth(nth, self._with_registers())
         register, value = write
-        if cpu.mode is Mode.X2APIC and register is not Register.SVR:
+        if cpu.apic_mode is ApicMode.X2APIC and register is not Register.SVR:
             return
         self._take(cpu)
         cpu.write(register, value)
@@ -417,7 +417,7 @@ class AnySequence(RuleBasedStateMachine):
     def send_to_one(self, nth: int, contents: list[dict[str, Any]]) -> None:
         """To a vCPU's physical ID: its own, or the one it was created with."""
         cpu = self._nth(nth)
-        own = cpu.vcpu.vcpu_id if cpu.mode is Mode.X2APIC else cpu.lapic.xapic_id
+        own = cpu.vcpu.vcpu_id if cpu.apic_mode is ApicMode.X2APIC else cpu.lapic.xapic_id
         self._send(contents, DestinationMode.PHYSICAL, own)
 
     @precondition(lambda self: self._cpus)
@@ -427,7 +427,7 @@ class AnySequence(RuleBasedStateMachine):
         destination = 0
         for cpu in map(self._nth, nths):
             ldr = cpu.lapic[Register.LDR]
-            destination |= ldr if cpu.mode is Mode.X2APIC else ldr >> 24
+            destination |= ldr if cpu.apic_mode is ApicMode.X2APIC else ldr >> 24
         self._send(contents, DestinationMode.LOGICAL, destination)
 
     @rule(

@@ -12,8 +12,8 @@ import pytest
 from helpers.apic import Message
 from helpers.apic.topologies import topology_of
 from helpers.apic.topology import Topology
-from helpers.guest.sweep import SmallestCase
 from helpers.progress import Bar
+from helpers.sweep.engine import SmallestCase
 from helpers.verdicts.plugin import REPEAT
 
 T = TypeVar("T")

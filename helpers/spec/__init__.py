@@ -1,0 +1,6 @@
+"""Facts as data: clauses, known deviations and supported kernels, each in a TOML file."""
+
+from helpers.spec.clauses import CLAUSES, LEVELS, Clause, Level
+from helpers.spec.deviations import DEVIATIONS, Deviation, SwitchOff
+
+__all__ = ["CLAUSES", "DEVIATIONS", "LEVELS", "Clause", "Deviation", "Level", "SwitchOff"]

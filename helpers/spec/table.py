@@ -1,0 +1,72 @@
+"""Read TOML tables into dataclasses.
+
+An entry that does not fit raises :class:`SpecError`, which names file, entry and field.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+class SpecError(ValueError):
+    """A table that does not fit; the message is one line."""
+
+
+def read(file: Path, kind: type[T]) -> dict[str, T]:
+    """Read each table of ``file`` as a ``kind``, whose field ``id`` is the table's name.
+
+    A field is a str, a bool, a Literal, a dataclass, a tuple of such, or one of them or None.
+    Raises SpecError.
+    """
+    try:
+        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{file.name}: {error}") from None
+    return {id: _table(f"{file.name}: {id}", kind, table, id=id) for id, table in tables.items()}
+
+
+def _table(place: str, kind: Any, table: object, **given: object) -> Any:
+    if not isinstance(table, Mapping):
+        raise SpecError(f"{place}: not a table")
+    types = get_type_hints(kind)
+    if unknown := sorted(table.keys() - (types.keys() - given.keys())):
+        raise SpecError(f"{place}: no field {unknown[0]!r}")
+    for field in fields(kind):
+        if field.name in table:
+            where = f"{place}: {field.name}"
+            given[field.name] = _value(where, types[field.name], table[field.name])
+        elif field.name not in given and field.default is MISSING:
+            raise SpecError(f"{place}: {field.name} is missing")
+    try:
+        return kind(**given)
+    except ValueError as error:
+        raise SpecError(f"{place}: {error}") from None
+
+
+def _value(place: str, kind: Any, value: object) -> object:
+    arguments = get_args(kind)
+    if get_origin(kind) is Literal:
+        if value not in arguments:
+            raise SpecError(f"{place}: {value!r} is none of {' '.join(arguments)}")
+        return value
+    if isinstance(kind, UnionType):
+        return _value(place, next(each for each in arguments if each is not NoneType), value)
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list):
+            raise SpecError(f"{place}: {value!r} is not a list")
+        types = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        if len(types) != len(value):
+            raise SpecError(f"{place}: {value!r} does not have {len(types)} items")
+        return tuple(_value(place, *pair) for pair in zip(types, value, strict=True))
+    if is_dataclass(kind):
+        return _table(place, kind, value)
+    if type(value) is not kind or value == "":
+        raise SpecError(f"{place}: {value!r} is no {kind.__name__}")
+    return value

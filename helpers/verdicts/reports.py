@@ -1,0 +1,74 @@
+"""What travels on a test report, from the process that runs the test to the one that reports it.
+
+pytest, pytest-xdist and helpers/kernels carry a report's attributes over, if they are plain data.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, NamedTuple, TypeVar, cast
+
+import pytest
+
+T = TypeVar("T")
+
+
+class Carried(Generic[T]):
+    """An attribute of reports. ``T`` is plain data: dicts, lists, strings and numbers."""
+
+    def __init__(self, name: str) -> None:
+        self._name = f"kvm_{name}"
+
+    def put(self, report: pytest.TestReport, value: T) -> None:
+        setattr(report, self._name, value)
+
+    def get(self, report: pytest.TestReport) -> T | None:
+        """Return the value; None on a report that has none."""
+        return cast("T | None", getattr(report, self._name, None))
+
+
+class Verdict(NamedTuple):
+    """What a test's outcome means.
+
+    ``clause`` is the id of the clause, ``deviation`` of the known deviation that the test shows,
+    or, with ``backport``, does not show. ``repeat`` is the command that repeats the test.
+    """
+
+    clause: str
+    deviation: str = ""
+    backport: bool = False
+    note: str = ""
+    repeat: str = ""
+
+
+_COLUMN = Carried[str]("column")
+_VERDICT = Carried[dict[str, Any]]("verdict")
+
+
+def put_column(report: pytest.TestReport, column: str) -> None:
+    """Say which of several kernels a report is of."""
+    _COLUMN.put(report, column)
+
+
+def column_of(report: pytest.TestReport) -> str:
+    """Return which of several kernels a report is of; empty where there is one."""
+    return _COLUMN.get(report) or ""
+
+
+def put_verdict(report: pytest.TestReport, verdict: Verdict) -> None:
+    """Attach a verdict."""
+    _VERDICT.put(report, verdict._asdict())
+
+
+def verdict_of(report: pytest.TestReport) -> Verdict | None:
+    """Return a report's verdict; None for a test that judges no kernel."""
+    carried = _VERDICT.get(report)
+    return Verdict(**carried) if carried else None
+
+
+def outcome_of(report: pytest.TestReport) -> str:
+    """Return passed, failed, error, skipped or xfailed."""
+    if hasattr(report, "wasxfail"):
+        return "xfailed"
+    if report.failed and report.when != "call":
+        return "error"
+    return str(report.outcome)
