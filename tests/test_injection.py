@@ -17,7 +17,7 @@ from helpers.apic.model import effect_of
 from helpers.guest import Injection, Mismatch, Snapshot, expect
 from helpers.guest.injection import Setting, effect_between
 from helpers.kvm import abi
-from helpers.verdicts.kernel import running_kernel
+from helpers.verdicts.kernel import running_kernel, topology_before
 
 FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
 

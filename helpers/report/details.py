@@ -20,6 +20,7 @@ from helpers.apic.topology import show_mp_state
 from helpers.guest import Injection, Machine, Mismatch, Snapshot, journal
 from helpers.kvm import abi
 from helpers.kvm.ioctl import Call, trace
+from helpers.verdicts.kernel import topology_before
 from helpers.verdicts.reports import Carried
 
 REGISTERS = (Register.ID, Register.SVR, Register.LDR, Register.DFR, Register.TPR, Register.PPR)
