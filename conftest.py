@@ -20,7 +20,7 @@ pytest_plugins = [
     "helpers.sweep.hunt_plugin",
     "helpers.sweep.plugin",
     "helpers.report.plugin",
-    "helpers.report.results",
+    "helpers.report.results_plugin",
     "helpers.kernels.plugin",
 ]
 

@@ -150,7 +150,7 @@ CUT_SHORT = {
     "nothing-judged": (
         "def test_b():\n    pass\npytest.skip('', allow_module_level=True)\n",
         [],
-        "nothing was judged",
+        "no test came to a verdict",
     ),
 }
 
@@ -202,7 +202,7 @@ def run_selection(suite: Suite, selection: list[str], *arguments: str) -> Run:
 def test_part_of_the_suite_does_not_replace_the_whole(two_files, selection):
     before = (two_files.path / "a.json").read_text()
     run = run_selection(two_files, selection, "--results=a.json")
-    assert run.lines_with("tests that were not part of this run")
+    assert run.lines_with("tests of this file were not part of the run")
     assert run.exit_code == 1
     assert (two_files.path / "a.json").read_text() == before
 
@@ -301,8 +301,8 @@ def pytest_cmdline_main(config):
     run = suite.run("--results=a.json")
     assert run.exit_code == pytest.ExitCode.USAGE_ERROR
     assert run.output == (
-        "ERROR: --results=a.json: a .json file has the results of one kernel (name a directory), "
-        "and --kernel names 2\n\n"
+        "ERROR: --results=a.json: --kernel names 2 kernels, and a .json file has the results of "
+        "one kernel; name a directory\n\n"
     )
 
 
@@ -324,7 +324,7 @@ def pytest_sessionstart(session):
 """)
     suite.add(ending(a="passed"))
     run = suite.run("--results=kernels")
-    assert run.lines_with("kernels not written: the kernel did not say which it is")
+    assert run.lines_with("kernels not written: the kernel did not report its release")
     assert run.exit_code == 1
 
 
@@ -480,26 +480,26 @@ def test_tests_that_did_not_run_are_not_gone(suite, arguments):
 BAD_FILES = {
     "missing": (None, "No such file or directory"),
     "directory": ("", "Is a directory"),
-    "empty": (b"", "no JSON: "),
-    "binary": (b"\xff\xfe", "no JSON: "),
-    "conflict": (b'{\n<<<<<<< HEAD\n"kernel": {}}', "no JSON: "),
-    "list": (b"[]", "JSON, but no results of this suite"),
-    "another": (b'{"kernel": "6.12", "results": {}}', "JSON, but no results of this suite"),
+    "empty": (b"", "not JSON: "),
+    "binary": (b"\xff\xfe", "not JSON: "),
+    "conflict": (b'{\n<<<<<<< HEAD\n"kernel": {}}', "not JSON: "),
+    "list": (b"[]", "JSON, but not written by --results"),
+    "another": (b'{"kernel": "6.12", "results": {}}', "JSON, but not written by --results"),
     "flat": (
         b'{"kernel": {"release": "6.12", "vendor": "kvm_amd"}, "results": {"a": "passed"}}',
-        "JSON, but no results of this suite",
+        "JSON, but not written by --results",
     ),
     "outcome": (
         b'{"kernel": {"release": "6", "vendor": "x"}, "results": {"a": {"b": {"": "fine"}}}}',
-        "JSON, but no results of this suite",
+        "JSON, but not written by --results",
     ),
     "number": (
         b'{"kernel": {"release": "6", "vendor": "x"}, "results": {"a": {"b": {"": 1}}}}',
-        "JSON, but no results of this suite",
+        "JSON, but not written by --results",
     ),
     "nothing": (
         b'{"kernel": {"release": "6", "vendor": "x"}, "results": {}}',
-        "results of no test",
+        "the results of no test",
     ),
 }
 
@@ -530,7 +530,7 @@ def test_file_that_cannot_be_compared_with_is_one_line_before_any_test(suite, wo
     assert run.exit_code == pytest.ExitCode.USAGE_ERROR
     [line] = [line for line in run.output.splitlines() if line]
     assert line.startswith(f"ERROR: --compare=a.json: {why}")
-    assert line.endswith("; to make it: pytest suites/ --results=a.json")
+    assert line.endswith("; write such a file with: pytest suites/ --results=FILE.json")
 
 
 OPTIONS = pytest.mark.parametrize("option", ["--results=b.json", "--compare=a.json"])
@@ -543,7 +543,8 @@ def test_strict_run_has_no_results(suite, option):
     run = suite.run(option, "--strict")
     assert run.exit_code == pytest.ExitCode.USAGE_ERROR
     assert run.output.strip() == (
-        "ERROR: --results and --compare are not for --strict, where known deviations are failures"
+        "ERROR: --results and --compare record known deviations, which --strict turns into "
+        "failures: leave out --strict"
     )
 
 
@@ -551,7 +552,10 @@ def test_directory_that_cannot_be_made_is_said_before_any_test(suite):
     suite.add(ending(a="passed"))
     run = suite.run("--results=pytest.ini")
     assert run.exit_code == pytest.ExitCode.USAGE_ERROR
-    assert run.output.strip() == "ERROR: --results=pytest.ini: pytest.ini: File exists"
+    assert run.output.strip() == (
+        "ERROR: --results=pytest.ini: cannot make the directory pytest.ini: File exists; "
+        "name a directory, or a file that ends in .json"
+    )
 
 
 @OPTIONS
