@@ -19,7 +19,7 @@ pytest_plugins = [
     "helpers.verdicts.plugin",
     "helpers.sweep.hunt_plugin",
     "helpers.sweep.plugin",
-    "helpers.report.plugin",
+    "helpers.report.html_plugin",
     "helpers.report.results_plugin",
     "helpers.kernels.plugin",
 ]

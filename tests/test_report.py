@@ -17,7 +17,7 @@ import pytest
 from helpers.kvm import abi
 from helpers.kvm.ioctl import Call
 from helpers.report.details import collapse
-from helpers.report.html import Strip, ranges
+from helpers.report.vcpu import Strip, ranges
 from helpers.spec import CLAUSES, DEVIATIONS
 from tests.copy_of_the_suite import Run, Suite, run_pytest
 
@@ -172,7 +172,7 @@ def test_kernel_and_command_are_named(report):
     assert f'<title id="head-title">KVM_SIGNAL_MSI on Linux {release}' in report.text
     assert f"Kernel Linux {release}" in report.overview
     assert "KVM_CAP_SIGNAL_MSI = 1" in report.overview
-    assert "irqchip full" in report.overview
+    assert "Irqchip modes full" in report.overview
     assert "suites --html=report.html -n" in report.overview
 
 
@@ -240,7 +240,9 @@ def test_failed_test_says_what_was_expected_and_what_happened(report):
 
 def test_failed_test_says_what_the_model_says_of_its_last_message(report):
     shown = report.unfolded("test_fails")
-    assert "What the model says of the last message rules that applied: 1. address_hi is" in shown
+    assert (
+        "What the model predicts for the last message rules that applied: 1. address_hi is" in shown
+    )
     assert "here: ID 0x1 is vCPU 1 [dest.physical] Intel SDM vol. 3, 11.6.2.1" in shown
     assert (
         "outcome on the reference kernel: returns 1"
@@ -251,7 +253,9 @@ def test_failed_test_says_what_the_model_says_of_its_last_message(report):
 
 def test_known_deviation_says_what_the_model_says(report):
     shown = report.unfolded("test_deviates[0]")
-    assert "What the model says of this message rules that applied: 1. devid and padding" in shown
+    assert (
+        "What the model predicts for this message rules that applied: 1. devid and padding" in shown
+    )
     assert "here: devid 0x7, padding 010000000000000000000000 [abi.ignored]" in shown
 
 
@@ -301,7 +305,7 @@ def test_vcpu_with_an_effect_comes_first_and_the_others_are_counted(report):
     shown = report.unfolded("test_passes_on_many_vcpus")
     assert re.findall(r"vCPU (\d+)", shown) == ["18", "0", "1", "2", "3", "4", "5", "6"]
     assert "pending none → NMI" in shown
-    assert "12 more vCPUs are left out; the message changed none of them." in shown
+    assert "12 more vCPUs are not shown; the message changed none of them." in shown
 
 
 def test_messages_left_out_are_counted(report):
@@ -378,7 +382,7 @@ def test_kernels_are_side_by_side(several):
     assert "5.10 6.12 6.99 Kernel 5.10.0-test 6.12.0-test KVM" in several.overview
     assert (
         "Tests 1 failed 1 error 12 xfailed 242 passed 1 skipped"
-        " 2 failed 2 error 11 xfailed 242 passed 1 skipped none not judged irqchip"
+        " 2 failed 2 error 11 xfailed 242 passed 1 skipped none not judged Irqchip"
     ) in several.overview
 
 
@@ -404,7 +408,7 @@ def test_clause_has_a_state_per_kernel(several):
 
 
 def test_deviations_and_backports_are_counted_per_kernel(several):
-    deviations, backports = several.overview.partition("Known deviations These")[2].split(
+    deviations, backports = several.overview.partition("Known deviations These kernels")[2].split(
         "Backports These"
     )
     assert deviations.strip().endswith(f"not fixed 12 11 {NOT_RUN}")
@@ -425,7 +429,7 @@ def test_tests_that_differ_come_first(several):
     differ = ["test_deviates[3]", "test_passes[16]", "test_passes[17]"]
     same = ["test_fails", "test_deviates[0]", "test_deviates[1]", "test_deviates[2]"]
     assert list(several.matrix)[:7] == differ + same
-    assert "Tests that differ <span>3</span>" in several.text
+    assert "Tests with different outcomes <span>3</span>" in several.text
 
 
 def test_cell_leads_to_what_the_test_did_on_that_kernel(several):
@@ -581,7 +585,7 @@ def test_fails(machines):
     machines(irqchip="none").signal(Message()).returns(1)
 """)
     report = report_of(suite)
-    assert "What the model says" not in report.unfolded("test_fails")
+    assert "What the model predicts" not in report.unfolded("test_fails")
     assert "helpers.apic explain" not in report.run.output
 
 
@@ -594,15 +598,13 @@ def test_run_that_judged_nothing_is_not_green(suite):
 def test_it():
     pytest.skip()
 """)
-    assert "Nothing was judged, and that is not a pass." in report_of(suite).overview
+    assert "Nothing was judged. This is not a pass." in report_of(suite).overview
 
 
 def test_run_that_stopped_early_says_so(suite):
     suite.add(TESTS)
     report = report_of(suite, "-x")
-    assert (
-        "The run was cut short (stopping after 1 failures): tests are missing." in report.overview
-    )
+    assert "The run ended early (stopping after 1 failures): tests are missing." in report.overview
 
 
 def test_test_that_kills_its_worker_is_listed(suite):
@@ -659,7 +661,7 @@ def test_repeated_call_is_counted():
 
 
 def test_strip_marks_what_stayed_came_and_went():
-    assert Strip("IRR", [1, 2, 3, 9], [2, 3, 255]).marks == {
+    assert Strip("IRR", [1, 2, 3, 9], [2, 3, 255]).paths == {
         "kept": "M2 0h2v12h-2z",
         "lost": "M1 0h1v6h-1zM9 0h1v6h-1z",
         "gained": "M255 6h1v6h-1z",
