@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,11 @@ import pytest
 from helpers.kvm import abi
 from helpers.kvm.ioctl import Call
 from helpers.report.details import collapse
+from helpers.report.html import Writer
+from helpers.report.run import JudgedRun
 from helpers.report.vcpu import Strip, ranges
 from helpers.spec import CLAUSES, DEVIATIONS
+from helpers.verdicts.tally import Tally
 from tests.copy_of_the_suite import Run, Suite, run_pytest
 
 TESTS = """
@@ -315,7 +319,7 @@ def test_messages_left_out_are_counted(report):
 
 
 def test_skip_and_error_say_why(report):
-    assert "Not run Skipped: a precondition is missing" in report.unfolded("test_is_skipped")
+    assert "Not run a precondition is missing" in report.unfolded("test_is_skipped")
     assert "RuntimeError: a broken fixture" in report.unfolded("test_has_an_error")
 
 
@@ -509,6 +513,13 @@ def pytest_runtest_logreport(report):
     assert f'data-test="{number}"' in report.rows["test_fails"]["cells"]
 
 
+def test_kernel_that_was_left_early_says_how_many_tests_did_not_run():
+    tally = Tally("6.1", left=3)
+    run = JudgedRun([tally, tally], [], datetime.now(), "pytest", {}, "", failures=[])
+    headline = plain(Writer().overview(run))
+    assert "6.1 was left early (--maxfail-each): 3 tests did not run." in headline
+
+
 # --- escaping -------------------------------------------------------------------------------------
 
 HOSTILE = "<img src=x onerror=alert(1)>&amp;\"'</script></template>"
@@ -605,6 +616,14 @@ def test_run_that_stopped_early_says_so(suite):
     suite.add(TESTS)
     report = report_of(suite, "-x")
     assert "The run ended early (stopping after 1 failures): tests are missing." in report.overview
+
+
+def test_strict_run_counts_its_known_deviations(suite):
+    suite.add(TESTS)
+    report = report_of(suite, "--strict", "-k", "test_deviates or test_fails")
+    assert "13 failures (known deviations counted by --strict: 12). 0 passed," in report.overview
+    assert "Known deviation pad-not-checked" in report.unfolded("test_deviates[0]")
+    assert "Note" not in report.unfolded("test_deviates[0]")
 
 
 def test_test_that_kills_its_worker_is_listed(suite):

@@ -155,7 +155,7 @@ def _phase_of(report: pytest.TestReport) -> Phase:
 def _message_of(report: pytest.TestReport) -> str:
     """Return the reason of a skip, or the end of a test whose process died; else nothing."""
     if isinstance(report.longrepr, tuple):
-        return str(report.longrepr[2])
+        return str(report.longrepr[2]).removeprefix("Skipped: ")
     return report.longrepr if isinstance(report.longrepr, str) else ""
 
 
