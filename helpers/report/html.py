@@ -1,4 +1,4 @@
-"""The HTML of the report. All text goes through templates that escape it (templates/*.jinja2).
+"""The HTML of the report. Templates (templates/*.jinja2) escape all text.
 
 Thousands of tests show the same messages, vCPUs and clauses, and pytest-html draws all rows anew at
 every click. A *part* is a piece of HTML that the page stores once, in a <template>. Rows refer to
@@ -35,11 +35,11 @@ class Parts:
         self.ids: dict[Markup, str] = {}
 
     def add(self, html: Markup) -> str:
-        """Store ``html`` as a part, unless it is one, and return the part's id."""
+        """Return the id of the part with this content. Store a new part if there is none."""
         return self.ids.setdefault(html, f"p{len(self.ids)}")
 
     def reference(self, html: Markup) -> Markup:
-        """Store ``html`` as a part and return the element that shows the part."""
+        """Return the element that shows the part with this content."""
         return Markup(f"<kvm-part of={self.add(html)}></kvm-part>")
 
 
@@ -87,7 +87,7 @@ class Writer:
         return self._references[name]
 
     def number_of(self, phase: Phase) -> str:
-        """Return the number of a phase in links (#test=NUMBER); empty if it has no row or cell."""
+        """Return the number of a phase in links (#test=NUMBER); empty for a phase that has none."""
         return self._numbers.get((phase.column, phase.nodeid, phase.when), "")
 
     def _set_number(self, phase: Phase, number: str) -> None:
@@ -153,7 +153,7 @@ class Writer:
         return shown + self.render("log.jinja2", log=log) if log else shown
 
     def message(self, sent: SentMessage, number: int) -> Markup:
-        """Return a message with its effects. ``number`` counts a test's messages; 0: the only."""
+        """Return a message with its effects. ``number`` counts from 1; 0 for the only message."""
         decoded = Message.decode(*sent["words"])
         words = dict(zip(("address_lo", "address_hi", "data"), sent["words"], strict=True))
         summary = repr(decoded).removeprefix("<Message ").removesuffix(">")

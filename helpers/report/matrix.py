@@ -49,7 +49,7 @@ class Matrix:
         self.rows: dict[str, Row] = {}
 
     def add(self, phase: Phase, number: str, parts: Iterable[str]) -> Cell:
-        """Add a phase to its test's cell, which is made with ``number`` if this is the first."""
+        """Add a phase to its test's cell and return the cell. ``number`` is for a new cell."""
         verdict = phase.verdict or Verdict("")
         cells = self.rows.setdefault(phase.nodeid, Row(phase.test, verdict.clause)).cells
         if phase.column not in cells:
@@ -60,7 +60,7 @@ class Matrix:
         return cells[phase.column]
 
     def groups(self, nodeids: Sequence[str]) -> dict[bool, list[Row]]:
-        """Return the rows by whether they differ, in the order of ``nodeids``; others are last."""
+        """Return the rows by ``differs``, in the order of ``nodeids``. Other rows are last."""
         position = {nodeid: number for number, nodeid in enumerate(nodeids)}
         ordered = sorted(self.rows, key=lambda nodeid: position.get(nodeid, len(position)))
         rows = [self.rows[nodeid] for nodeid in ordered]

@@ -38,7 +38,7 @@ PREFIX = f"{SUITES.name}/"
 
 
 class NoResults(Exception):
-    """A file cannot be read as a result file, or not be written. The message is one line."""
+    """Raised for a file that is no result file, or cannot be written. The message is one line."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,8 @@ class Coverage:
     """The tests and files of suites/ that a run collected.
 
     ``tests`` are node ids. ``files`` are the files of these tests, and files that skip themselves.
-    ``uncollectable`` are files that could not be collected. ``is_selection`` says that tests of
-    ``files`` were left out on purpose.
+    ``uncollectable`` are files that could not be collected. ``is_selection`` is True if the command
+    line left out tests of ``files``.
     """
 
     root: Path

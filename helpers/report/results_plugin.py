@@ -1,4 +1,4 @@
-"""The pytest plugin behind ``--results`` and ``--compare``: writes result files, compares with one.
+"""The pytest plugin behind ``--results`` and ``--compare``: writes and compares result files.
 
 With pytest-xdist the controller writes and compares; see DeselectionRelay for its workers.
 """
@@ -133,7 +133,7 @@ class ResultsPlugin:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _write(self, path: Path, tally: Tally, kernels: int) -> bool:
-        """Write a kernel's result file if the results are whole. Return whether it is written."""
+        """Write a kernel's result file if the results are whole. Return whether that was done."""
         try:
             if tally.kernel is None:
                 raise NoResults("the kernel did not report its release")
@@ -151,7 +151,7 @@ class ResultsPlugin:
         return True
 
     def _require_whole(self, path: Path, tally: Tally) -> None:
-        """Raise NoResults if tests are missing that were collected, or that the file has."""
+        """Raise NoResults if a collected test has no verdict, or if the file has other tests."""
         coverage = self.coverage
         if coverage.uncollectable:
             raise NoResults(f"{', '.join(sorted(coverage.uncollectable))} could not be collected")
