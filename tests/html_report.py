@@ -156,7 +156,7 @@ SEVERAL = """
 import copy
 import dataclasses
 import pytest
-from helpers.verdicts.plugin import VERDICTS
+from helpers.verdicts.session import VERDICTS
 
 KERNELS = ["5.10", "6.12", "6.99"]
 BROKEN = "it did not come up"

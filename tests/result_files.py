@@ -68,7 +68,7 @@ from copy import copy
 from dataclasses import replace
 import pytest
 from helpers.verdicts.kernel import running_kernel
-from helpers.verdicts.plugin import VERDICTS, Verdicts
+from helpers.verdicts.session import VERDICTS, Verdicts
 
 count = Verdicts.pytest_runtest_logreport
 

@@ -188,7 +188,7 @@ def test_report_of_thousands_of_tests_is_small_enough(report):
 def test_one_booted_kernel_has_the_report_of_a_running_one(suite):
     suite.prepare("""
 import pytest
-from helpers.verdicts.plugin import VERDICTS
+from helpers.verdicts.session import VERDICTS
 
 def pytest_sessionstart(session):
     verdicts = session.config.stash[VERDICTS]
@@ -220,8 +220,8 @@ hostile = dataclasses.replace(
     real, release={HOSTILE!r}, vendor={HOSTILE!r}, cpu={HOSTILE!r},
     parameters={{"kvm.x": {HOSTILE!r}}}, capabilities=real.capabilities | {{{HOSTILE!r}: 1}},
 )
-import helpers.verdicts.plugin
-helpers.verdicts.plugin.running_kernel = lambda: hostile
+import helpers.verdicts.session
+helpers.verdicts.session.running_kernel = lambda: hostile
 
 def pytest_configure(config):
     from pytest_metadata.plugin import metadata_key

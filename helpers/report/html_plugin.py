@@ -18,8 +18,8 @@ from markupsafe import Markup
 from helpers.report.details import DETAILS, collect
 from helpers.report.html import Writer
 from helpers.report.run import JudgedRun, Phase
-from helpers.verdicts.plugin import VERDICTS, Verdicts
 from helpers.verdicts.reports import column_of, outcome_of, verdict_of
+from helpers.verdicts.session import VERDICTS, Verdicts
 from helpers.verdicts.tally import Tally
 
 

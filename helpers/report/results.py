@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helpers.verdicts.kernel import Kernel
-from helpers.verdicts.plugin import SUITES
+from helpers.verdicts.session import SUITES
 
 PARAMETERS = ("kvm.vector_hashing", "kvm_intel.enable_apicv", "kvm_amd.avic")
 """Module parameters that may change a verdict."""

@@ -22,7 +22,7 @@ from helpers.report.results import (
     replace_file,
     serialize,
 )
-from helpers.verdicts.plugin import VERDICTS
+from helpers.verdicts.session import VERDICTS
 from helpers.verdicts.tally import Tally
 
 _ONE_KERNEL = "a .json file has the results of one kernel; name a directory"
@@ -157,7 +157,8 @@ class ResultsPlugin:
             raise NoResults(f"{', '.join(sorted(coverage.uncollectable))} could not be collected")
         if not tally.judged:
             raise NoResults("no test came to a verdict")
-        if missing := coverage.tests - tally.results.keys():
+        missing = coverage.tests - tally.results.keys()
+        if len(missing) > tally.left:  # the tests that --maxfail-each left out
             raise NoResults(
                 f"{len(missing)} of {len(coverage.tests)} tests came to no verdict; run them all"
             )
@@ -165,7 +166,7 @@ class ResultsPlugin:
             recorded = read(path).verdicts.keys()
         except NoResults:
             return
-        if lost := recorded - coverage.tests - coverage.gone(recorded):
+        if lost := recorded - (coverage.tests - missing) - coverage.gone(recorded):
             raise NoResults(
                 f"{len(lost)} tests of this file were not part of the run; "
                 f"run all of {PREFIX} or name another file"
