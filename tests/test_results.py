@@ -155,7 +155,7 @@ def run_selection(suite: Suite, selection: list[str], *arguments: str) -> Run:
 def test_part_of_the_suite_does_not_replace_the_whole(two_files, selection):
     before = (two_files.path / "a.json").read_text()
     run = run_selection(two_files, selection, "--results=a.json")
-    assert run.lines_with("tests of this file were not part of the run")
+    assert run.lines_with("of the file's tests; run all of suites/")
     assert run.exit_code == 1
     assert (two_files.path / "a.json").read_text() == before
 
@@ -172,6 +172,23 @@ def test_tests_that_are_no_more_do_not_stay(two_files):
     (two_files.path / "suites/test_other.py").unlink()
     write(two_files)
     assert results(two_files.path / "a.json") == {"test_it.py": {"test_a": {"": "passed"}}}
+
+
+def test_tests_left_out_by_maxfail_each_may_be_missing(suite):
+    suite.prepare("""
+import pytest
+from helpers.verdicts.session import VERDICTS
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session):
+    session.config.stash[VERDICTS].tally("").left = 1
+""")
+    suite.add(ending(a="passed", b="failed", c="passed"))
+    write(suite, "-x")
+    assert set(results(suite.path / "a.json")["test_it.py"]) == {"test_a", "test_b"}
+    record(suite, it={"c": "passed"})
+    run = suite.run("--results=a.json", "-x")
+    assert run.lines_with("a.json not written: the run left out 1 of the file's tests")
 
 
 def test_file_that_cannot_be_written_is_a_failure(suite):

@@ -168,7 +168,7 @@ class ResultsPlugin:
             return
         if lost := recorded - (coverage.tests - missing) - coverage.gone(recorded):
             raise NoResults(
-                f"{len(lost)} tests of this file were not part of the run; "
+                f"the run left out {len(lost)} of the file's tests; "
                 f"run all of {PREFIX} or name another file"
             )
 
