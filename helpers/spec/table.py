@@ -19,9 +19,10 @@ class SpecError(ValueError):
     """A table that does not fit; the message is one line."""
 
 
-def read(file: Path, kind: type[T]) -> dict[str, T]:
+def read(file: Path, kind: type[T], within: str = "") -> dict[str, T]:
     """Read each table of ``file`` as a ``kind``, whose field ``id`` is the table's name.
 
+    ``within`` names the table that holds them, in a file of several kinds.
     A field is a str, a bool, a Literal, a dataclass, a tuple of such, or one of them or None.
     Raises SpecError.
     """
@@ -29,6 +30,10 @@ def read(file: Path, kind: type[T]) -> dict[str, T]:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SpecError(f"{file.name}: {error}") from None
+    if within:
+        if within not in tables:
+            raise SpecError(f"{file.name}: no table {within}")
+        tables = tables[within]
     return {id: _table(f"{file.name}: {id}", kind, table, id=id) for id, table in tables.items()}
 
 
