@@ -329,7 +329,7 @@ SEVERAL = """
 import copy
 import dataclasses
 import pytest
-from helpers.verdicts.plugin import VERDICTS
+from helpers.verdicts.session import VERDICTS
 
 KERNELS = ["5.10", "6.12", "6.99"]
 BROKEN = "it did not come up"
@@ -486,7 +486,7 @@ def test_what_kernels_share_is_stored_once(several, report):
 def test_one_booted_kernel_has_the_report_of_a_running_one(suite):
     suite.prepare("""
 import pytest
-from helpers.verdicts.plugin import VERDICTS
+from helpers.verdicts.session import VERDICTS
 
 def pytest_sessionstart(session):
     verdicts = session.config.stash[VERDICTS]
@@ -520,8 +520,8 @@ hostile = dataclasses.replace(
     real, release={HOSTILE!r}, vendor={HOSTILE!r}, cpu={HOSTILE!r},
     parameters={{"kvm.x": {HOSTILE!r}}}, capabilities=real.capabilities | {{{HOSTILE!r}: 1}},
 )
-import helpers.verdicts.plugin
-helpers.verdicts.plugin.running_kernel = lambda: hostile
+import helpers.verdicts.session
+helpers.verdicts.session.running_kernel = lambda: hostile
 
 def pytest_configure(config):
     from pytest_metadata.plugin import metadata_key

@@ -237,7 +237,7 @@ from copy import copy
 from dataclasses import replace
 import pytest
 from helpers.verdicts.kernel import running_kernel
-from helpers.verdicts.plugin import VERDICTS, Verdicts
+from helpers.verdicts.session import VERDICTS, Verdicts
 
 count = Verdicts.pytest_runtest_logreport
 
@@ -316,7 +316,7 @@ def test_file_for_kernels_that_turn_out_to_be_several_is_not_written(two_kernels
 def test_kernel_that_did_not_say_which_it_is_has_no_file(suite):
     suite.prepare("""
 import pytest
-from helpers.verdicts.plugin import VERDICTS
+from helpers.verdicts.session import VERDICTS
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionstart(session):

@@ -19,7 +19,7 @@ from helpers.kernels.packages import KernelError
 from helpers.kernels.run import BootedRun, Reports
 from helpers.spec.kernels import DEFAULT_KERNEL, REFERENCE_KERNELS
 from helpers.verdicts.kernel import is_x86_64
-from helpers.verdicts.plugin import VERDICTS, judges_suites
+from helpers.verdicts.session import VERDICTS, judges_suites
 
 REFERENCES = "references"
 """The value of --kernel that stands for all reference kernels."""

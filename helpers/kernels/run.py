@@ -22,7 +22,7 @@ from helpers.kernels.columns import Boot, Column
 from helpers.kernels.oops import last_words
 from helpers.kernels.schedule import Action, Schedule
 from helpers.verdicts.kernel import Kernel
-from helpers.verdicts.plugin import Verdicts
+from helpers.verdicts.session import Verdicts
 from helpers.verdicts.reports import put_column
 
 

@@ -17,8 +17,8 @@ from markupsafe import Markup
 
 from helpers.report import details
 from helpers.report.html import Run, TestResult, Writer
-from helpers.verdicts.plugin import VERDICTS, Verdicts
 from helpers.verdicts.reports import column_of, outcome_of, verdict_of
+from helpers.verdicts.session import VERDICTS, Verdicts
 from helpers.verdicts.tally import Tally
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from helpers.verdicts.kernel import Kernel
-from helpers.verdicts.plugin import SUITES, VERDICTS
+from helpers.verdicts.session import SUITES, VERDICTS
 from helpers.verdicts.tally import Tally
 
 PARAMETERS = ("kvm.vector_hashing", "kvm_intel.enable_apicv", "kvm_amd.avic")

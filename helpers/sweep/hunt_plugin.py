@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from helpers.verdicts.plugin import REPEAT
 from helpers.verdicts.reports import column_of
+from helpers.verdicts.session import REPEAT
 
 _SPREAD = 1_000_000
 """How far apart the seeds of a hunt's workers begin."""
