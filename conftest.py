@@ -16,6 +16,7 @@ from helpers.verdicts.kernel import Kernel, running_kernel
 from helpers.verdicts.switches import switches_of
 
 pytest_plugins = [
+    "helpers.sigterm_plugin",
     "helpers.verdicts.plugin",
     "helpers.sweep.hunt_plugin",
     "helpers.sweep.plugin",

@@ -22,8 +22,8 @@ from helpers.kernels.columns import Boot, Column
 from helpers.kernels.oops import last_words
 from helpers.kernels.schedule import Action, Schedule
 from helpers.verdicts.kernel import Kernel
-from helpers.verdicts.session import Verdicts
 from helpers.verdicts.reports import put_column
+from helpers.verdicts.session import Verdicts
 
 
 class Reports:

@@ -284,13 +284,14 @@ class Controller:
             raise NoResults(f"{', '.join(sorted(self.uncollectable))} could not be collected")
         if not tally.judged:
             raise NoResults("nothing was judged")
-        if missing := self.collected - tally.results.keys():
+        missing = self.collected - tally.results.keys()
+        if len(missing) > tally.left:  # the number of tests that --maxfail-each left out
             raise NoResults(f"{len(missing)} of {len(self.collected)} tests came to no verdict")
         try:
             there = read(path).verdicts.keys()
         except NoResults:
             return
-        if lost := there - self.collected - self.gone(there):
+        if lost := there - (self.collected - missing) - self.gone(there):
             raise NoResults(f"it has {len(lost)} tests that were not part of this run")
 
     def _compare(self, reference: Results, tally: Tally) -> bool:
