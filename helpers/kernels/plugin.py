@@ -96,7 +96,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return
     if option.usepdb or option.trace:
         raise pytest.UsageError("--pdb and --trace cannot reach into a booted kernel")
-    option.kernel = [DEFAULT_KERNEL] if is_default else list(_expand(option.kernel))
+    option.kernel = [DEFAULT_KERNEL] if is_default else list(expand(option.kernel))
     processor = Processor.best()
     try:
         require_qemu()
@@ -115,7 +115,8 @@ def _has_kvm() -> bool:
     return Path("/dev/kvm").exists() or not is_x86_64()
 
 
-def _expand(specs: Sequence[str]) -> Iterator[str]:
+def expand(specs: Sequence[str]) -> Iterator[str]:
+    """Replace REFERENCES by the reference kernels."""
     for spec in specs:
         yield from REFERENCE_KERNELS if spec == REFERENCES else [spec]
 
