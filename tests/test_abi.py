@@ -1,4 +1,4 @@
-"""helpers/kvm/abi.py says what the C compiler says of <linux/kvm.h>."""
+"""helpers/kvm/abi.py, compared with the <linux/kvm.h> that the C compiler sees."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ NEW = (
     "KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST",
     "KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST",
 )
-"""Constants that the headers of supported distributions lack."""
+"""Constants that some supported distributions do not have in their headers."""
 
 Aggregate = type[ctypes.Structure] | type[ctypes.Union]
 
 
 def members(kind: Aggregate, path: str, start: int = 0) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Every field of a structure and of those in it: its path, offset and size."""
+    """Yield the path, offset and size of each field, nested structures included."""
     for name, member, *_ in kind._fields_:
         offset = start + getattr(kind, name).offset
         yield f"{path}.{name}", (offset, ctypes.sizeof(member))
@@ -47,7 +47,7 @@ FIELDS = {
 
 
 def in_c(path: str) -> tuple[str, str]:
-    """A field's structure and designator: C has an anonymous union and a structure more."""
+    """Return the C names of structure and field. C has an anonymous union, and ``fail_entry``."""
     name, _, field = path.partition(".")
     if name == "kvm_run":
         field = field.removeprefix("u.")
@@ -56,7 +56,7 @@ def in_c(path: str) -> tuple[str, str]:
 
 
 def compiler_view(header: str, directory: Path) -> dict[str, tuple[int, ...]]:
-    """Every name's numbers as the C compiler sees them; a macro the header lacks is left out."""
+    """Return the numbers of each name, from a compiled program; missing macros are left out."""
     lines = [f"#include <{header}>", "#include <stddef.h>", "#include <stdio.h>"]
     lines += ['#define SAY(name, a, b) printf(name " %llu %llu\\n", a + 0ULL, b + 0ULL)']
     lines += ["int main(void) {"]

@@ -1,8 +1,8 @@
-"""The KVM uapi as far as this suite uses it: structures, ioctl numbers, constants.
+"""The part of the KVM uapi that the suite uses: structures, constants, ioctl numbers.
 
 Names and layouts are those of ``include/uapi/linux/kvm.h`` and
-``arch/x86/include/uapi/asm/kvm.h``. ``tests/test_abi.py`` compares every size, offset and number
-with the C compiler's view of the installed header.
+``arch/x86/include/uapi/asm/kvm.h``. ``tests/test_abi.py`` compiles the installed header and
+compares every size, offset and number.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KVMIO = 0xAE
 
 
 def sized(size: int) -> Callable[[type[S]], type[S]]:
-    """Refuse to define a structure whose size is not the uapi's ``size`` bytes."""
+    """Decorate a structure: raise TypeError unless it has ``size`` bytes, as in the uapi."""
 
     def check(struct: type[S]) -> type[S]:
         if ctypes.sizeof(struct) != size:
@@ -180,7 +180,7 @@ class kvm_vcpu_events(ctypes.Structure):
 
 @sized(8)
 class kvm_irq_level(ctypes.Structure):
-    """``irq`` is an input; KVM_IRQ_LINE_STATUS writes its ``status`` to the same place."""
+    """``irq`` and ``status`` are a union: KVM_IRQ_LINE_STATUS reads ``irq``, writes ``status``."""
 
     _fields_ = [("irq", c_uint32), ("level", c_uint32)]
 
@@ -234,14 +234,14 @@ class kvm_irq_routing_entry(ctypes.Structure):
 
 @sized(8)
 class kvm_irq_routing(ctypes.Structure):
-    """The header; ``nr`` entries of kvm_irq_routing_entry follow it."""
+    """The header of ``nr`` entries of type kvm_irq_routing_entry."""
 
     _fields_ = [("nr", c_uint32), ("flags", c_uint32)]
 
 
 @sized(8)
 class kvm_cpuid2(ctypes.Structure):
-    """The header; ``nent`` entries of kvm_cpuid_entry2 follow it."""
+    """The header of ``nent`` entries of type kvm_cpuid_entry2."""
 
     _fields_ = [("nent", c_uint32), ("padding", c_uint32)]
 
@@ -299,7 +299,7 @@ class _exit(ctypes.Union):
 
 
 class kvm_run(ctypes.Structure):
-    """The shared page's head, through the exit union; what follows it is not used here."""
+    """The shared page up to and including the exit union; the suite uses no field behind."""
 
     _fields_ = [
         ("request_interrupt_window", c_uint8),
@@ -379,13 +379,13 @@ _IOC_NONE, _IOC_WRITE, _IOC_READ = 0, 1, 2
 
 
 def ioc(direction: int, nr: int, size: int, group: int = KVMIO) -> int:
-    """An ioctl number, as ``_IOC`` of asm-generic/ioctl.h composes it."""
+    """Return an ioctl number, as ``_IOC()`` of asm-generic/ioctl.h does."""
     return direction << 30 | size << 16 | group << 8 | nr
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An ioctl: its uapi name and its number."""
+    """The uapi name and the number of an ioctl."""
 
     name: str
     number: int

@@ -1,4 +1,4 @@
-"""What holds something of the kernel's, and gives it back."""
+"""The base class of objects that hold file descriptors, mappings or processes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Self
 
 
 class Closing(ABC):
-    """A context manager that closes itself at the end, also when the block fails half-way."""
+    """A context manager whose block ends with ``close()``, by an exception too."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what is held; a second call does nothing."""
+        """Release everything; a second call does nothing."""
 
     def __enter__(self) -> Self:
         return self
