@@ -12,7 +12,7 @@ import pytest
 
 from helpers.kvm import abi
 
-STRUCTS = {name: kind for name, kind in vars(abi).items() if name.startswith("kvm_")}
+STRUCTS = {name: aggregate for name, aggregate in vars(abi).items() if name.startswith("kvm_")}
 REQUESTS = {name: value for name, value in vars(abi).items() if isinstance(value, abi.Request)}
 CONSTANTS = {
     name: value
@@ -29,10 +29,12 @@ NEW = (
 Aggregate = type[ctypes.Structure] | type[ctypes.Union]
 
 
-def members(kind: Aggregate, path: str, start: int = 0) -> Iterator[tuple[str, tuple[int, int]]]:
+def members(
+    aggregate: Aggregate, path: str, start: int = 0
+) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yield the path, offset and size of each field, nested structures included."""
-    for name, member, *_ in kind._fields_:
-        offset = start + getattr(kind, name).offset
+    for name, member, *_ in aggregate._fields_:
+        offset = start + getattr(aggregate, name).offset
         yield f"{path}.{name}", (offset, ctypes.sizeof(member))
         if issubclass(member, (ctypes.Structure, ctypes.Union)):
             yield from members(member, f"{path}.{name}", offset)
@@ -40,8 +42,8 @@ def members(kind: Aggregate, path: str, start: int = 0) -> Iterator[tuple[str, t
 
 FIELDS = {
     path: place
-    for name, kind in STRUCTS.items()
-    for path, place in members(kind, name)
+    for name, aggregate in STRUCTS.items()
+    for path, place in members(aggregate, name)
     if path != "kvm_run.u"  # anonymous in C
 }
 
@@ -77,8 +79,8 @@ def compiler_view(header: str, directory: Path) -> dict[str, tuple[int, ...]]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"gcc cannot compile with <{header}>: {done.stderr}")
-    said = subprocess.run([directory / "view"], capture_output=True, text=True, check=True).stdout
-    rows = (line.rsplit(" ", 2) for line in said.splitlines())
+    output = subprocess.run([directory / "view"], capture_output=True, text=True, check=True).stdout
+    rows = (line.rsplit(" ", 2) for line in output.splitlines())
     return {name: (int(first), int(second)) for name, first, second in rows}
 
 

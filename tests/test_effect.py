@@ -1,4 +1,4 @@
-"""The effects that the model predicts for a vCPU, written by hand."""
+"""The effects that the model predicts on one vCPU."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def test_flags_devid_and_padding_are_shown(capsys):
     assert f"here: devid 0x10, padding {pad}\n" in shown
 
 
-def test_acceptance_without_a_change_is_told_from_none(capsys):
+def test_acceptance_without_a_change_is_shown(capsys):
     shown = explained(capsys, "vector=0x41 destination=0xff", "0/irr=0x41 1/sw-disabled 2")
     assert shown.endswith(
         "returns 2\n  vCPU 0 accepts the message: no change\n"
@@ -201,7 +201,7 @@ def test_command_is_short_for_a_plain_message():
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, expected",
     [
         (["vectr=1", "0"], "message: no field 'vectr'; the fields are vector destination "),
         (["vector=1", "0/halt"], "vCPU '0/halt': 'halt' is not one of disabled xapic x2apic "),
@@ -210,11 +210,11 @@ def test_command_is_short_for_a_plain_message():
         (["vector=1", "0", "--pad=00"], "pad: '00' is not 12 bytes in hex"),
     ],
 )
-def test_bad_input_is_one_line(capsys, arguments, said):
+def test_bad_input_is_one_line(capsys, arguments, expected):
     assert main(["explain", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"error: {said}")
+    assert err.startswith(f"error: {expected}")
     assert err.count("\n") == 1
 
 
@@ -222,9 +222,9 @@ def test_unknown_switch_is_answered_with_all(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["explain", "vector=1", "0", "--without=nmis"])
     assert ended.value.code == 2
-    said = capsys.readouterr().err
-    assert "invalid choice: 'nmis'" in said
-    assert all(name in said for name in Switches.__slots__)
+    expected = capsys.readouterr().err
+    assert "invalid choice: 'nmis'" in expected
+    assert all(name in expected for name in Switches.__slots__)
 
 
 # --- as a command ---------------------------------------------------------------------------------

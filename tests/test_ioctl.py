@@ -246,22 +246,24 @@ def a_halted_vcpu() -> Iterator[None]:
         yield
 
 
-THINGS = [a_system, a_vm, an_irqfd, a_machine, a_spinning_vcpu, a_halted_vcpu]
-EACH_THING = pytest.mark.parametrize("thing", THINGS, ids=lambda thing: thing.__name__)
+RESOURCES = [a_system, a_vm, an_irqfd, a_machine, a_spinning_vcpu, a_halted_vcpu]
+EACH_RESOURCE = pytest.mark.parametrize(
+    "resource", RESOURCES, ids=lambda resource: resource.__name__
+)
 
 
-@EACH_THING
-def test_everything_is_released(thing):
+@EACH_RESOURCE
+def test_everything_is_released(resource):
     before = held()
-    with thing():
+    with resource():
         assert held() != before
     assert held() == before
 
 
-@EACH_THING
-def test_everything_is_released_when_a_test_fails(thing):
+@EACH_RESOURCE
+def test_everything_is_released_when_a_test_fails(resource):
     before = held()
-    with pytest.raises(ZeroDivisionError), thing():
+    with pytest.raises(ZeroDivisionError), resource():
         raise ZeroDivisionError
     assert held() == before
 

@@ -187,7 +187,7 @@ NAMES = " ".join(field.name for field in fields(Message))
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, expected",
     [
         ("nmi", "message: 'nmi' is neither FIELD=VALUE nor address_lo:address_hi:data in hex"),
         ("vectr=1", f"message: no field 'vectr'; the fields are {NAMES}"),
@@ -209,8 +209,8 @@ NAMES = " ".join(field.name for field in fields(Message))
         ("100000000:0:0", "address_lo: 0x100000000 does not fit 32 bits"),
     ],
 )
-def test_bad_word_is_named(text, said):
-    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+def test_bad_word_is_named(text, expected):
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         Message.parse(text)
 
 

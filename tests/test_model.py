@@ -15,9 +15,11 @@ from helpers.apic import Message
 from helpers.apic.model import (
     DESTINATION_32,
     ENABLED,
+    HINT_BROADCAST,
     REFERENCE,
     RULES,
     SEARCH,
+    SOFTWARE_DISABLED,
     UNMATCHED,
     Model,
     Outcome,
@@ -53,10 +55,10 @@ HINT = "redirection_hint=1 "
 
 
 def row(
-    what: str, topology: str, message: str, reference: str, before: str = "", **parameters: Any
+    name: str, topology: str, message: str, reference: str, before: str = "", **parameters: Any
 ) -> Any:
     """Return a case: its name, the input, and the outcomes as text of :func:`outcome_of`."""
-    return pytest.param(topology, message, parameters, reference, before or reference, id=what)
+    return pytest.param(topology, message, parameters, reference, before or reference, id=name)
 
 
 LATE_32BIT = "x2apic_api=1 mapped_api=0 0 1/id=0x0 256"
@@ -69,7 +71,7 @@ def outcome_of(outcome: Outcome) -> str:
     return f"{outcome.returned}: {accepted}" if accepted else outcome.returned
 
 
-IS_IT_A_MESSAGE = [
+ENTRY_CHECKS = [
     row("no-irqchip", "none 0", PHYSICAL(0), "-1 EINVAL"),
     row("no-irqchip-no-vcpu", "none", PHYSICAL(0), "-1 EINVAL"),
     row("flag-1", "0", PHYSICAL(0), "1: 0", flags=1),
@@ -109,8 +111,10 @@ NOBODY_THERE = [
 ]
 
 DELIVERY_MODES = ["fixed", "lowest_priority", "smi", "remrd", "nmi", "init", "sipi", "extint"]
-THE_LAPIC_S_STATE = [
-    row(f"{mode}-{name}", topology, f"delivery_mode={mode} destination=1", outcome)
+LAPIC_STATE = [
+    row(
+        f"{delivery_mode}-{name}", topology, f"delivery_mode={delivery_mode} destination=1", outcome
+    )
     for name, topology, outcomes in [
         ("enabled", "0 1", "1 1 1 1 1 1 1 0"),
         ("no-smm", "no-smm 0 1", "1 1 0 1 1 1 1 0"),
@@ -118,10 +122,10 @@ THE_LAPIC_S_STATE = [
         ("hw-disabled", "0 1/disabled", "0 0 0 0 0 0 0 0"),
         ("newest-fresh", "0/sw-disabled 1/sw-disabled/unmapped", "0 0 0 0 0 0 0 0"),
     ]
-    for mode, accepts in zip(DELIVERY_MODES, outcomes.split(), strict=True)
+    for delivery_mode, accepts in zip(DELIVERY_MODES, outcomes.split(), strict=True)
     for outcome in ["1: 1" if accepts == "1" else "0"]
 ]
-THE_LAPIC_S_STATE += [
+LAPIC_STATE += [
     row("newest-fresh-broadcast", "0 1/unmapped", NMI + PHYSICAL(0xFF), "2: 0 1"),
     row("newest-fresh-the-other", "0 1/unmapped", NMI + PHYSICAL(0), "1: 0"),
     row("only-vcpu-is-fresh", "0/sw-disabled/unmapped", NMI + PHYSICAL(0), "0"),
@@ -266,9 +270,9 @@ LOWEST_PRIORITY = [
 ]
 
 ROWS = [
-    *IS_IT_A_MESSAGE,
+    *ENTRY_CHECKS,
     *NOBODY_THERE,
-    *THE_LAPIC_S_STATE,
+    *LAPIC_STATE,
     *PHYSICAL_DESTINATION,
     *LOGICAL_DESTINATION,
     *LOWEST_PRIORITY,
@@ -290,8 +294,8 @@ def check(topology: str, message: str, parameters: Any, reference: str, before: 
     assert outcome_of(predicted(topology, message, parameters, OLD)) == before
 
 
-@pytest.mark.parametrize(TABLE, IS_IT_A_MESSAGE)
-def test_is_it_a_message(topology, message, parameters, reference, before):
+@pytest.mark.parametrize(TABLE, ENTRY_CHECKS)
+def test_entry_check(topology, message, parameters, reference, before):
     check(topology, message, parameters, reference, before)
 
 
@@ -300,7 +304,7 @@ def test_nobody_there(topology, message, parameters, reference, before):
     check(topology, message, parameters, reference, before)
 
 
-@pytest.mark.parametrize(TABLE, THE_LAPIC_S_STATE)
+@pytest.mark.parametrize(TABLE, LAPIC_STATE)
 def test_state_of_the_lapic(topology, message, parameters, reference, before):
     check(topology, message, parameters, reference, before)
 
@@ -320,7 +324,7 @@ def test_lowest_priority(topology, message, parameters, reference, before):
     check(topology, message, parameters, reference, before)
 
 
-# --- each switch is one generation's difference ---------------------------------------------------
+# --- switches ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -338,7 +342,7 @@ def test_lowest_priority(topology, message, parameters, reference, before):
         ("x2apics_keep_their_ids", USURPED, PHYSICAL(7), "0", "1: 1"),
     ],
 )
-def test_switch_alone_makes_the_difference(switch, topology, message, on, off):
+def test_switch_alone_changes_the_outcome(switch, topology, message, on, off):
     assert outcome_of(predicted(topology, message, {})) == on
     assert outcome_of(predicted(topology, message, {}, Switches(**{switch: False}))) == off
 
@@ -361,15 +365,25 @@ def test_rule_is_well_formed(rule):
 
 
 @EACH_RULE
-def test_rule_names_clauses_that_there_are(rule):
+def test_rule_names_existing_clauses(rule):
     assert set(rule.clauses) <= set(CLAUSES)
+
+
+def test_rule_has_a_shared_source_once():
+    assert HINT_BROADCAST.source == CLAUSES["dest.hint-broadcast"].source
+    assert HINT_BROADCAST.source == CLAUSES["dest.lowest-broadcast"].source
+
+
+def test_rule_has_the_source_of_each_clause():
+    sources = [CLAUSES[id].source for id in SOFTWARE_DISABLED.clauses]
+    assert SOFTWARE_DISABLED.source == "; ".join(sources)
 
 
 def test_every_rule_applies_to_some_case():
     assert applied_somewhere() == set(RULES)
 
 
-def test_every_outcome_says_why():
+def test_every_outcome_has_rules():
     for case in ROWS:
         outcome = predicted(*case.values[:3])
         assert outcome.applied

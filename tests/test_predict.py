@@ -170,7 +170,7 @@ def test_one_disagreement_among_many_is_enough(predicts):
 
 
 @pytest.mark.parametrize(
-    "line, said",
+    "line, expected",
     [
         ("{", "not JSON: Expecting property name enclosed in double quotes in column 2"),
         ("", "not JSON: Expecting value in column 1"),
@@ -205,11 +205,11 @@ def test_one_disagreement_among_many_is_enough(predicts):
         ),
     ],
 )
-def test_line_that_makes_no_sense_ends_it(predicts, line, said):
+def test_invalid_line_ends_the_command(predicts, line, expected):
     code, predictions, err = predicts(CASE, line, CASE)
     assert code == 2
     assert len(predictions) == 1
-    assert err.startswith(f"error: line 2: {said}")
+    assert err.startswith(f"error: line 2: {expected}")
     assert err.count("\n") == 1
 
 

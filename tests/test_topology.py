@@ -84,7 +84,7 @@ WORDS = (
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, expected",
     [
         (
             "0 spilt",
@@ -108,8 +108,8 @@ WORDS = (
         ("0x100000000", "vCPU '0x100000000': 0x100000000 does not fit 32 bits"),
     ],
 )
-def test_bad_word_is_named(text, said):
-    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+def test_bad_word_is_named(text, expected):
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         Topology.parse(text)
 
 

@@ -217,8 +217,8 @@ _ACCEPTED = {
 class ApicMap:
     """``struct kvm_apic_map``, with the index of a vCPU in place of a pointer to a LAPIC.
 
-    ``logical_map`` has the bits of a flat logical ID, or 4 * cluster + bit, as keys. The logical
-    IDs of x2APICs are read from ``phys_map``.
+    A key of ``logical_map`` is the bit number of a flat logical ID, or 4 * cluster + bit number.
+    The logical ID of an x2APIC derives from the APIC ID: ``phys_map`` serves both.
     """
 
     max_apic_id: int
@@ -246,10 +246,10 @@ class ApicMap:
         return made
 
     def _add_physical(self, index: int, vcpu: VcpuState, unique: bool) -> bool:
-        """Map the APIC ID; return False if ``unique`` and another LAPIC has the same.
+        """Map the APIC ID; return False if ``unique`` and another LAPIC has the same APIC ID.
 
-        If not ``unique``, the first xAPIC with an ID is mapped, and an xAPIC also by a vCPU ID
-        above 0xff: a hot-plugged vCPU starts in xAPIC mode.
+        If not ``unique``, ``phys_map`` keeps the first xAPIC with an ID. A vCPU ID above 0xff maps
+        to an xAPIC too, because a hot-plugged vCPU starts in xAPIC mode.
         """
         if unique:
             apic_id = vcpu.vcpu_id if vcpu.is_x2apic else vcpu.id
@@ -261,6 +261,7 @@ class ApicMap:
         return True
 
     def _add_logical(self, index: int, vcpu: VcpuState, switches: Switches) -> None:
+        """Do as ``kvm_recalculate_logical_map()``."""
         xapic = LogicalMode.XAPIC_FLAT if vcpu.dfr == DFR_FLAT else LogicalMode.XAPIC_CLUSTER
         logical_mode = LogicalMode.X2APIC if vcpu.is_x2apic else xapic
         if self.logical_mode not in (LogicalMode.SW_DISABLED, logical_mode):
@@ -398,7 +399,7 @@ class Model:
     # --- 2. destination ----------------------------------------------------------------------
 
     def route(self, message: Message) -> Route:
-        """Return the LAPICs that ``message`` addresses, whatever its vector and trigger mode."""
+        """Return the LAPICs that ``message`` addresses, the same for each vector and trigger mode."""
         destination = self._destination(message)
         logical = message.destination_mode is DestinationMode.LOGICAL
         if self.map is None:
@@ -419,7 +420,7 @@ class Model:
         return message.destination_7_0
 
     def _is_broadcast(self, apic_map: ApicMap, destination: int) -> bool:
-        """``kvm_apic_is_broadcast_dest()`` (x2apic-api.quirk, x2apic-api.quirk-32bit)."""
+        """Do as ``kvm_apic_is_broadcast_dest()`` (x2apic-api.quirk, x2apic-api.quirk-32bit)."""
         if self.topology.has_broadcast_quirk:
             return destination == XAPIC_BROADCAST
         if destination == XAPIC_BROADCAST:
@@ -432,7 +433,7 @@ class Model:
         return apic_map.logical_mode is not LogicalMode.MAP_DISABLED
 
     def _look_up(self, apic_map: ApicMap, message: Message, destination: int) -> Route:
-        """``kvm_apic_map_get_dest_lapic()``."""
+        """Do as ``kvm_apic_map_get_dest_lapic()``."""
         if message.destination_mode is DestinationMode.LOGICAL:
             slots, one = apic_map.slots(destination), _is_for_one(message)
             rule = _LOGICAL[apic_map.logical_mode]
@@ -443,7 +444,7 @@ class Model:
         return Route(message.delivery_mode, slots, one, nobody=0)
 
     def _search(self, message: Message, destination: int, why: str) -> Route:
-        """The loop over all vCPUs in ``kvm_irq_delivery_to_apic()``."""
+        """Do as the loop over all vCPUs in ``kvm_irq_delivery_to_apic()``."""
         delivery_mode, one = message.delivery_mode, _is_for_one(message)
         logical = message.destination_mode is DestinationMode.LOGICAL
         if not logical and destination == XAPIC_BROADCAST and one:
@@ -462,9 +463,9 @@ class Model:
         return Route(delivery_mode, slots, one, nobody=errno.EPERM)
 
     def _matches(self, vcpu: VcpuState, destination: int, logical: bool) -> bool:
-        """``kvm_apic_match_dest()``.
+        """Do as ``kvm_apic_match_dest()``: compare the destination with one LAPIC.
 
-        An xAPIC above APIC ID 0xff matches its vCPU ID (``kvm_apic_match_physical_addr()``).
+        A physical destination above 0xff is a vCPU ID, even of an xAPIC: see ``_add_physical()``.
         """
         if vcpu.is_x2apic and self.topology.has_broadcast_quirk and destination == XAPIC_BROADCAST:
             return True
@@ -500,7 +501,6 @@ class Model:
         slot = route.slots[number]
         self._apply(HASHED, f"{vector:#x} mod {len(route.slots)} is {number}: {_show([slot])}")
         if slot is None:
-            # kvm_apic_disabled_lapic_found()
             self._apply(EMPTY_BIT, "blocked")
             return []
         return [slot]
@@ -562,7 +562,7 @@ def effect_of(
 
 
 def _is_for_one(message: Message) -> bool:
-    """``kvm_lowest_prio_delivery()``."""
+    """Do as ``kvm_lowest_prio_delivery()``."""
     lowest_priority = message.delivery_mode is DeliveryMode.LOWEST_PRIORITY
     return lowest_priority or bool(message.redirection_hint)
 

@@ -1,4 +1,4 @@
-"""Named topologies. The sweep covers them all; the command line takes their names."""
+"""Named topologies, for the sweep and for the command line."""
 
 from __future__ import annotations
 

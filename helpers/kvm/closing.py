@@ -8,7 +8,7 @@ from typing import Self
 
 
 class Closing(ABC):
-    """A context manager whose block ends with ``close()``, by an exception too."""
+    """A context manager that calls ``close()`` at the end, also after an exception."""
 
     @abstractmethod
     def close(self) -> None:
@@ -19,7 +19,7 @@ class Closing(ABC):
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
