@@ -16,16 +16,8 @@ import pytest
 from helpers.apic import Message
 from helpers.guest import GuestError, Machine
 from helpers.guest.machine import Running, msi_route
-from helpers.kvm import (
-    KvmError,
-    System,
-    UserPages,
-    Vcpu,
-    abi,
-    compat_ioctl,
-    has_compat_entry,
-    ioctl,
-)
+from helpers.kvm import KvmError, System, UserPages, Vcpu, abi, ioctl
+from helpers.kvm.compat import compat_ioctl, has_compat_entry
 
 Answer = tuple[int, int]
 

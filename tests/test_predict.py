@@ -12,25 +12,22 @@ import pytest
 
 from helpers.apic.__main__ import main
 from tests.copy_of_the_suite import ROOT
-
-
-def predict(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *lines: str
-) -> tuple[int, list[dict[str, Any]], str]:
-    """Return the exit code, the predictions, and standard error."""
-    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
-    code = main(["predict"])
-    out, err = capsys.readouterr()
-    return code, [json.loads(line) for line in out.splitlines()], err
+from tests.test_explain import python
 
 
 @pytest.fixture
 def predicts(monkeypatch, capsys):
-    """``predicts(case, ...)`` returns as ``predict()``; a case is an object, or a line of text."""
+    """``predicts(case, ...)`` returns the exit code, the predictions, and standard error.
+
+    A case is an object, or a line of text.
+    """
 
     def run(*cases: Any) -> tuple[int, list[dict[str, Any]], str]:
         lines = [case if isinstance(case, str) else json.dumps(case) for case in cases]
-        return predict(monkeypatch, capsys, *lines)
+        monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+        code = main(["predict"])
+        out, err = capsys.readouterr()
+        return code, [json.loads(line) for line in out.splitlines()], err
 
     return run
 
@@ -224,24 +221,13 @@ def test_nothing_to_predict_is_an_error(predicts):
 # --- as a command ---------------------------------------------------------------------------------
 
 
-def python(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "helpers.apic", "predict", *arguments],
-        cwd=ROOT,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_command_runs():
-    done = python(stdin=json.dumps(CASE | {"recorded": {"result": 1}}))
+    done = python("predict", stdin=json.dumps(CASE | {"recorded": {"result": 1}}))
     assert (done.returncode, json.loads(done.stdout)["agrees"]) == (1, False)
 
 
 def test_help_describes_a_case():
-    assert "agrees" in python("--help").stdout
+    assert "agrees" in python("predict", "--help").stdout
 
 
 def test_closed_pipe_is_not_an_error():

@@ -78,8 +78,8 @@ def test_text_is_understood(text, topology):
 
 
 WORDS = (
-    "disabled xapic x2apic runnable uninitialized init-received halted sipi-received "
-    "ap-reset-hold sw-disabled unmapped id= ldr= dfr= nmi= smi= init= arb_prio= irr= tmr="
+    "disabled xapic x2apic sw-disabled runnable uninitialized init-received halted sipi-received "
+    "ap-reset-hold unmapped id= ldr= dfr= nmi= smi= init= arb_prio= irr= tmr="
 )
 
 

@@ -2,8 +2,8 @@
 
 The path of a message:
 
-1. Entry: a message without an in-kernel irqchip, with an undefined flag or with a nonzero reserved
-   field fails with EINVAL. ``Model.entry()``
+1. Entry: the ioctl fails with EINVAL without an in-kernel irqchip, for an undefined flag and, with
+   32-bit IDs, for nonzero address_hi bits 7:0. ``Model.entry()``
 2. Destination: KVM finds the LAPICs that the destination ID addresses, in a map or by a search.
    Vector and trigger mode have no influence so far. ``Model.route()``
 3. Choice: each of these LAPICs receives the message. With delivery mode lowest priority, or with
@@ -59,7 +59,7 @@ MAX_PENDING_NMIS = 2
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """The differences between kernels. A name states the behavior of the reference kernel: True.
+    """The differences between kernels: a name states what the reference kernel does.
 
     The deviation that names a switch (helpers/spec) tells the kernels that have the switch off.
     """
@@ -175,7 +175,7 @@ STARTUP = Rule(
     ("guest.init-sipi", "return.mp-state"),
 )
 UNHALT = Rule(
-    "Reserved delivery mode 3 is accepted, and makes a halted vCPU runnable.",
+    "Reserved delivery mode 3 is accepted. A vCPU in HALTED or AP_RESET_HOLD becomes runnable.",
     ("return.remrd", "return.remrd-reset-hold"),
 )
 NO_EXTINT = Rule("ExtINT is never accepted from a message.", ("return.extint",))
@@ -399,7 +399,7 @@ class Model:
     # --- 2. destination ----------------------------------------------------------------------
 
     def route(self, message: Message) -> Route:
-        """Return the LAPICs that ``message`` addresses, the same for each vector and trigger mode."""
+        """Return the LAPICs that ``message`` addresses, for any vector and trigger mode."""
         destination = self._destination(message)
         logical = message.destination_mode is DestinationMode.LOGICAL
         if self.map is None:

@@ -112,14 +112,9 @@ class VcpuState:
     def __str__(self) -> str:
         usual = VcpuState(self.vcpu_id, self.apic_mode)
         words = [str(self.vcpu_id)]
-        if self.apic_mode is not ApicMode.XAPIC:
-            words.append(self.apic_mode.name.lower())
-        if not self.software_enabled:
-            words.append("sw-disabled")
-        if self.mp_state is not MpState.RUNNABLE:
-            words.append(_dashed(self.mp_state.name))
-        if not self.mapped:
-            words.append("unmapped")
+        for word, (name, value) in _WORDS.items():
+            if getattr(self, name) == value and word not in _DEFAULTS:
+                words.append(word)
         for name in _NUMBERS:
             value = getattr(self, name)
             if value != getattr(usual, name):
@@ -136,22 +131,16 @@ class VcpuState:
         given: dict[str, object] = {"vcpu_id": number_of(f"vCPU {text!r}", first)}
         for word in words:
             name, equals, value = word.partition("=")
-            if word in _APIC_MODES:
-                given["apic_mode"] = _APIC_MODES[word]
-            elif word in _MP_STATES:
-                given["mp_state"] = _MP_STATES[word]
-            elif word == "sw-disabled":
-                given["software_enabled"] = False
-            elif word == "unmapped":
-                given["mapped"] = False
+            if word in _WORDS:
+                field, given_value = _WORDS[word]
+                given[field] = given_value
             elif equals and name in _NUMBERS:
                 given[name] = number_of(f"vCPU {text!r}", value)
             elif equals and name in _VECTORS:
                 vectors = value.split("+")
                 given[name] = frozenset(number_of(f"vCPU {text!r}", each) for each in vectors)
             else:
-                known = [*_APIC_MODES, *_MP_STATES, "sw-disabled", "unmapped"]
-                known += [f"{name}=" for name in (*_NUMBERS, *_VECTORS)]
+                known = [*_WORDS, *(f"{name}=" for name in (*_NUMBERS, *_VECTORS))]
                 raise ValueError(f"vCPU {text!r}: {word!r} is not one of {' '.join(known)}")
         try:
             return cls(**given)  # type: ignore[arg-type]
@@ -173,8 +162,14 @@ def _dashed(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
-_APIC_MODES = {_dashed(apic_mode.name): apic_mode for apic_mode in ApicMode}
-_MP_STATES = {_dashed(mp_state.name): mp_state for mp_state in MpState}
+# Words for the values of fields.
+_WORDS: dict[str, tuple[str, object]] = {
+    **{_dashed(apic_mode.name): ("apic_mode", apic_mode) for apic_mode in ApicMode},
+    "sw-disabled": ("software_enabled", False),
+    **{_dashed(mp_state.name): ("mp_state", mp_state) for mp_state in MpState},
+    "unmapped": ("mapped", False),
+}
+_DEFAULTS = ("xapic", "runnable")
 
 
 @dataclass(frozen=True, slots=True)
