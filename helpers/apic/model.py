@@ -41,6 +41,7 @@ from __future__ import annotations
 
 import enum
 import errno
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from helpers.apic.effect import NOTHING, Effect
@@ -491,8 +492,8 @@ class Model:
         if not route.one or not route.slots:
             return present
         if not self.topology.vector_hashing:
-            vcpus = self.topology.vcpus
             # kvm_apic_compare_prio()
+            vcpus = self.topology.vcpus
             least = sorted(present, key=lambda index: vcpus[index].arb_prio)[:1]
             self._apply(ROUND_ROBIN, _show(least))
             return least
@@ -575,5 +576,5 @@ def _runnable_from(vcpu: VcpuState, *states: MpState) -> tuple[int, int] | None:
     return _change(vcpu, MpState.RUNNABLE) if vcpu.mp_state in states else None
 
 
-def _show(slots: tuple[int | None, ...] | list[int | None] | list[int]) -> str:
+def _show(slots: Sequence[int | None]) -> str:
     return ", ".join("none" if slot is None else f"vCPU {slot}" for slot in slots) or "none"
