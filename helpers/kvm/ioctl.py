@@ -64,6 +64,9 @@ _call = tuple.__new__  # what Call() comes to, by way of a Python function that 
 trace: deque[Call] = deque(maxlen=400)
 """The latest calls, oldest first; the report shows those of one test."""
 
+observers: dict[int, Callable[[int, int, Any, int], None]] = {}
+"""By file descriptor: called after each ioctl, with fd, number, argument and return value."""
+
 
 def raw_ioctl(fd: int, number: int, argument: int) -> tuple[int, int]:
     """The system call: (return value, errno or 0). ``argument`` is a number or an address."""
@@ -106,6 +109,8 @@ def attempt(fd: int, request: Request, argument: Argument = 0) -> tuple[int, int
             shown = shown.from_buffer_copy(argument)  # the caller may change it afterwards
     result, code = raw_ioctl(fd, request.number, address)
     trace.append(_call(Call, (fd, request, shown, result, code)))
+    if fd in observers:
+        observers[fd](fd, request.number, argument, result)
     return result, code
 
 
