@@ -11,10 +11,8 @@ import pytest
 from helpers.apic import ApicMode, DeliveryMode, Message, Register
 from helpers.apic.topology import Topology
 from helpers.cache import cache_directory
-from helpers.guest import GuestError, Machine, assemble, layout
-from helpers.guest import machine as machine_module
+from helpers.guest import GuestError, Machine, assemble, layout, running
 from helpers.guest.assemble import AssemblyError
-from helpers.guest.machine import Running
 from helpers.kvm import KvmError, System, abi
 
 EFER = 0xC0000080
@@ -245,16 +243,16 @@ def test_kicked_vcpu_runs_on(machine):
 
 
 def test_waiting_in_vain_is_an_error(machine, monkeypatch):
-    monkeypatch.setattr(machine_module, "DEADLINE", 0.0)
+    monkeypatch.setattr(running, "DEADLINE", 0.0)
     with pytest.raises(GuestError, match=r"^vCPU 1: waited 0 s for Godot$"):
-        Running(machine[1]).wait_for(lambda: False, "Godot")
+        machine[1].in_thread().wait_for(lambda: False, "Godot")
 
 
 def test_failure_in_the_thread_is_raised_where_it_is_waited_for(machine):
     machine[1].vcpu.run = lambda: machine[1].vcpu.set_mp_state(0xFF)
     refused = pytest.raises(KvmError, match=r"^KVM_SET_MP_STATE: EINVAL")
-    with refused, Running(machine[1]) as running:
-        running.finish()
+    with refused, machine[1].in_thread() as thread:
+        thread.finish()
 
 
 # --- machines that serve many tests ---------------------------------------------------------------

@@ -8,8 +8,9 @@ from helpers.apic import ApicMode, Message, Register
 from helpers.apic.lapic import SVR_ENABLE, SVR_RESET
 from helpers.apic.model import Model, Switches
 from helpers.apic.topology import MpState, Topology, VcpuState
+from helpers.guest.cpu import Cpu
 from helpers.guest.expect import Mismatch
-from helpers.guest.machine import Cpu, Machine
+from helpers.guest.machine import Machine
 from helpers.kvm import System, abi
 
 
@@ -22,7 +23,6 @@ def build(system: System, topology: Topology) -> Machine:
         x2apic_api=topology.x2apic_api if topology.mapped_api is None else topology.mapped_api,
         power_on=topology.irqchip != "none",
     )
-    machine.shared = False
     try:
         for vcpu in topology.vcpus:
             if not vcpu.mapped:

@@ -10,8 +10,8 @@ from typing import Literal
 from helpers.apic import Message
 from helpers.apic.lapic import bits
 from helpers.guest.assemble import sender
-from helpers.guest.injection import Injection
-from helpers.guest.machine import Machine, msi_of
+from helpers.guest.injection import Injection, msi_of
+from helpers.guest.machine import Machine
 from helpers.kvm import abi
 
 Word = Literal["address_lo", "address_hi", "data"]
