@@ -41,8 +41,12 @@ def guest_writes(register: Register, value: int, was_enabled: bool = False) -> E
     return lambda ledger: ledger.guest_writes_register(register, value, was_enabled)
 
 
+def guest_writes_msr(msr: int, value: int) -> Event:
+    return lambda ledger: ledger.guest_writes_msr(VCPU, msr, value, ApicMode.XAPIC)
+
+
 def guest_switches(sregs: abi.kvm_sregs) -> Event:
-    return lambda ledger: ledger.guest_writes_msr(VCPU, IA32_APIC_BASE, sregs.apic_base)
+    return guest_writes_msr(IA32_APIC_BASE, sregs.apic_base)
 
 
 def named(events: dict[str, Event]) -> pytest.MarkDecorator:
@@ -80,7 +84,7 @@ NOT_REBUILDING: dict[str, Event] = {
     "failed-other-apic-mode": call(VCPU, abi.KVM_SET_SREGS, X2APIC, result=-1),
     "same-apic-mode": call(VCPU, abi.KVM_SET_SREGS, XAPIC),
     "guest-same-apic-mode": guest_switches(XAPIC),
-    "guest-other-msr": lambda ledger: ledger.guest_writes_msr(VCPU, 0xC0000080, 0xC00),
+    "guest-other-msr": guest_writes_msr(0xC0000080, 0xC00),
     "guest-TPR": guest_writes(Register.TPR, 0x20),
     "guest-stays-enabled": guest_writes(Register.SVR, SVR_ENABLE, was_enabled=True),
     "KVM_RUN": call(VCPU, abi.KVM_RUN),
@@ -144,6 +148,12 @@ def test_apic_mode_is_unknown_after_a_write(ledger, event):
     assert ledger.apic_modes == {NEWEST: ApicMode.XAPIC}
 
 
+def test_second_write_of_the_same_apic_mode_does_not_rebuild_the_map(ledger):
+    for _ in range(2):
+        guest_switches(XAPIC)(ledger)
+        assert ledger.unmapped == 1
+
+
 # --- sharing --------------------------------------------------------------------------------------
 
 UNDONE: dict[str, Event] = {
@@ -170,7 +180,7 @@ NOT_UNDONE: dict[str, Event] = {
     "KVM_ENABLE_CAP": late,
     "KVM_SET_GSI_ROUTING": call(VM, abi.KVM_SET_GSI_ROUTING),
     "unknown": call(VCPU, abi.Request("unknown", 0xAE00)),
-    "guest-msr": lambda ledger: ledger.guest_writes_msr(VCPU, 0xC0000102, 0),
+    "guest-msr": guest_writes_msr(0xC0000102, 0),
 }
 
 

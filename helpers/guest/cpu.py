@@ -240,7 +240,7 @@ class Cpu:
         return self._operate("RDMSR", msr)
 
     def wrmsr(self, msr: int, value: int) -> None:
-        self._ledger.guest_writes_msr(self.vcpu.fd, msr, value)
+        self._ledger.guest_writes_msr(self.vcpu.fd, msr, value, self.apic_mode)
         self._operate("WRMSR", msr, value)
 
     def cli(self) -> None:

@@ -75,7 +75,7 @@ class Ledger(Closing):
     def close(self) -> None:
         """Stop watching. Call before the file descriptors are closed: their numbers are reused."""
         for fd in self._fds:
-            del observers[fd]
+            observers.pop(fd, None)
         self._fds.clear()
 
     # --- facts ------------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ class Ledger(Closing):
             case abi.KVM_GET_SREGS.number:
                 self.apic_modes[fd] = apic_mode_in(argument.apic_base)
             case abi.KVM_SET_SREGS.number:
-                self._set_apic_base(fd, argument.apic_base)
+                self._set_apic_base(fd, argument.apic_base, self.apic_modes.get(fd))
             case abi.KVM_CREATE_VCPU.number:
                 self._rebuild_map()
                 self.unmapped = self._vcpus
@@ -123,7 +123,7 @@ class Ledger(Closing):
                 self.x2apic_api |= argument.args[0]
 
     def guest_writes_register(self, register: Register, value: int, was_enabled: bool) -> None:
-        """Note that the guest is about to write a LAPIC register.
+        """Note that a guest is about to write a LAPIC register.
 
         ``was_enabled``: the software-enable bit before a write of SVR.
         """
@@ -131,18 +131,18 @@ class Ledger(Closing):
         if register in _MAPPED or is_toggle:
             self._rebuild_map()
 
-    def guest_writes_msr(self, fd: int, msr: int, value: int) -> None:
-        """Note that the guest of vCPU ``fd`` is about to write an MSR."""
+    def guest_writes_msr(self, fd: int, msr: int, value: int, apic_mode: ApicMode) -> None:
+        """Note that the guest on vCPU ``fd``, now in ``apic_mode``, is about to write an MSR."""
         self.shareable = False
         if msr == IA32_APIC_BASE:
-            self._set_apic_base(fd, value)
+            self._set_apic_base(fd, value, apic_mode)
 
     def init_processed(self) -> None:
         """Note that a vCPU has processed an INIT, which resets the LAPIC."""
         self._rebuild_map()
 
-    def _set_apic_base(self, fd: int, apic_base: int) -> None:
-        old = self.apic_modes.pop(fd, None)
+    def _set_apic_base(self, fd: int, apic_base: int, old: ApicMode | None) -> None:
+        self.apic_modes.pop(fd, None)
         if old is None or old.value != apic_base & _APIC_MODE:
             self._rebuild_map()
 
