@@ -75,7 +75,7 @@ REBUILDING: dict[str, Event] = {
     "guest-DFR": guest_writes(Register.DFR, 0),
     "guest-enables": guest_writes(Register.SVR, SVR_ENABLE | SVR_RESET),
     "guest-disables": guest_writes(Register.SVR, SVR_RESET, was_enabled=True),
-    "INIT": Ledger.init_processed,
+    "reported": Ledger.map_rebuilt,
 }
 
 NOT_REBUILDING: dict[str, Event] = {
@@ -201,14 +201,14 @@ def test_machine_cannot_be_shared_after(ledger, event):
 
 
 def test_snapshots_hold_until_the_next_ioctl(ledger):
-    ledger.snapshots = [SETTLED]
+    ledger.snapshots_read([SETTLED])
     assert ledger.snapshots == [SETTLED]
     call(VCPU, abi.KVM_GET_LAPIC)(ledger)
     assert ledger.snapshots is None
 
 
 def test_snapshots_of_a_latched_init_do_not_hold(ledger):
-    ledger.snapshots = [SETTLED, SETTLED._replace(latched_init=1)]
+    ledger.snapshots_read([SETTLED, SETTLED._replace(latched_init=1)])
     assert ledger.snapshots is None
 
 
@@ -220,10 +220,10 @@ def test_vcpus_of_a_watched_vm_are_watched_until_the_ledger_is_closed(monkeypatc
     with Ledger() as ledger:
         ledger.watch(VM)
         ioctl.attempt(VM, abi.KVM_CREATE_VCPU)
-        ledger.snapshots = []
+        ledger.snapshots_read([])
         ioctl.attempt(VCPU, abi.KVM_RUN)
         assert ledger.snapshots is None
-    ledger.snapshots = []
+    ledger.snapshots_read([])
     ioctl.attempt(VCPU, abi.KVM_RUN)
     assert ledger.snapshots == []
 

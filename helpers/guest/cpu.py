@@ -125,7 +125,7 @@ class Cpu:
         events = self.vcpu.get_events()
         mp_state = self.mp_state
         if events.smi.latched_init:
-            self._ledger.init_processed()
+            self._ledger.map_rebuilt()  # the INIT has reset the LAPIC
         return Snapshot(
             lapic=lapic,
             nmi_pending=events.nmi.pending,

@@ -1,8 +1,7 @@
 """The ledger of a machine: facts that KVM does not report, derived from the calls made so far.
 
-helpers/kvm reports each ioctl on the file descriptors of a machine to ``Ledger.called()``. Guest
-code changes a LAPIC without an ioctl, so that Cpu reports the writes of the guest and the INITs
-that a vCPU has processed.
+helpers/kvm reports each ioctl on the file descriptors of a machine to ``Ledger.called()``. No ioctl
+shows the writes of guest code and the processing of an INIT: Cpu and Machine report these events.
 """
 
 from __future__ import annotations
@@ -55,6 +54,7 @@ class Ledger(Closing):
     KVM_CREATE_VCPU rebuilds the map before the new vCPU is part of the VM.
     ``apic_modes``: by vCPU file descriptor, the APIC modes that KVM has reported and that no call
     has changed since.
+    ``snapshots``: the latest state of all vCPUs; None if an ioctl may have changed a vCPU since.
     """
 
     def __init__(self) -> None:
@@ -62,8 +62,8 @@ class Ledger(Closing):
         self.x2apic_api = 0
         self.unmapped: int | None = None
         self.apic_modes: dict[int, ApicMode] = {}
+        self.snapshots: list[Snapshot] | None = None
         self._mapped_api = 0
-        self._snapshots: list[Snapshot] | None = None
         self._vcpus = 0
         self._fds: list[int] = []
 
@@ -78,30 +78,21 @@ class Ledger(Closing):
             observers.pop(fd, None)
         self._fds.clear()
 
-    # --- facts ------------------------------------------------------------------------------------
-
     @property
     def mapped_api(self) -> int | None:
         """Features of KVM_CAP_X2APIC_API when the map was built; None if still the same."""
         is_current = not self._vcpus or self._mapped_api == self.x2apic_api
         return None if is_current else self._mapped_api
 
-    @property
-    def snapshots(self) -> list[Snapshot] | None:
-        """Snapshots of all vCPUs; None if an ioctl may have changed a vCPU since."""
-        return self._snapshots
-
-    @snapshots.setter
-    def snapshots(self, snapshots: list[Snapshot]) -> None:
-        # The last step of a snapshot processes a latched INIT, which changes the other parts.
+    def snapshots_read(self, snapshots: list[Snapshot]) -> None:
+        """Note the state of all vCPUs, just read."""
+        # The read of the mp_state processes a latched INIT, which changes the LAPIC read before.
         is_settled = not any(snapshot.latched_init for snapshot in snapshots)
-        self._snapshots = snapshots if is_settled else None
-
-    # --- events -----------------------------------------------------------------------------------
+        self.snapshots = snapshots if is_settled else None
 
     def called(self, fd: int, number: int, argument: Any, result: int) -> None:
         """Note an ioctl with its return value."""
-        self._snapshots = None
+        self.snapshots = None
         if number in _PLAIN:
             return
         self.shareable &= _is_undone(number, argument)
@@ -109,13 +100,13 @@ class Ledger(Closing):
             return
         match number:
             case abi.KVM_SET_LAPIC.number:
-                self._rebuild_map()
+                self.map_rebuilt()
             case abi.KVM_GET_SREGS.number:
                 self.apic_modes[fd] = apic_mode_in(argument.apic_base)
             case abi.KVM_SET_SREGS.number:
                 self._set_apic_base(fd, argument.apic_base, self.apic_modes.get(fd))
             case abi.KVM_CREATE_VCPU.number:
-                self._rebuild_map()
+                self.map_rebuilt()
                 self.unmapped = self._vcpus
                 self._vcpus += 1
                 self.watch(result)
@@ -129,7 +120,7 @@ class Ledger(Closing):
         """
         is_toggle = register is Register.SVR and was_enabled != bool(value & SVR_ENABLE)
         if register in _MAPPED or is_toggle:
-            self._rebuild_map()
+            self.map_rebuilt()
 
     def guest_writes_msr(self, fd: int, msr: int, value: int, apic_mode: ApicMode) -> None:
         """Note that the guest on vCPU ``fd``, now in ``apic_mode``, is about to write an MSR."""
@@ -137,16 +128,13 @@ class Ledger(Closing):
         if msr == IA32_APIC_BASE:
             self._set_apic_base(fd, value, apic_mode)
 
-    def init_processed(self) -> None:
-        """Note that a vCPU has processed an INIT, which resets the LAPIC."""
-        self._rebuild_map()
-
     def _set_apic_base(self, fd: int, apic_base: int, old: ApicMode | None) -> None:
         self.apic_modes.pop(fd, None)
         if old is None or old.value != apic_base & _APIC_MODE:
-            self._rebuild_map()
+            self.map_rebuilt()
 
-    def _rebuild_map(self) -> None:
+    def map_rebuilt(self) -> None:
+        """Note that KVM has rebuilt its map of LAPICs."""
         self.unmapped = None
         self._mapped_api = self.x2apic_api
 

@@ -105,7 +105,7 @@ class Machine(Closing):
     def snapshots(self) -> list[Snapshot]:
         """Read the state of all vCPUs. Return an empty list without LAPICs in the kernel."""
         found = [] if self.irqchip == "none" else [cpu.snapshot() for cpu in self.cpus]
-        self._ledger.snapshots = found
+        self._ledger.snapshots_read(found)
         return found
 
     def _snapshots_before(self) -> list[Snapshot]:
@@ -186,4 +186,4 @@ class Machine(Closing):
         for delivery_mode, vector in ((DeliveryMode.INIT, 0), (DeliveryMode.SIPI, self.start_page)):
             self.send(Message(vector=vector, destination=index, delivery_mode=delivery_mode))
         self[index].step()
-        self._ledger.init_processed()
+        self._ledger.map_rebuilt()  # the INIT has reset the LAPIC
