@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from helpers.apic import DeliveryMode, DestinationMode, LapicPage, Message, Register, TriggerMode
-from helpers.guest import machine, sender
+from helpers.guest import running, sender
 from helpers.kvm import abi, ioctl
 from helpers.sweep import sequences
 
@@ -315,7 +315,7 @@ def pytest_configure(config: pytest.Config) -> None:
     ioctl.raw_ioctl = Liar(LIES[config.option.lie])
     sender.send_values = send
     if config.option.lie != "no-lie":
-        machine.DEADLINE = 1.0  # many a test waits in vain
+        running.DEADLINE = 1.0  # many a test waits in vain
         sequences.engine.MAX_SHRINKING_SECONDS = 1  # well within the timeout
     if config.option.caught and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Record(config.option.caught))
