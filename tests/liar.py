@@ -23,7 +23,7 @@ import pytest
 from helpers.apic import DeliveryMode, DestinationMode, LapicPage, Message, Register, TriggerMode
 from helpers.guest import machine, sender
 from helpers.kvm import abi, ioctl
-from helpers.sweep import sequences
+from helpers.sweep import hypothesis_patch
 
 Outcome = tuple[int, int]
 """Return value, and errno or 0."""
@@ -316,6 +316,6 @@ def pytest_configure(config: pytest.Config) -> None:
     sender.send_values = send
     if config.option.lie != "no-lie":
         machine.DEADLINE = 1.0  # many a test waits in vain
-        sequences.engine.MAX_SHRINKING_SECONDS = 1  # well within the timeout
+        hypothesis_patch.SHRINKING_SECONDS = 1  # well within the timeout
     if config.option.caught and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Record(config.option.caught))
