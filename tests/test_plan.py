@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from helpers.apic import DeliveryMode, DestinationMode, Message, TriggerMode
-from helpers.apic.model import REFERENCE, Model
+from helpers.apic.model import REFERENCE, X2APIC_BROADCAST, XAPIC_BROADCAST, Model
 from helpers.apic.topologies import TOPOLOGIES
 from helpers.apic.topology import MpState, Topology, VcpuState
 from helpers.sweep import plan
@@ -16,6 +16,7 @@ from helpers.sweep.plan import BURSTS_PER_BATCH, EVERY_VECTOR, Burst
 EVERY_TOPOLOGY = pytest.mark.parametrize("topology", TOPOLOGIES.values(), ids=TOPOLOGIES)
 FIXED, LOWEST, NMI = DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY, DeliveryMode.NMI
 EDGE, LEVEL = TriggerMode
+BROADCASTS = (XAPIC_BROADCAST, X2APIC_BROADCAST)
 
 
 def burst(topology, message, vectors=b"\x40\x41"):
@@ -50,6 +51,23 @@ def test_one_of_each_class_is_sent(topology, delivery_mode):
 def test_every_destination_is_256_in_both_modes_with_and_without_hint():
     messages = set(plan.to_every_destination(TOPOLOGIES["xapic-flat"], NMI))
     assert len(messages) == 256 * 2 * 2
+
+
+@EVERY_TOPOLOGY
+def test_every_vcpu_with_a_logical_id_is_reached_logically(topology):
+    model = Model(topology)
+
+    def reached(messages):
+        return {index for message in messages for index in model.route(message).slots} - {None}
+
+    logical = DestinationMode.LOGICAL
+    own = [vcpu.ldr if vcpu.is_x2apic else vcpu.ldr >> 24 for vcpu in topology.vcpus]
+    sent = [
+        message
+        for message in plan.to_each_class(model, NMI)
+        if message.destination_mode is logical and message.destination not in BROADCASTS
+    ]
+    assert reached(sent) >= reached(Message(destination=id, destination_mode=logical) for id in own)
 
 
 # --- bursts ---------------------------------------------------------------------------------------

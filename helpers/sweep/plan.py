@@ -51,11 +51,11 @@ candidates, so that each candidate is chosen once."""
 BURSTS_PER_BATCH = 64
 
 WIDE_DESTINATIONS = (
-    *(0x100, 0x101, 0x1FF),  # the low byte of each is the 8-bit ID of a vCPU, or the broadcast
-    300,  # a vCPU
-    *(0x10001, 0x1000F),  # logical: x2APIC cluster 1
-    *(0x12000,),
-    *(0xFFFF00FF, 0xFFFFFFFF),  # the x2APIC broadcast, and a number that ends like the xAPIC one
+    *(0x100, 0x101, 300, 0x1FF),  # IDs, present or not, whose low byte is the ID of a vCPU
+    *(0x10001, 0x1000F),  # x2APIC cluster 1, logical
+    0xF8000,  # cluster 15: vCPU ID 255
+    *(0x121000, 0x121001, 0x12FFFF),  # cluster 18: vCPU ID 300, alone and beside absent ones
+    *(0xFFFFFFFF, 0xFFFF00FF),  # the x2APIC broadcast, and the xAPIC broadcast in a low byte
 )
 """Destinations above 0xff, sent to topologies with 32-bit IDs."""
 
