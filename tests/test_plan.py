@@ -73,6 +73,17 @@ def test_every_vcpu_with_a_logical_id_is_reached_logically(topology):
 # --- bursts ---------------------------------------------------------------------------------------
 
 
+@EVERY_TOPOLOGY
+@pytest.mark.parametrize("delivery_mode", [LOWEST, NMI], ids=["LOWEST_PRIORITY", "NMI"])
+def test_every_candidate_is_chosen_once(topology, delivery_mode):
+    model = Model(topology)
+    for batch in plan.plan(model, delivery_mode, exhaustive=False):
+        for sent in batch.bursts:
+            route = sent.prediction.route
+            chosen = {index for vector in sent.vectors for index in model.choose(route, vector)}
+            assert chosen == set(route.slots) - {None}
+
+
 def test_exhaustive_plan_is_every_message_once():
     batches = plan.plan(Model(TOPOLOGIES["no-vcpu"]), NMI, exhaustive=True)
     bursts = [burst for batch in batches for burst in batch.bursts]

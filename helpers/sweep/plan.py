@@ -44,7 +44,7 @@ from helpers.apic.topology import MpState, Topology, VcpuState
 
 EVERY_VECTOR = bytes(range(256))
 
-VECTORS_PER_BURST = 5
+VECTORS_PER_BURST = 6
 """Vectors per burst of the short sweep. At least as many as a destination of TOPOLOGIES has
 candidates, so that each candidate is chosen once."""
 
