@@ -84,7 +84,7 @@ class AnySequence(RuleBasedStateMachine):
         # The report shows the messages of the last sequence, which is the smallest.
         journal.clear()
         self.campaign = campaign
-        campaign.steps -= 1
+        campaign.steps -= 1  # check_invariants() runs once before the first step.
         self.machine: Machine | None = None
         self.hidden = HiddenState()
 
@@ -109,7 +109,7 @@ class AnySequence(RuleBasedStateMachine):
         return [cpu for cpu in self._cpus if cpu.index in self.hidden.in_probe]
 
     def check_invariants(self, *arguments: Any) -> None:
-        """Count the step. Hypothesis calls this before the first and after every step."""
+        """Count a step. Hypothesis calls this method before the first and after every step."""
         self.campaign.steps += 1
         super().check_invariants(*arguments)
 
