@@ -8,7 +8,7 @@ Class
 
     - addresses the same vCPUs by both, in the same delivery mode,
     - returns the same errno for both where no vCPU is addressed, and
-    - where one candidate is chosen: finds, for both or for neither, a destination bit without vCPU.
+    - where one candidate is chosen, finds a destination bit without vCPU for both or for neither.
 
     The short sweep sends to the first destination of each class, and to the last one of a class
     that addresses no vCPU. The exhaustive sweep sends to every destination.
@@ -210,11 +210,10 @@ class Batch:
 
     delivery_mode: DeliveryMode
     bursts: list[Burst] = field(default_factory=list)
-    vectors: set[int] = field(default_factory=set)
 
-    def add(self, burst: Burst) -> None:
-        self.bursts.append(burst)
-        self.vectors.update(burst.vectors)
+    def shares_a_vector(self, burst: Burst) -> bool:
+        vectors = set(burst.vectors)
+        return any(not vectors.isdisjoint(each.vectors) for each in self.bursts)
 
     def accepted_by(self, index: int) -> Accepted:
         """Return the messages that a vCPU accepts."""
@@ -234,11 +233,11 @@ def batches(bursts: Iterable[Burst]) -> Iterator[Batch]:
         by_vector = bool(acceptors) and delivery_mode in _FIXED
         group = (delivery_mode, by_vector or acceptors)
         batch = waiting.setdefault(group, Batch(delivery_mode))
-        collides = by_vector and not batch.vectors.isdisjoint(burst.vectors)
+        collides = by_vector and batch.shares_a_vector(burst)
         if collides or len(batch.bursts) == BURSTS_PER_BATCH:
             yield batch
             batch = waiting[group] = Batch(delivery_mode)
-        batch.add(burst)
+        batch.bursts.append(burst)
     yield from waiting.values()
 
 
