@@ -51,7 +51,7 @@ def test_one_message_of_each_kind(system, switches, on_this_kernel, topology, re
 @pytest.mark.only_with("exhaustive")
 @pytest.mark.timeout(600)
 @EVERY_TOPOLOGY
-@pytest.mark.parametrize("delivery_mode", DeliveryMode, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("delivery_mode", DeliveryMode, ids=lambda each: each.name)
 def test_every_message(system, switches, on_this_kernel, topology, delivery_mode, record_property):
     with Sweep(system, on_this_kernel(topology), switches) as sweep:
         record_property("messages", sweep.run(delivery_mode, exhaustive=True))

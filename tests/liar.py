@@ -23,7 +23,7 @@ import pytest
 from helpers.apic import DeliveryMode, DestinationMode, LapicPage, Message, Register, TriggerMode
 from helpers.guest import machine, sender
 from helpers.kvm import abi, ioctl
-from helpers.sweep import hypothesis_patch
+from helpers.sweep import sequences
 
 Outcome = tuple[int, int]
 """Return value, and errno or 0."""
@@ -320,6 +320,6 @@ def pytest_configure(config: pytest.Config) -> None:
     sender.send_values = send
     if config.option.lie != "no-lie":
         machine.DEADLINE = 1.0  # A lie makes many tests wait until the deadline.
-        hypothesis_patch.SHRINKING_SECONDS = 1  # Well within the timeout of test_liar.py.
+        sequences.SHRINKING_SECONDS = 1  # Well within the timeout of test_liar.py.
     if config.option.caught and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Record(config.option.caught))

@@ -11,7 +11,7 @@ from hypothesis.internal.conjecture import engine, providers
 from helpers.apic import model
 from helpers.guest import Mismatch
 from helpers.kvm import System
-from helpers.sweep import hypothesis_patch
+from helpers.sweep import sequences
 from helpers.sweep.sequences import STEPS, Campaign, run_sequences
 from tests.copy_of_the_suite import ROOT, run_pytest
 
@@ -38,7 +38,7 @@ def run_seeds(campaign, count):
 )
 def test_wrong_model_is_noticed(campaign, monkeypatch, name, wrong):
     monkeypatch.setattr(model, name, wrong)
-    monkeypatch.setattr(hypothesis_patch, "SHRINKING_SECONDS", 2)
+    monkeypatch.setattr(sequences, "SHRINKING_SECONDS", 2)
     with pytest.raises(Mismatch, match=r"expected .*, got .*, of <Message .*> .*to .*") as caught:
         run_seeds(campaign, 50)
     assert any("state.start(" in note for note in caught.value.__notes__)
@@ -76,7 +76,7 @@ def test_missing_internal_is_named(monkeypatch, module, name):
     with pytest.raises(
         AssertionError, match=rf"^Hypothesis [\d.]+ has no {module.__name__}.{name}"
     ):
-        hypothesis_patch.patch_hypothesis()
+        sequences.patch_hypothesis()
 
 
 # --- options --------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ BROADCASTS = (XAPIC_BROADCAST, X2APIC_BROADCAST)
 
 def burst(topology, message, vectors=b"\x40\x41"):
     model = Model(Topology.parse(topology))
-    return Burst(message, vectors, plan._predict(model, message))
+    return Burst(message, vectors, *plan._predict(model, message))
 
 
 def to(destination, delivery_mode=FIXED):
@@ -79,7 +79,7 @@ def test_every_candidate_is_chosen_once(topology, delivery_mode):
     model = Model(topology)
     for batch in plan.plan(model, delivery_mode, exhaustive=False):
         for sent in batch.bursts:
-            route = sent.prediction.route
+            route = sent.route
             chosen = {index for vector in sent.vectors for index in model.choose(route, vector)}
             assert chosen == set(route.slots) - {None}
 
@@ -99,19 +99,19 @@ def test_messages_of_a_burst_differ_in_their_vector():
 def test_message_to_a_chosen_vcpu_is_left_out_without_hashing():
     model = Model(replace(TOPOLOGIES["xapic-flat"], vector_hashing=False))
     batches = plan.plan(model, LOWEST, exhaustive=False)
-    assert not any(burst.prediction.route.one for batch in batches for burst in batch.bursts)
+    assert not any(burst.route.one for batch in batches for burst in batch.bursts)
 
 
 def test_candidates_accept_alternate_vectors():
     message = replace(to(3, LOWEST), destination_mode=DestinationMode.LOGICAL)
     both = burst("0/ldr=0x01000000 1/ldr=0x02000000", message, bytes(range(64, 68)))
     assert [both.accepted_by(index) for index in (0, 1)] == [b"\x40\x42", b"\x41\x43"]
-    assert both.prediction.acceptors == {0, 1}
+    assert both.acceptors == {0, 1}
 
 
 def test_result_is_the_return_value_or_the_errno():
-    assert burst("0", to(0)).prediction.results == (1,)
-    assert burst("none 0", to(0)).prediction.results == (-22,)
+    assert burst("0", to(0)).results == (1,)
+    assert burst("none 0", to(0)).results == (-22,)
 
 
 # --- batches --------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ def test_old_kernels_model_is_noticed_and_reduced(system):
     assert case.expected != case.actual
 
 
-@pytest.mark.parametrize("delivery_mode", DeliveryMode, ids=lambda mode: mode.name)
+@pytest.mark.parametrize("delivery_mode", DeliveryMode, ids=lambda each: each.name)
 def test_state_that_a_message_did_not_make_is_noticed(system, delivery_mode):
     with Sweep(system, on_this_kernel(TOPOLOGIES["xapic-flat"]), REFERENCE) as sweep:
         sweep.machine[3].configure(tpr=0x10)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from helpers.apic import ApicMode, DeliveryMode, DestinationMode, Message, Register, TriggerMode
 from helpers.apic.lapic import DFR_CLUSTER, DFR_FLAT, SVR_ENABLE, SVR_RESET
-from helpers.apic.topology import Irqchip, MpState
+from helpers.apic.topology import MpState
 from helpers.kvm import abi
 
 MOST_VCPUS = 8
@@ -26,8 +26,7 @@ FIRST_VCPU_IDS = st.lists(VCPU_ID, max_size=4, unique=True)
 NTH = st.integers(0, MOST_VCPUS - 1)
 """The number of a vCPU, modulo how many there are."""
 
-_irqchips: tuple[Irqchip, ...] = ("full", "split")
-IRQCHIP = st.sampled_from(_irqchips)
+IRQCHIP = st.sampled_from(("full", "split"))
 ENABLED_MODE = st.sampled_from((ApicMode.XAPIC, ApicMode.X2APIC))
 X2APIC_API = st.integers(
     1, abi.KVM_X2APIC_API_USE_32BIT_IDS | abi.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
@@ -100,6 +99,7 @@ _CONTENT = st.fixed_dictionaries(
         "more": st.sampled_from((*[_NO_MORE] * 2 * len(_MORE), *_MORE)),
     }
 )
+Contents = list[dict[str, Any]]
 CONTENTS = st.lists(_CONTENT, min_size=1, max_size=3)
 """Up to three messages without destination: fields of Message, and ``more``, one further field of
 Message or of struct kvm_msi."""

@@ -36,6 +36,7 @@ class Sweep(Closing):
         self._first = self.machine.snapshots()
         self._pages = [bytes(snapshot.lapic.raw) for snapshot in self._first]
         self._cpus = self.machine.cpus[: len(self._first)]
+        self._mp_states: list[MpState] = []  # before each batch
 
     def close(self) -> None:
         self.machine.close()
@@ -47,24 +48,22 @@ class Sweep(Closing):
         Raises Mismatch for the first batch with a wrong answer, SmallestCase where a message of
         the batch fails alone.
         """
-        for index, cpu in enumerate(self._cpus):
-            cpu.mp_state = self._first_mp_state(index, delivery_mode)
+        self._mp_states = [first_mp_state(v, delivery_mode) for v in self._topology.vcpus]
+        for cpu, mp_state in zip(self._cpus, self._mp_states, strict=False):
+            cpu.mp_state = mp_state
         sent = 0
         for batch in plan(self._model, delivery_mode, exhaustive=exhaustive):
             for burst in batch.bursts:
                 self._send(burst)
                 sent += len(burst.vectors)
-            self._compare(batch, delivery_mode)
+            self._compare(batch)
         return sent
-
-    def _first_mp_state(self, index: int, delivery_mode: DeliveryMode) -> MpState:
-        return first_mp_state(self._topology.vcpus[index], delivery_mode)
 
     def _send(self, burst: Burst) -> None:
         message, msi = burst.message, self._msi
         msi.address_lo, msi.address_hi = message.address_lo, message.address_hi
         msi.data = message.data
-        expected = _results(burst.vectors, burst.prediction.results)
+        expected = _results(burst.vectors, burst.results)
         sent, got = sender.send_values(
             self.machine.fd, msi, "data", _values(burst.vectors), expected
         )
@@ -72,12 +71,11 @@ class Sweep(Closing):
             wrong = replace(message, vector=burst.vectors[sent])
             self._report([wrong], "return value", str(expected[sent]), str(got))
 
-    def _compare(self, batch: Batch, delivery_mode: DeliveryMode) -> None:
+    def _compare(self, batch: Batch) -> None:
         """Read every vCPU, compare with the model to the bit, and undo what the batch did."""
         for index, cpu in enumerate(self._cpus):
             accepted = batch.accepted_by(index)
-            mp_state = self._first_mp_state(index, delivery_mode)
-            page = self._pages[index]
+            mp_state, page = self._mp_states[index], self._pages[index]
             expected = _expected(self._model, index, mp_state, page, batch.delivery_mode, accepted)
             seen = cpu.snapshot()
             if seen != expected:

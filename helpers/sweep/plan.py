@@ -126,13 +126,15 @@ def _one_per_class(
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """The model's answer to a message, with any vector.
+class Burst:
+    """``message``, sent once with each of ``vectors`` in place of its own vector.
 
-    ``outcomes``: vector v has outcome v modulo their number. ``acceptors``: indices of the vCPUs
-    that accept the message with at least one vector.
+    ``route`` and ``outcomes`` are the model's. Vector v has outcome v modulo their number.
+    ``acceptors``: indices of the vCPUs that accept at least one of the messages.
     """
 
+    message: Message
+    vectors: bytes
     route: Route
     outcomes: tuple[Outcome, ...]
     acceptors: frozenset[int]
@@ -140,18 +142,7 @@ class Prediction:
     @property
     def results(self) -> tuple[int, ...]:
         """Return the return value, or -errno, of each outcome."""
-        return tuple(
-            outcome.result if outcome.result >= 0 else -outcome.errno for outcome in self.outcomes
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Burst:
-    """``message``, sent once with each of ``vectors`` in place of its own vector."""
-
-    message: Message
-    vectors: bytes
-    prediction: Prediction
+        return tuple(each.result if each.result >= 0 else -each.errno for each in self.outcomes)
 
     def messages(self) -> list[Message]:
         """Return the messages in the order of sending."""
@@ -159,24 +150,23 @@ class Burst:
 
     def accepted_by(self, index: int) -> bytes:
         """Return the vectors that a vCPU accepts."""
-        if index not in self.prediction.acceptors:
+        if index not in self.acceptors:
             return b""
-        accepts = tuple(index in outcome.accepted for outcome in self.prediction.outcomes)
-        return _every_nth(self.vectors, accepts)
+        accepts = tuple(index in outcome.accepted for outcome in self.outcomes)
+        return _selected(self.vectors, accepts)
 
 
 @cache
-def _every_nth(vectors: bytes, chosen: tuple[bool, ...]) -> bytes:
-    return bytes(vector for vector in vectors if chosen[vector % len(chosen)])
+def _selected(vectors: bytes, accepts: tuple[bool, ...]) -> bytes:
+    return bytes(vector for vector in vectors if accepts[vector % len(accepts)])
 
 
 @lru_cache(maxsize=1 << 13)  # more than the messages of the short sweep to all topologies
-def _predict(model: Model, message: Message) -> Prediction:
+def _predict(model: Model, message: Message) -> tuple[Route, tuple[Outcome, ...], frozenset[int]]:
     route = model.route(message)
     period = max(1, len(route.slots)) if route.one else 1
     outcomes = tuple(model.predict(replace(message, vector=vector)) for vector in range(period))
-    acceptors = frozenset(index for outcome in outcomes for index in outcome.accepted)
-    return Prediction(route, outcomes, acceptors)
+    return route, outcomes, frozenset(index for each in outcomes for index in each.accepted)
 
 
 def _every_burst(model: Model, delivery_mode: DeliveryMode) -> Iterator[Burst]:
@@ -184,7 +174,7 @@ def _every_burst(model: Model, delivery_mode: DeliveryMode) -> Iterator[Burst]:
         prediction = _predict(model, message)
         for trigger, level in product(TriggerMode, (0, 1)):
             sent = replace(message, trigger_mode=trigger, level=level)
-            yield Burst(sent, EVERY_VECTOR, prediction)
+            yield Burst(sent, EVERY_VECTOR, *prediction)
 
 
 @cache
@@ -197,7 +187,7 @@ def _short_bursts(model: Model, delivery_mode: DeliveryMode) -> list[Burst]:
         vectors = EVERY_VECTOR[first : first + VECTORS_PER_BURST]
         first = (first + VECTORS_PER_BURST) % (len(EVERY_VECTOR) - VECTORS_PER_BURST)
         sent = replace(message, trigger_mode=trigger, level=level)
-        bursts.append(Burst(sent, vectors, _predict(model, message)))
+        bursts.append(Burst(sent, vectors, *_predict(model, message)))
     return bursts
 
 
@@ -228,10 +218,9 @@ def batches(bursts: Iterable[Burst]) -> Iterator[Batch]:
     """Group bursts by the rules above."""
     waiting: dict[object, Batch] = {}
     for burst in bursts:
-        delivery_mode = burst.prediction.route.delivery_mode
-        acceptors = burst.prediction.acceptors
-        by_vector = bool(acceptors) and delivery_mode in _FIXED
-        group = (delivery_mode, by_vector or acceptors)
+        delivery_mode = burst.route.delivery_mode
+        by_vector = bool(burst.acceptors) and delivery_mode in _FIXED
+        group = (delivery_mode, by_vector or burst.acceptors)
         batch = waiting.setdefault(group, Batch(delivery_mode))
         collides = by_vector and batch.shares_a_vector(burst)
         if collides or len(batch.bursts) == BURSTS_PER_BATCH:
@@ -249,7 +238,7 @@ def plan(model: Model, delivery_mode: DeliveryMode, *, exhaustive: bool) -> Iter
     if not model.topology.vector_hashing:
         # Without hashing, earlier messages decide which candidate is chosen. The made-up sequences
         # keep that count.
-        bursts = (burst for burst in bursts if not burst.prediction.route.one)
+        bursts = (burst for burst in bursts if not burst.route.one)
     return batches(bursts)
 
 

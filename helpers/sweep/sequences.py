@@ -6,11 +6,13 @@ in an emulator: a test imports this module when the test runs.
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, Phase, seed, settings
+import hypothesis
+from hypothesis import HealthCheck, Phase, core, seed, settings
+from hypothesis.internal.conjecture import engine, providers
+from hypothesis.internal.constants_ast import Constants
 from hypothesis.reporting import with_reporter
 from hypothesis.stateful import run_state_machine_as_test
 
-from helpers.sweep.hypothesis_patch import patch_hypothesis
 from helpers.sweep.state_machine import AnySequence, Campaign
 
 __tracebackhide__ = True  # A failure's traceback ends at the line of the test.
@@ -20,6 +22,9 @@ EXAMPLES = 5
 
 STEPS = 50
 """Steps per sequence, at most."""
+
+SHRINKING_SECONDS = 20
+"""Time to shrink a failing sequence: a failure is reported within the timeout of a test."""
 
 
 def run_sequences(campaign: Campaign, number: int) -> None:
@@ -46,3 +51,27 @@ def run_sequences(campaign: Campaign, number: int) -> None:
                 report_multiple_bugs=False,
             ),
         )
+
+
+def patch_hypothesis() -> None:
+    """Patch internals of Hypothesis. Further calls do no harm.
+
+    - Hypothesis stops shrinking after SHRINKING_SECONDS, in place of five minutes.
+      HypothesisWorks/hypothesis#3400 proposed a setting; the maintainers keep the limit internal.
+    - Hypothesis draws no constants from the source code of loaded modules, and so stores none in
+      .hypothesis. The same seed makes the same sequence in every process.
+    - The timeout of a test ends the test. The timeout arrives as pytest.fail.Exception, which
+      Hypothesis would take for a failure of the sequence, and shrink: each attempt would hang
+      until the timeout again.
+
+    Raises AssertionError if this version of Hypothesis lacks a name that is patched.
+    """
+    constants = Constants()
+    for module, name, value in (
+        (engine, "MAX_SHRINKING_SECONDS", SHRINKING_SECONDS),
+        (providers, "_get_local_constants", lambda: constants),
+        (core, "failure_exceptions_to_catch", lambda: (Exception,)),
+    ):
+        version = hypothesis.__version__
+        assert hasattr(module, name), f"Hypothesis {version} has no {module.__name__}.{name}"
+        setattr(module, name, value)

@@ -22,7 +22,7 @@ from helpers.apic.topology import Irqchip, MpState, Topology
 from helpers.guest import Cpu, Injection, Machine, Mismatch, expect, journal, msi_route
 from helpers.kvm import KvmError, System, abi, errno_name
 from helpers.sweep import draws
-from helpers.sweep.draws import CONTENTS, NTH, REGISTER_WRITE
+from helpers.sweep.draws import CONTENTS, NTH, REGISTER_WRITE, Contents
 
 __tracebackhide__ = True  # A failure's traceback ends at the line of the test.
 
@@ -138,10 +138,7 @@ class AnySequence(RuleBasedStateMachine):
         self.hidden.in_probe.add(cpu.index)
         self.hidden.chosen[cpu.index] = 0
 
-    def _may_grow(self) -> bool:
-        return len(self._cpus) < draws.MOST_VCPUS
-
-    @precondition(_may_grow)
+    @precondition(lambda self: len(self._cpus) < draws.MOST_VCPUS)
     @rule(vcpu_id=draws.VCPU_ID)
     def hotplug(self, vcpu_id: int) -> None:
         """Create a vCPU, and leave the vCPU as KVM_CREATE_VCPU makes it."""
@@ -150,7 +147,7 @@ class AnySequence(RuleBasedStateMachine):
 
     @_WITH_VCPUS
     @rule(x2apic_api=draws.X2APIC_API, nth=NTH, contents=CONTENTS)
-    def turn_on_features(self, x2apic_api: int, nth: int, contents: list[dict[str, Any]]) -> None:
+    def turn_on_features(self, x2apic_api: int, nth: int, contents: Contents) -> None:
         """Enable KVM_CAP_X2APIC_API late, and send messages before KVM rebuilds its LAPIC map."""
         if not self.campaign.switches.x2apics_keep_their_ids:
             # Such a kernel, with 32-bit IDs, fails to read an x2APIC whose ID is not the vCPU ID.
@@ -312,7 +309,7 @@ class AnySequence(RuleBasedStateMachine):
 
     @_WITH_VCPUS
     @rule(nth=NTH, contents=CONTENTS)
-    def send_to_one(self, nth: int, contents: list[dict[str, Any]]) -> None:
+    def send_to_one(self, nth: int, contents: Contents) -> None:
         """Send to the physical ID of a vCPU."""
         cpu = self._nth(nth)
         own = cpu.vcpu.vcpu_id if cpu.apic_mode is ApicMode.X2APIC else cpu.lapic.xapic_id
@@ -320,9 +317,8 @@ class AnySequence(RuleBasedStateMachine):
 
     @_WITH_VCPUS
     @rule(nths=st.lists(NTH, min_size=1, max_size=3), contents=CONTENTS)
-    def send_to_some(self, nths: list[int], contents: list[dict[str, Any]]) -> None:
-        """Send to the logical IDs of some vCPUs, or-ed together."""
-        # IDs of several clusters make an arbitrary destination.
+    def send_to_some(self, nths: list[int], contents: Contents) -> None:
+        """Send to the logical IDs of some vCPUs, or-ed together, whatever their clusters."""
         destination = 0
         for cpu in map(self._nth, nths):
             ldr = cpu.lapic[Register.LDR]
@@ -334,17 +330,12 @@ class AnySequence(RuleBasedStateMachine):
         destination=draws.DESTINATION,
         contents=CONTENTS,
     )
-    def send(
-        self, destination_mode: DestinationMode, destination: int, contents: list[dict[str, Any]]
-    ) -> None:
+    def send(self, destination_mode: DestinationMode, destination: int, contents: Contents) -> None:
         """Send to any number."""
         self._send(contents, destination_mode, destination)
 
     def _send(
-        self,
-        contents: list[dict[str, Any]],
-        destination_mode: DestinationMode,
-        destination: int,
+        self, contents: Contents, destination_mode: DestinationMode, destination: int
     ) -> None:
         """Send each of the drawn contents, and compare with the model."""
         for content in contents:
@@ -355,12 +346,10 @@ class AnySequence(RuleBasedStateMachine):
 
     def _topology(self, injection: Injection) -> Topology:
         """Return the topology before a message."""
-        hashing = self.campaign.vector_hashing
-        smm = self._machine.has_smm
-        topology = injection.setting.topology(injection.before, hashing, smm)
+        hashing, chosen = self.campaign.vector_hashing, self.hidden.chosen
+        topology = injection.setting.topology(injection.before, hashing, self._machine.has_smm)
         if hashing:
             return topology
-        chosen = self.hidden.chosen
         vcpus = (replace(vcpu, arb_prio=chosen[i]) for i, vcpu in enumerate(topology.vcpus))
         return replace(topology, vcpus=tuple(vcpus))
 
@@ -373,8 +362,8 @@ class AnySequence(RuleBasedStateMachine):
             injection.answers(outcome)
         except Mismatch as found:
             sent = " ".join([str(message), *(f"{name}={value!r}" for name, value in entry.items())])
-            where = f"{sent} to {topology}"
-            raise Mismatch(found.subject, found.expected, found.actual, where) from None
+            sent += f" to {topology}"
+            raise Mismatch(found.subject, found.expected, found.actual, sent) from None
         if outcome.result >= 0:
             self._learn(model, message, injection.effects())
 
