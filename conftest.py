@@ -18,8 +18,8 @@ from helpers.verdicts.switches import switches_of
 
 pytest_plugins = [
     "helpers.verdicts.plugin",
-    "helpers.sweep.hunt_plugin",
-    "helpers.sweep.plugin",
+    "helpers.sweep.sequences_plugin",
+    "helpers.sweep.messages_plugin",
     "helpers.report.plugin",
     "helpers.report.results",
     "helpers.kernels.plugin",

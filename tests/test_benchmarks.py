@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from helpers.apic.model import REFERENCE
 from helpers.apic.topologies import TOPOLOGIES
 from helpers.guest import Machine, msi_of
 from helpers.kvm import System, abi
-from helpers.sweep.engine import Sweep, aims
+from helpers.sweep.engine import Sweep
+from helpers.sweep.plan import to_every_destination
 
 SOURCE = Path(__file__).with_name("plain_loop.c")
 ROUNDS = 3
@@ -57,8 +59,8 @@ def seconds() -> dict[str, float]:
 def test_plain_loop(benchmark, system, plain, seconds):
     topology = TOPOLOGIES["xapic-flat"]
     messages = [
-        msi_of(aim.message(0, trigger, level))
-        for aim in aims(topology, FIXED)
+        msi_of(replace(message, trigger_mode=trigger, level=level))
+        for message in to_every_destination(topology, FIXED)
         for trigger in (0, 1)
         for level in (0, 1)
     ]
