@@ -20,8 +20,8 @@ pytest_plugins = [
     "helpers.verdicts.plugin",
     "helpers.sweep.sequences_plugin",
     "helpers.sweep.messages_plugin",
-    "helpers.report.plugin",
-    "helpers.report.results",
+    "helpers.report.html_plugin",
+    "helpers.report.results_plugin",
     "helpers.kernels.plugin",
 ]
 

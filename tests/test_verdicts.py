@@ -263,12 +263,12 @@ class TestIt:
 # --- the kernel complains -------------------------------------------------------------------------
 
 COMPLAINING = """
-from helpers.verdicts import plugin
-from helpers.verdicts.plugin import VERDICTS
+from helpers.verdicts import session
+from helpers.verdicts.session import VERDICTS
 from suites.kmsg import Kmsg
 import pytest
 
-plugin.KernelLog = Kmsg
+session.KernelLog = Kmsg
 
 @pytest.fixture
 def log(request):
@@ -367,8 +367,8 @@ def test_it():
 def test_log_that_cannot_be_read_is_said_once(suite, workers):
     suite.prepare("""
 from functools import partial
-from helpers.verdicts import kernel_log, plugin
-plugin.KernelLog = partial(kernel_log.KernelLog, "/no/such/kmsg")
+from helpers.verdicts import kernel_log, session
+session.KernelLog = partial(kernel_log.KernelLog, "/no/such/kmsg")
 """)
     suite.add(DEVIATES)
     run = suite.run("-n", str(workers))
@@ -393,14 +393,14 @@ ioctl.raw_ioctl = raw_ioctl
 
 ANOTHER_PATH = """
 from functools import partial
-from helpers.verdicts import kernel, plugin
-plugin.require_testable = partial(kernel.require_testable, {path!r})
+from helpers.verdicts import kernel, session
+session.require_testable = partial(kernel.require_testable, {path!r})
 """
 
 WITHOUT_PERMISSION = """
 import os
 from pathlib import Path
-from helpers.verdicts import kernel, plugin
+from helpers.verdicts import kernel, session
 
 def require_testable():
     Path("kvm").touch(0)
@@ -412,7 +412,7 @@ def require_testable():
     finally:
         os.setresuid(user, user, user)
 
-plugin.require_testable = require_testable
+session.require_testable = require_testable
 """
 
 UNTESTABLE = {
@@ -510,8 +510,8 @@ def test_collecting_needs_no_kvm(suite):
 WITHOUT_KVM = """
 def pytest_configure():
     from functools import partial
-    from helpers.verdicts import plugin
-    plugin.require_testable = partial(plugin.require_testable, "/no/such/kvm")
+    from helpers.verdicts import session
+    session.require_testable = partial(session.require_testable, "/no/such/kvm")
 """
 
 
@@ -539,6 +539,26 @@ def test_run_that_judges_a_kernel_needs_kvm(without_kvm, arguments):
 def test_run_that_judges_the_suite_needs_no_kvm(without_kvm):
     run = run_pytest(without_kvm.path, "tests")
     assert (run.outcomes, run.exit_code) == ({"passed": 1}, 0)
+
+
+WORKER_BEFORE_CONFTEST = """
+import sys
+import helpers.kernels.worker
+from conftest import pytest_plugins
+
+print(sys.modules.keys() & set(pytest_plugins))
+"""
+
+
+def test_worker_in_a_guest_imports_no_plugin_before_pytest_does():
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER_BEFORE_CONFTEST],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "set()\n"
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ import pytest
 from helpers.kernels.boot import MEMORY, Guest, Images, Processor
 from helpers.kernels.columns import Boot
 from helpers.verdicts.kernel import Kernel
-from helpers.verdicts.plugin import Verdicts
 from helpers.verdicts.reports import put_column
+from helpers.verdicts.session import Verdicts
 
 BOOT_SECONDS = 300
 SILENT_SECONDS = 90  # of a console, during a boot; four times what a machine under load took

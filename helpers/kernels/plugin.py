@@ -15,7 +15,7 @@ from helpers.kernels.columns import Boot, boots
 from helpers.kernels.loop import Judging, slots
 from helpers.kernels.packages import KernelError
 from helpers.verdicts.kernel import is_x86_64
-from helpers.verdicts.plugin import VERDICTS, judges_suites
+from helpers.verdicts.session import VERDICTS, judges_suites
 
 DEFAULT_KERNEL = "6.12"
 

@@ -33,7 +33,7 @@ from helpers.kernels import insmod
 from helpers.kernels.frames import Unpacker, pack
 from helpers.kernels.init import MODULES, SETUP
 from helpers.verdicts.kernel import Kernel, Untestable, require_testable, running_kernel
-from helpers.verdicts.plugin import VERDICTS
+from helpers.verdicts.session import VERDICTS
 
 _PORTS = Path("/sys/class/virtio-ports")
 _ALLOCATIONS = 100_000  # between collections of garbage: there is memory enough, and no time

@@ -14,7 +14,7 @@ from helpers.apic.topologies import topology_of
 from helpers.apic.topology import Topology
 from helpers.progress import Bar
 from helpers.sweep.smallest import SmallestCase
-from helpers.verdicts.plugin import REPEAT
+from helpers.verdicts.session import REPEAT
 
 T = TypeVar("T")
 

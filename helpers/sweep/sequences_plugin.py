@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from helpers.verdicts.plugin import REPEAT
+from helpers.verdicts.session import REPEAT
 from helpers.verdicts.reports import column_of
 
 _SEEDS_PER_SHARD = 1_000_000

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from helpers.verdicts.plugin import VERDICTS
 from helpers.verdicts.reports import column_of
+from helpers.verdicts.session import VERDICTS
 
 
 class Record:
