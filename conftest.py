@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from helpers.apic import ApicMode
 from helpers.apic.model import Switches
 from helpers.apic.topology import Irqchip
 from helpers.guest import Machine
@@ -24,6 +25,11 @@ pytest_plugins = [
     "helpers.report.results_plugin",
     "helpers.kernels.plugin",
 ]
+
+
+def pytest_markeval_namespace() -> dict[str, Kernel]:
+    """Names that the condition of a ``skipif`` mark can use."""
+    return {"kernel": running_kernel()}
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +74,18 @@ def irqchip() -> Irqchip:
     return "full"
 
 
+@pytest.fixture
+def apic_mode() -> ApicMode:
+    """The APIC mode of ``machine``'s LAPICs, for tests to parametrize."""
+    return ApicMode.XAPIC
+
+
+@pytest.fixture
+def x2apic_api() -> int:
+    """The features of KVM_CAP_X2APIC_API that ``machine`` enables, for tests to parametrize."""
+    return 0
+
+
 @pytest.fixture(scope="session")
 def shared_machine(system: System) -> Iterator[Callable[..., Machine]]:
     """Return a machine in its power-on state: ``shared_machine(vcpu_ids=[0, 300])``.
@@ -80,6 +98,10 @@ def shared_machine(system: System) -> Iterator[Callable[..., Machine]]:
 
 
 @pytest.fixture
-def machine(shared_machine: Callable[..., Machine], irqchip: Irqchip) -> Machine:
-    """Four xAPIC vCPUs in their power-on state: IDs 0-3, flat logical IDs ``1 << ID``."""
-    return shared_machine(irqchip=irqchip, vcpu_ids=range(4))
+def machine(
+    shared_machine: Callable[..., Machine], irqchip: Irqchip, apic_mode: ApicMode, x2apic_api: int
+) -> Machine:
+    """Four vCPUs, IDs 0-3, in their power-on state: xAPIC, flat logical IDs ``1 << ID``."""
+    return shared_machine(
+        irqchip=irqchip, vcpu_ids=range(4), apic_mode=apic_mode, x2apic_api=x2apic_api
+    )
