@@ -1,15 +1,18 @@
-"""Test the kernel mutants' tables, edits and judgements, without building a kernel."""
+"""Test the kernel mutants' tables, edits and results, without building a kernel."""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 
 import pytest
 
 from helpers.spec.table import SpecError
 from tests.copy_of_the_suite import ROOT
 from tests.mutants import __main__ as program
-from tests.mutants.judge import Judgement, batches
+from tests.mutants.judge import MutantResult, batches
 from tests.mutants.mutant import Edit, Mutant, MutantError, mutants
 
 REPORTS = ROOT / "reports"
@@ -123,20 +126,20 @@ TEST, OTHER = "suites/test_flags.py::test_it", "suites/test_abi.py::test_it"
 
 
 @pytest.mark.parametrize(
-    "judgement, cell, caught",
+    "result, cell, caught",
     [
-        (Judgement(), "SURVIVED", False),
-        (Judgement(error="no test ran"), "ERROR: no test ran", False),
-        (Judgement({TEST: 7, OTHER: 3}, tests=9), "`test_abi.py::test_it` (2 of 9)", True),
+        (MutantResult(), "SURVIVED", False),
+        (MutantResult(error="no test ran"), "ERROR: no test ran", False),
+        (MutantResult({TEST: 7, OTHER: 3}, tests=9), "`test_abi.py::test_it` (2 of 9)", True),
         (
-            Judgement({TEST: 7}, tests=9, whole_suite=True),
+            MutantResult({TEST: 7}, tests=9, whole_suite=True),
             "`test_flags.py::test_it`, none of msi.flags",
             False,
         ),
     ],
 )
-def test_judgement_is_a_cell_of_the_table(judgement, cell, caught):
-    assert (judgement.cell("msi.flags"), judgement.caught) == (cell, caught)
+def test_result_is_a_cell_of_the_table(result, cell, caught):
+    assert (result.cell("msi.flags"), result.caught) == (cell, caught)
 
 
 def test_mutants_that_damage_memory_have_their_own_boot():
@@ -144,6 +147,16 @@ def test_mutants_that_damage_memory_have_their_own_boot():
     sizes = [len(batch) for batch in batches(chosen)]
     assert sizes == [12, 1, 1, 1]
     assert [batch[0].id for batch in batches(chosen)[-2:]] == ["1", "2"]
+
+
+def test_record_is_a_run_of_pytest(tmp_path):
+    job = tmp_path / "job"
+    job.write_text(json.dumps({"clauses": {}, "record": str(tmp_path / "record")}))
+    command = [sys.executable, "-m", "tests.mutants.record", str(job), "suites/test_flags.py"]
+    done = subprocess.run(
+        [*command, "--collect-only", "-q"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
 
 
 def test_unknown_mutant_is_one_line(capsys):

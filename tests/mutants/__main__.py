@@ -20,7 +20,7 @@ from pathlib import Path
 from helpers.kernels.packages import KernelError
 from helpers.progress import Bar
 from helpers.spec.table import SpecError
-from tests.mutants.judge import UNMUTATED, Judgement, batches, judge, run
+from tests.mutants.judge import UNMUTATED, MutantResult, batches, judge, run
 from tests.mutants.mutant import Mutant, MutantError, mutants
 from tests.mutants.tree import Tree, kernel
 
@@ -81,31 +81,31 @@ def _judge_all(every: Sequence[Mutant], given: argparse.Namespace) -> int:
     chosen = _chosen(every, given.mutant)
     if len(chosen) < len(given.mutant):
         raise MutantError(f"not all of {', '.join(given.mutant)} apply to Linux {tree.name}")
-    modules, judgements = _build(tree, chosen, given.jobs)
+    modules, results = _build(tree, chosen, given.jobs)
     options = [f"-n{given.jobs}", f"--timeout={_TIMEOUT}"]
     _judge_unmutated(tree.name, modules, options)
     cells = read(given.report) if given.report else {}
-    cells |= {m.id: judgements[m.id].cell(m.clause) for m in chosen if m.id in judgements}
+    cells |= {m.id: results[m.id].cell(m.clause) for m in chosen if m.id in results}
     begun = time.monotonic()
     for batch in batches([mutant for mutant in chosen if mutant.id in modules]):
-        judgements |= judge(tree.name, modules, batch, options)
+        results |= judge(tree.name, modules, batch, options)
         for mutant in batch:
-            cells[mutant.id] = judgements[mutant.id].cell(mutant.clause)
+            cells[mutant.id] = results[mutant.id].cell(mutant.clause)
             _log(f"{mutant.id}: {cells[mutant.id]}")
         if given.report:
             given.report.write_text(table(tree.name, every, cells))
     seconds = time.monotonic() - begun
     print(table(tree.name, chosen, cells))
     _log(f"judged in {seconds:.0f} s, {seconds / max(1, len(chosen)):.0f} s per mutant")
-    return 0 if all(judgement.caught for judgement in judgements.values()) else 1
+    return 0 if all(result.caught for result in results.values()) else 1
 
 
 def _build(
     tree: Tree, chosen: Sequence[Mutant], jobs: int
-) -> tuple[dict[str, Path], dict[str, Judgement]]:
+) -> tuple[dict[str, Path], dict[str, MutantResult]]:
     """Build the unmutated modules and those of each mutant.
 
-    Return {mutant id: directory of modules} and, for builds that fail, {mutant id: Judgement}.
+    Return {mutant id: directory of modules} and, for builds that fail, {mutant id: MutantResult}.
     Raises MutantError if the unmutated modules do not build.
     """
     modules, errors = {}, {}
@@ -117,7 +117,7 @@ def _build(
         try:
             modules[mutant.id] = tree.build(mutant.id, dict([mutant.apply(tree.sources)]), jobs)
         except MutantError as reason:
-            errors[mutant.id] = Judgement(error=str(reason))
+            errors[mutant.id] = MutantResult(error=str(reason))
     bar.end()
     _log(f"built in {time.monotonic() - begun:.0f} s")
     return modules, errors

@@ -20,7 +20,7 @@ _BATCH = 12
 
 
 @dataclass
-class Judgement:
+class MutantResult:
     """The result of a run on one mutant.
 
     ``failures`` maps the id of each failed test to its position in the suite, and ``tests`` is the
@@ -59,8 +59,8 @@ def batches(chosen: Sequence[Mutant]) -> list[list[Mutant]]:
 
 def judge(
     kernel: str, modules: Mapping[str, Path], batch: Sequence[Mutant], options: Sequence[str]
-) -> dict[str, Judgement]:
-    """Return {mutant id: Judgement}; ``modules`` has the directory of each mutant's modules.
+) -> dict[str, MutantResult]:
+    """Return {mutant id: MutantResult}; ``modules`` has the directory of each mutant's modules.
 
     The tests of a mutant's clause run first. If none of them fails, the whole suite runs until the
     first failure.
@@ -68,22 +68,22 @@ def judge(
     clauses = {mutant.id: mutant.clause for mutant in batch}
     # A kernel that dies in every test would cost a boot per test.
     leave = ["--maxfail-each=1"] if any(mutant.alone for mutant in batch) else []
-    judgements = run(kernel, {id: modules[id] for id in clauses}, clauses, [*options, *leave])
+    results = run(kernel, {id: modules[id] for id in clauses}, clauses, [*options, *leave])
     for id in clauses:
         # Another mutant of the boot may have caused the error.
-        if judgements[id].error and len(batch) > 1:
-            judgements |= run(kernel, {id: modules[id]}, clauses, options)
-    missed = [id for id, found in judgements.items() if not (found.failures or found.error)]
+        if results[id].error and len(batch) > 1:
+            results |= run(kernel, {id: modules[id]}, clauses, options)
+    missed = [id for id, found in results.items() if not (found.failures or found.error)]
     if missed:
         once = [*options, "--maxfail-each=1"]
-        judgements |= run(kernel, {id: modules[id] for id in missed}, {}, once)
-    return judgements
+        results |= run(kernel, {id: modules[id] for id in missed}, {}, once)
+    return results
 
 
 def run(
     kernel: str, modules: Mapping[str, Path], clauses: Mapping[str, str], options: Sequence[str]
-) -> dict[str, Judgement]:
-    """Run the suite once and return {mutant id: Judgement}.
+) -> dict[str, MutantResult]:
+    """Run the suite once and return {mutant id: MutantResult}.
 
     A mutant in ``clauses`` gets the tests of its clause, any other the whole suite.
     """
@@ -100,12 +100,12 @@ def run(
         )
         lines = [json.loads(line) for line in record.read_text().splitlines()]
     said = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-    judgements = {id: Judgement(whole_suite=id not in clauses, error=said[-1]) for id in modules}
+    results = {id: MutantResult(whole_suite=id not in clauses, error=said[-1]) for id in modules}
     for line in lines:
-        found = judgements[line["mutant"]]
+        found = results[line["mutant"]]
         if "test" in line:
             found.failures[line["test"]] = line["position"]
         else:
             found.tests = line["tests"]
             found.error = line["broken"] or ("" if found.tests else "no test ran")
-    return judgements
+    return results

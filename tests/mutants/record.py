@@ -1,10 +1,10 @@
-"""The pytest run of one judgement: ``python -m tests.mutants.record JOB PYTEST-OPTION ...``.
+"""Run pytest on mutants: ``python -m tests.mutants.record JOB PYTEST-OPTION ...``.
 
 JOB is a JSON file {"clauses": {mutant id: clause id}, "record": path}. A mutant in ``clauses`` gets
 the tests of its clause, any other the whole suite.
 
 The record has a line of JSON per failure, {"mutant", "test", "position": index in the suite}, and a
-last line per mutant, {"mutant", "tests": number of tests run, "broken": why no judgement exists}.
+last line per mutant, {"mutant", "tests": number of tests run, "broken": why there is no result}.
 """
 
 from __future__ import annotations
