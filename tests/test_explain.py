@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import shlex
 import subprocess
 import sys
-import textwrap
 from typing import Any
 
 import pytest
@@ -461,12 +459,3 @@ def test_reader_that_goes_away_is_no_error():
     )
     assert done.stdout.count("\n") == 1
     assert done.stderr == ""
-
-
-def test_readme_shows_what_explain_prints(capsys):
-    readme = (ROOT / "README.md").read_text().partition("python -m helpers.apic explain")[2]
-    message, topology = re.findall("'([^']*)'", readme)[:2]
-    shown = explained(capsys, message, topology)
-    assert textwrap.indent(shown[shown.index("rules that") :], "    ", str.strip) in readme
-    [same] = re.findall(r"`([0-9a-f]+:[0-9a-f]+:[0-9a-f]+)`", readme)
-    assert Message.parse(same) == Message.parse(message)
