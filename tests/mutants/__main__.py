@@ -128,7 +128,8 @@ def _judge_unmutated(kernel: str, modules: Mapping[str, Path], options: Sequence
     begun = time.monotonic()
     found = run(kernel, {UNMUTATED: modules[UNMUTATED]}, {}, options)[UNMUTATED]
     if found.error or found.failures:
-        raise MutantError(f"the unmutated build does not pass: {found}")
+        reason = found.error or f"{', '.join(found.failures)} failed"
+        raise MutantError(f"the unmutated build does not pass: {reason}")
     _log(f"unmutated: {found.tests} tests in {time.monotonic() - begun:.0f} s, none failed")
 
 
