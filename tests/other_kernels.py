@@ -13,7 +13,7 @@ from itertools import product
 from helpers.apic import DeliveryMode
 from helpers.apic.model import REFERENCE, Model, Switches
 from helpers.apic.topologies import TOPOLOGIES
-from helpers.sweep.engine import one_of_each
+from helpers.sweep.plan import to_each_class
 
 GENERATIONS = [replace(REFERENCE, **{each.name: False}) for each in fields(Switches)]
 
@@ -24,8 +24,8 @@ def main() -> None:
         for hashing in (True, False):
             model = Model(replace(topology, vector_hashing=hashing), switches)
             for mode in DeliveryMode:
-                for aim in one_of_each(model, mode):
-                    model.predict(aim.message())
+                for message in to_each_class(model, mode):
+                    model.predict(message)
 
 
 if __name__ == "__main__":

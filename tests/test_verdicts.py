@@ -206,7 +206,7 @@ def test_it(machines):
     assert "message: vector=0x41 destination=0x12c\n" in explained
     assert "  flags 0x1, devid 0x7, pad 000000000000000000000078\n" in explained
     assert "  vCPU 1: vCPU ID 300, xAPIC with ID 0x2c, logical ID 0x02, DFR flat, en" in explained
-    assert "vCPU 1 accepts it: IRR SET {0x41}" in explained
+    assert "vCPU 1 accepts the message: IRR SET {0x41}" in explained
 
 
 def test_clauses_are_counted_by_level_and_state(suite):
