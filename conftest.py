@@ -17,6 +17,7 @@ from helpers.verdicts.switches import switches_of
 
 pytest_plugins = [
     "helpers.verdicts.plugin",
+    "helpers.verdicts.clause_plugin",
     "helpers.sweep.hunt_plugin",
     "helpers.sweep.plugin",
     "helpers.report.plugin",
