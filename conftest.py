@@ -19,6 +19,7 @@ from helpers.verdicts.switches import switches_of
 
 pytest_plugins = [
     "helpers.verdicts.plugin",
+    "helpers.verdicts.clause_plugin",
     "helpers.sweep.sequences_plugin",
     "helpers.sweep.messages_plugin",
     "helpers.report.html_plugin",
