@@ -1,4 +1,4 @@
-"""Predict one of each kind of swept message for the kernels and parameters that are not here.
+"""Predict a message of each kind for the kernels and parameters that are not here.
 
     python -m tests.other_kernels
 
@@ -13,7 +13,7 @@ from itertools import product
 from helpers.apic import DeliveryMode
 from helpers.apic.model import REFERENCE, Model, Switches
 from helpers.apic.topologies import TOPOLOGIES
-from helpers.sweep.engine import one_of_each
+from helpers.sweep.plan import to_each_class
 
 GENERATIONS = [replace(REFERENCE, **{each.name: False}) for each in fields(Switches)]
 
@@ -24,8 +24,8 @@ def main() -> None:
         for vector_hashing in (True, False):
             model = Model(replace(topology, vector_hashing=vector_hashing), switches)
             for delivery_mode in DeliveryMode:
-                for swept in one_of_each(model, delivery_mode):
-                    model.predict(swept.message())
+                for message in to_each_class(model, delivery_mode):
+                    model.predict(message)
 
 
 if __name__ == "__main__":
