@@ -1,4 +1,4 @@
-"""helpers/kvm/abi.py says what the C compiler says of <linux/kvm.h>."""
+"""helpers/kvm/abi.py, compared with the <linux/kvm.h> that the C compiler sees."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from helpers.kvm import abi
 
-STRUCTS = {name: kind for name, kind in vars(abi).items() if name.startswith("kvm_")}
+STRUCTS = {name: aggregate for name, aggregate in vars(abi).items() if name.startswith("kvm_")}
 REQUESTS = {name: value for name, value in vars(abi).items() if isinstance(value, abi.Request)}
 CONSTANTS = {
     name: value
@@ -24,15 +24,17 @@ NEW = (
     "KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST",
     "KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST",
 )
-"""Constants that the headers of supported distributions lack."""
+"""Constants that some supported distributions do not have in their headers."""
 
 Aggregate = type[ctypes.Structure] | type[ctypes.Union]
 
 
-def members(kind: Aggregate, path: str, start: int = 0) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Every field of a structure and of those in it: its path, offset and size."""
-    for name, member, *_ in kind._fields_:
-        offset = start + getattr(kind, name).offset
+def members(
+    aggregate: Aggregate, path: str, start: int = 0
+) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the path, offset and size of each field, nested structures included."""
+    for name, member, *_ in aggregate._fields_:
+        offset = start + getattr(aggregate, name).offset
         yield f"{path}.{name}", (offset, ctypes.sizeof(member))
         if issubclass(member, (ctypes.Structure, ctypes.Union)):
             yield from members(member, f"{path}.{name}", offset)
@@ -40,14 +42,14 @@ def members(kind: Aggregate, path: str, start: int = 0) -> Iterator[tuple[str, t
 
 FIELDS = {
     path: place
-    for name, kind in STRUCTS.items()
-    for path, place in members(kind, name)
+    for name, aggregate in STRUCTS.items()
+    for path, place in members(aggregate, name)
     if path != "kvm_run.u"  # anonymous in C
 }
 
 
 def in_c(path: str) -> tuple[str, str]:
-    """A field's structure and designator: C has an anonymous union and a structure more."""
+    """Return the C names of structure and field. C has an anonymous union, and ``fail_entry``."""
     name, _, field = path.partition(".")
     if name == "kvm_run":
         field = field.removeprefix("u.")
@@ -56,7 +58,7 @@ def in_c(path: str) -> tuple[str, str]:
 
 
 def compiler_view(header: str, directory: Path) -> dict[str, tuple[int, ...]]:
-    """Every name's numbers as the C compiler sees them; a macro the header lacks is left out."""
+    """Return the numbers of each name, from a compiled program; missing macros are left out."""
     lines = [f"#include <{header}>", "#include <stddef.h>", "#include <stdio.h>"]
     lines += ['#define SAY(name, a, b) printf(name " %llu %llu\\n", a + 0ULL, b + 0ULL)']
     lines += ["int main(void) {"]
@@ -77,8 +79,8 @@ def compiler_view(header: str, directory: Path) -> dict[str, tuple[int, ...]]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"gcc cannot compile with <{header}>: {done.stderr}")
-    said = subprocess.run([directory / "view"], capture_output=True, text=True, check=True).stdout
-    rows = (line.rsplit(" ", 2) for line in said.splitlines())
+    output = subprocess.run([directory / "view"], capture_output=True, text=True, check=True).stdout
+    rows = (line.rsplit(" ", 2) for line in output.splitlines())
     return {name: (int(first), int(second)) for name, first, second in rows}
 
 

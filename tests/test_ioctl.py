@@ -1,4 +1,4 @@
-"""The door to the kernel: errors with names, interrupted calls, and nothing left behind."""
+"""ioctl(2): named errors, interrupted calls, the trace; and resources, which are all released."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from helpers.apic import Message
-from helpers.guest import GuestError, Machine
-from helpers.guest.machine import Running, msi_route
+from helpers.guest import GuestError, Machine, msi_route
 from helpers.kvm import KvmError, System, UserPages, Vcpu, abi, ioctl
+from helpers.kvm.compat import compat_ioctl, has_compat_entry
 
 Answer = tuple[int, int]
 
 
 class Kernel:
-    """Gives the answers it was told to, in order, and keeps the calls."""
+    """A substitute for ``raw_ioctl()``: returns ``answers`` in order, and records the calls."""
 
     def __init__(self) -> None:
         self.answers: list[Answer] = []
@@ -35,7 +35,7 @@ class Kernel:
 
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    """Stands in for the kernel."""
+    """The substitute for the kernel."""
     substitute = Kernel()
     monkeypatch.setattr(ioctl, "raw_ioctl", substitute)
     return substitute
@@ -77,7 +77,7 @@ def test_structure_is_passed_by_its_address(kernel):
 
 @pytest.fixture
 def vcpu() -> Iterator[Vcpu]:
-    """A vCPU whose page is plain memory."""
+    """A vCPU whose kvm_run page is plain memory."""
     fd = os.memfd_create("kvm_run")
     os.truncate(fd, 4096)
     with Vcpu(fd, 0, 4096) as made:
@@ -134,7 +134,7 @@ def test_exit_that_left_nothing_is_not_finished(kernel, vcpu, reason):
 
 @pytest.fixture
 def trace() -> Iterator[deque[ioctl.Call]]:
-    """The traced calls of this test."""
+    """The trace, emptied before the test."""
     ioctl.trace.clear()
     yield ioctl.trace
     ioctl.trace.clear()
@@ -171,20 +171,20 @@ def test_trace_shows_other_arguments(kernel, trace):
 @pytest.mark.parametrize("address", [1 << 32, 2**64 - 1], ids="{:#x}".format)
 def test_compat_entry_takes_no_high_address(address):
     with pytest.raises(ValueError, match=f"address {address:#x} does not fit"):
-        ioctl.compat_ioctl(-1, abi.KVM_SIGNAL_MSI.number, address)
+        compat_ioctl(-1, abi.KVM_SIGNAL_MSI.number, address)
 
 
-def test_compat_entry_tells_the_errno():
-    if not ioctl.has_compat_entry():
+def test_compat_entry_returns_the_errno():
+    if not has_compat_entry():
         pytest.skip("the kernel has no 32-bit system call entry (CONFIG_IA32_EMULATION)")
-    assert ioctl.compat_ioctl(-1, abi.KVM_SIGNAL_MSI.number, 0) == (-1, EBADF)
+    assert compat_ioctl(-1, abi.KVM_SIGNAL_MSI.number, 0) == (-1, EBADF)
 
 
-# --- nothing is left behind -----------------------------------------------------------------------
+# --- resources ------------------------------------------------------------------------------------
 
 
 def held() -> list[str]:
-    """This process's open files, and its mappings of vCPUs, guest memory and low pages."""
+    """Return the open files of this process, and the mappings of vCPUs and guest memory."""
     gc.collect()
     files = [file for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
     mappings = Path("/proc/self/maps").read_text().splitlines()
@@ -237,27 +237,29 @@ def a_halted_vcpu() -> Iterator[None]:
         yield
 
 
-THINGS = [a_system, a_vm, an_irqfd, a_machine, a_spinning_vcpu, a_halted_vcpu]
-EACH_THING = pytest.mark.parametrize("thing", THINGS, ids=lambda thing: thing.__name__)
+RESOURCES = [a_system, a_vm, an_irqfd, a_machine, a_spinning_vcpu, a_halted_vcpu]
+EACH_RESOURCE = pytest.mark.parametrize(
+    "resource", RESOURCES, ids=lambda resource: resource.__name__
+)
 
 
-@EACH_THING
-def test_everything_is_released(thing):
+@EACH_RESOURCE
+def test_everything_is_released(resource):
     before = held()
-    with thing():
+    with resource():
         assert held() != before
     assert held() == before
 
 
-@EACH_THING
-def test_everything_is_released_when_a_test_fails(thing):
+@EACH_RESOURCE
+def test_everything_is_released_when_a_test_fails(resource):
     before = held()
-    with pytest.raises(ZeroDivisionError), thing():
+    with pytest.raises(ZeroDivisionError), resource():
         raise ZeroDivisionError
     assert held() == before
 
 
-def test_vcpu_is_closed_while_somebody_looks_at_its_exit(system):
+def test_vcpu_is_closed_while_a_view_of_its_exit_exists(system):
     before = held()
     machine = Machine(system)
     view = machine[0].vcpu.kvm_run.u.io
@@ -271,7 +273,7 @@ def test_vcpu_that_left_elsewhere_is_released(system):
     with pytest.raises(GuestError, match="port 0x1f1"), Machine(system) as machine:
         machine[0].handler(pause=True)
         machine.signal(Message())
-        with Running(machine[0]) as running:
+        with machine[0].in_thread() as running:
             running.finish()
     del machine, running
     assert held() == before
@@ -284,7 +286,7 @@ def test_closing_twice_is_harmless(system):
 
 
 class FailingAt:
-    """The kernel, but for call number ``number``, which fails."""
+    """The kernel, but call number ``number`` fails with EBUSY."""
 
     def __init__(self, number: int) -> None:
         self.number = number

@@ -1,4 +1,4 @@
-"""The register page: what is written is read, and nothing else changes."""
+"""The register page: a write changes its register, and no other byte."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages: encoding and decoding are inverses, and every bit has one field."""
+"""Messages: encoding and decoding are inverses, and each bit belongs to one field."""
 
 from __future__ import annotations
 
@@ -187,30 +187,30 @@ NAMES = " ".join(field.name for field in fields(Message))
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, expected",
     [
-        ("nmi", "message: 'nmi' is not FIELD=VALUE; or write address_lo:address_hi:data in hex"),
-        ("vectr=1", f"message: 'vectr' is no field; there are {NAMES}"),
+        ("nmi", "message: 'nmi' is neither FIELD=VALUE nor address_lo:address_hi:data in hex"),
+        ("vectr=1", f"message: no field 'vectr'; the fields are {NAMES}"),
         ("vector=", "vector: '' is not a number"),
         ("vector=41h", "vector: '41h' is not a number"),
         ("vector=0x100", "vector 0x100 does not fit data[7:0]"),
         ("destination=-1", "destination: -1 does not fit 32 bits"),
         (
             "delivery_mode=8",
-            "delivery_mode: '8' is none of fixed lowest_priority smi remrd nmi init sipi extint, "
-            "nor its number",
+            "delivery_mode: '8' is neither one of fixed lowest_priority smi remrd nmi init sipi "
+            "extint nor a number below 8",
         ),
         (
             "trigger_mode=levle",
-            "trigger_mode: 'levle' is none of edge level, nor its number",
+            "trigger_mode: 'levle' is neither one of edge level nor a number below 2",
         ),
         ("1:2", "message '1:2': 2 words, not address_lo:address_hi:data"),
         ("1:2:3g", "data: '0x3g' is not a number"),
         ("100000000:0:0", "address_lo: 0x100000000 does not fit 32 bits"),
     ],
 )
-def test_bad_word_is_named(text, said):
-    with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+def test_bad_word_is_named(text, expected):
+    with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
         Message.parse(text)
 
 

@@ -1,4 +1,4 @@
-"""The model has no branch that neither the sweep nor the generated sequences take."""
+"""The sweep and the generated sequences take every branch of the model."""
 
 from __future__ import annotations
 

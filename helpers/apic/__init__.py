@@ -1,4 +1,4 @@
-"""MSI messages and LAPIC registers. Knows nothing of file descriptors."""
+"""MSI messages, LAPIC registers and the model. Opens no file descriptor."""
 
 from helpers.apic.lapic import ApicMode, LapicPage, Register, show_vectors
 from helpers.apic.message import DeliveryMode, DestinationMode, Message, TriggerMode

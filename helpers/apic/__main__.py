@@ -1,7 +1,7 @@
 """The model on the command line.
 
-python -m helpers.apic explain MESSAGE TOPOLOGY    what a message does, and by which rules
-python -m helpers.apic predict                     the same of many, as JSON lines
+python -m helpers.apic explain MESSAGE TOPOLOGY    explain one message, rule by rule
+python -m helpers.apic predict                     predict many messages, a line of JSON each
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 
 from helpers.apic import message, predict, topology
-from helpers.apic.explain import explain
+from helpers.apic.explain import explain, wrapped
 from helpers.apic.message import Message, number_of, padding_of
 from helpers.apic.model import REFERENCE, Model, Switches
-from helpers.apic.topologies import topology_of
+from helpers.apic.topologies import TOPOLOGIES, topology_of
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0, 1 where a recorded case disagrees, 2 for input that makes no sense."""
+    """Run a command; return 0, 1 if a record disagrees with the model, 2 for invalid input."""
     given = _parser().parse_args(arguments)
     try:
         if given.command == "predict":
@@ -38,31 +38,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m helpers.apic", description="What KVM_SIGNAL_MSI must do, by the model."
+        prog="python -m helpers.apic",
+        description="Predict what KVM_SIGNAL_MSI returns and does. No KVM is needed.",
+        epilog="Each command has a --help with the format of its input.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
+    named = "\n".join(wrapped("Named topologies: ", " ".join(TOPOLOGIES)))
     one = commands.add_parser(
         "explain",
-        help="say what a message does, and by which rules",
+        help="explain one message, rule by rule",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=f"{message.__doc__}\n{topology.__doc__}",
+        description="Print what a message does to a VM, and the rules that decide.",
+        epilog=f"{message.__doc__}\n{topology.__doc__}\n{named}",
     )
-    one.add_argument("message", help="one of its text forms, in quotes")
-    one.add_argument("topology", help="its text form, in quotes")
-    one.add_argument("--flags", default="0", help="of struct kvm_msi")
-    one.add_argument("--devid", default="0", help="of struct kvm_msi")
-    one.add_argument("--pad", default="00" * 12, help="12 bytes in hex")
+    one.add_argument("message", help="the message in a text form (see below), in quotes")
+    one.add_argument("topology", help="the VM in text form, in quotes, or by name (see below)")
+    one.add_argument("--flags", default="0", help="flags of struct kvm_msi")
+    one.add_argument("--devid", default="0", help="devid of struct kvm_msi")
+    one.add_argument("--pad", default="00" * 12, help="pad of struct kvm_msi, 12 bytes in hex")
     one.add_argument(
         "--without",
         metavar="SWITCH",
         action="append",
         default=[],
         choices=[each.name for each in fields(Switches)],
-        help="something that the kernel in question does not do: %(choices)s",
+        help="predict for a kernel with this switch off, one of %(choices)s; may be repeated",
     )
     commands.add_parser(
         "predict",
-        help="predict many messages, and compare with what was recorded",
+        help="predict many messages and compare them with records",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=predict.__doc__,
     )

@@ -1,4 +1,4 @@
-"""What a message does to a vCPU, as the host sees it."""
+"""The effect of a message on a vCPU, as KVM_GET_LAPIC and other ioctls show it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from helpers.apic.topology import MpState, VcpuState, show_mp_state
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What a message does to one vCPU, as the host sees it; falsy when it does nothing.
+    """The changes that a message makes to one vCPU; false if there are none.
 
-    ``registers`` names every other register that changed, which no message may do.
+    ``nmi``, ``smi`` and ``init`` count what became pending. ``mp_state`` is (before, after).
+    ``registers`` names the other registers that changed: no message may change them.
     """
 
     irr_set: frozenset[int] = frozenset()
@@ -29,7 +30,7 @@ class Effect:
         return self != NOTHING
 
     def on(self, vcpu: VcpuState) -> VcpuState:
-        """The vCPU afterwards."""
+        """Return ``vcpu`` with the effect applied."""
         return replace(
             vcpu,
             irr=vcpu.irr - self.irr_cleared | self.irr_set,

@@ -1,7 +1,7 @@
 """A prediction as plain text: the message, the topology, the rules that applied, the outcome.
 
-Lines are at most 100 wide. ``python -m helpers.apic explain`` prints all of it, a report of a
-failure the rules and the outcome.
+``python -m helpers.apic explain`` prints the whole text, the report of a failure the rules and the
+outcome. Lines have at most 100 columns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WIDTH = 100
 
 
 def explain(model: Model, message: Message, *, flags: int, devid: int, pad: bytes) -> str:
-    """All of it, for the topology and the kernels of ``model``."""
+    """Return the whole text for one message, and for the topology and switches of ``model``."""
     outcome = model.predict(message, flags=flags, devid=devid, pad=pad)
     return "\n\n".join(
         [
@@ -32,12 +32,12 @@ def explain(model: Model, message: Message, *, flags: int, devid: int, pad: byte
 
 
 def explain_outcome(outcome: Outcome, switches: Switches = REFERENCE) -> str:
-    """The rules that applied, and what happens; ``switches`` are those it was predicted with."""
+    """Return the rules and the outcome of a prediction that was made with ``switches``."""
     return "\n\n".join(["\n".join(_rules(outcome.applied)), "\n".join(_effects(outcome, switches))])
 
 
 def command(topology: Topology, message: Message, flags: int, devid: int, pad: bytes) -> str:
-    """The shell command that prints :func:`explain`, for the reference kernel."""
+    """Return the shell command that prints :func:`explain` for the reference kernel."""
     words = ["python", "-m", "helpers.apic", "explain", message.text, str(topology)]
     for option, value in (("--flags", flags), ("--devid", devid)):
         if value:
@@ -48,7 +48,7 @@ def command(topology: Topology, message: Message, flags: int, devid: int, pad: b
 
 
 def _message(message: Message, flags: int, devid: int, pad: bytes) -> Iterator[str]:
-    yield from _wrapped("message: ", message.text)
+    yield from wrapped("message: ", message.text)
     rows = list(zip(LAYOUT, message.decoded(), strict=True))
     for name in WORDS:
         yield f"  {name} {getattr(message, name):#010x}"
@@ -59,7 +59,7 @@ def _message(message: Message, flags: int, devid: int, pad: bytes) -> Iterator[s
 
 
 def _topology(topology: Topology) -> Iterator[str]:
-    yield from _wrapped("topology: ", str(topology) or "no vCPU")
+    yield from wrapped("topology: ", str(topology) or "no vCPU")
     if topology.irqchip == "none":
         yield "  no in-kernel irqchip"
         return
@@ -68,10 +68,10 @@ def _topology(topology: Topology) -> Iterator[str]:
         f"  {topology.irqchip} irqchip, {32 if topology.has_32bit_ids else 8}-bit destination IDs,"
         f" 0xff is {quirk} broadcast to x2APICs"
     )
-    chosen = "vector hashing" if topology.vector_hashing else "going round"
-    yield f"  lowest priority by {chosen}, {'SMM' if topology.smm else 'no SMM'}"
+    choice = "vector hashing" if topology.vector_hashing else "round robin"
+    yield f"  lowest priority by {choice}, {'SMM' if topology.smm else 'no SMM'}"
     for index, vcpu in enumerate(topology.vcpus):
-        yield from _wrapped(f"  vCPU {index}: ", ", ".join(_vcpu(vcpu)))
+        yield from wrapped(f"  vCPU {index}: ", ", ".join(_vcpu(vcpu)))
 
 
 def _vcpu(vcpu: VcpuState) -> Iterator[str]:
@@ -91,7 +91,7 @@ def _vcpu(vcpu: VcpuState) -> Iterator[str]:
     if vcpu.mp_state is not MpState.RUNNABLE:
         yield vcpu.mp_state.name
     if not vcpu.mapped:
-        yield "not yet in the kernel's map of LAPICs"
+        yield "not in KVM's map of LAPICs yet"
     pending = {"NMI": vcpu.nmi, "SMI": vcpu.smi, "INIT": vcpu.init}
     for name, count in pending.items():
         if count:
@@ -100,18 +100,18 @@ def _vcpu(vcpu: VcpuState) -> Iterator[str]:
         if vectors := getattr(vcpu, name):
             yield f"{name.upper()} {show_vectors(vectors)}"
     if vcpu.arb_prio:
-        yield f"chosen {vcpu.arb_prio} times for lowest priority"
+        yield f"lowest-priority messages received: {vcpu.arb_prio}"
 
 
 def _rules(applied: Iterable[tuple[Rule, str]]) -> Iterator[str]:
     yield "rules that applied:"
-    said: dict[Rule, list[str]] = {}
+    details_of: dict[Rule, list[str]] = {}
     for rule, detail in applied:
-        said.setdefault(rule, []).append(detail)
-    for number, (rule, details) in enumerate(said.items(), 1):
-        yield from _wrapped(f"  {number}. ", rule.text)
-        yield from _wrapped("     here: ", "; ".join(details))
-        yield from _wrapped("     ", f"[{' '.join(rule.clauses)}] {rule.source}")
+        details_of.setdefault(rule, []).append(detail)
+    for number, (rule, details) in enumerate(details_of.items(), 1):
+        yield from wrapped(f"  {number}. ", rule.text)
+        yield from wrapped("     here: ", "; ".join(details))
+        yield from wrapped("     ", f"[{' '.join(rule.clauses)}] {rule.source}")
 
 
 def _kernel(switches: Switches) -> str:
@@ -123,14 +123,14 @@ def _effects(outcome: Outcome, switches: Switches) -> Iterator[str]:
     yield f"outcome on {_kernel(switches)}: returns {outcome.returned}"
     for index in outcome.accepted:
         effect = outcome.effects[index]
-        yield f"  vCPU {index} accepts it: {effect or 'nothing changes'}"
+        yield f"  vCPU {index} accepts the message: {effect or 'no change'}"
     others = [str(i) for i in range(len(outcome.effects)) if i not in outcome.accepted]
     if others:
-        yield from _wrapped("  nothing happens on vCPU ", ", ".join(others))
+        yield from wrapped("  no change on vCPU ", ", ".join(others))
 
 
-def _wrapped(start: str, text: str) -> list[str]:
-    """``start`` and ``text`` in lines, of which the further ones are indented to the text."""
+def wrapped(start: str, text: str) -> list[str]:
+    """Return ``start`` and ``text`` in lines; the second line and the next are indented."""
     hang = " " * min(len(start), 8)
     return textwrap.wrap(
         text,

@@ -1,8 +1,9 @@
-"""The local APIC's registers, as KVM_GET_LAPIC and KVM_SET_LAPIC lay them out.
+"""The registers of the local APIC, in the layout of KVM_GET_LAPIC and KVM_SET_LAPIC.
 
-Intel SDM vol. 3, table 11-1 "Local APIC Register Address Map": 16-byte aligned 32-bit registers.
-api.rst 4.57: the ID register is in xAPIC format (bits 31:24) except for an x2APIC under
-KVM_X2APIC_API_USE_32BIT_IDS, which has the 32-bit ID itself.
+Registers have 32 bits and are 16-byte aligned (Intel SDM vol. 3, "Local APIC Register Address
+Map"). The ID register has the xAPIC format, an 8-bit ID in bits 31:24; with
+KVM_X2APIC_API_USE_32BIT_IDS the ID register of an x2APIC is the 32-bit ID (api.rst,
+KVM_GET_LAPIC).
 """
 
 from __future__ import annotations
@@ -15,9 +16,8 @@ from functools import cache
 PAGE_SIZE = 1024
 _EIGHT_WORDS = struct.Struct("<" + "I12x" * 8)
 
-APIC_BASE_ADDRESS = 0xFEE00000
-# IA32_APIC_BASE, SDM vol. 3, 11.4.4 and 11.12.1.
-APIC_BASE_BSP = 1 << 8
+# Bits of IA32_APIC_BASE: Intel SDM vol. 3, "Local APIC Status and Location", "Detecting and
+# Enabling x2APIC Mode".
 APIC_BASE_X2APIC = 1 << 10
 APIC_BASE_ENABLE = 1 << 11
 
@@ -25,11 +25,10 @@ SVR_ENABLE = 1 << 8
 SVR_RESET = 0xFF
 DFR_FLAT = 0xFFFFFFFF
 DFR_CLUSTER = 0x0FFFFFFF
-LVT_MASKED = 1 << 16
 
 
 class ApicMode(enum.Enum):
-    """A LAPIC's mode, by IA32_APIC_BASE bits 11 and 10; the value is those bits."""
+    """The mode of a LAPIC. The value is bits 11 and 10 of IA32_APIC_BASE, in place."""
 
     DISABLED = 0
     XAPIC = APIC_BASE_ENABLE
@@ -37,7 +36,7 @@ class ApicMode(enum.Enum):
 
 
 class Register(enum.IntEnum):
-    """Offsets into the register page; bits 11:4 are also the x2APIC MSR's index above 0x800."""
+    """Offsets into the register page. The MSR of an x2APIC is 0x800 + bits 11:4 of the offset."""
 
     ID = 0x020
     VERSION = 0x030
@@ -69,24 +68,27 @@ VectorSet = frozenset[int]
 
 
 def bits(mask: int) -> Iterator[int]:
-    """The numbers of the set bits, lowest first."""
+    """Yield the numbers of the set bits, lowest first."""
     while mask:
         yield (mask & -mask).bit_length() - 1
         mask &= mask - 1
 
 
 def vectors_of(words: Iterable[int]) -> VectorSet:
-    """The set bits of eight 32-bit words, least significant first, as vectors 0-255."""
+    """Return the set bits of eight 32-bit words, the word of vectors 0 to 31 first."""
     return frozenset(32 * i + bit for i, word in enumerate(words) if word for bit in bits(word))
 
 
 def show_vectors(vectors: Iterable[int]) -> str:
-    """``{0x41 0x52}``, sorted."""
+    """Return sorted vectors in the form ``{0x41 0x52}``."""
     return "{" + " ".join(f"{vector:#04x}" for vector in sorted(vectors)) + "}"
 
 
 def x2apic_ldr(x2apic_id: int) -> int:
-    """The read-only LDR of an x2APIC (SDM vol. 3, 11.12.10.2): ID bits 19:4, and one bit below."""
+    """Return the read-only LDR of an x2APIC: the cluster in bits 31:16, one bit of 15:0.
+
+    Source: Intel SDM vol. 3, "Deriving Logical x2APIC ID from the Local x2APIC ID".
+    """
     return (x2apic_id >> 4 & 0xFFFF) << 16 | 1 << (x2apic_id & 0xF)
 
 
@@ -101,7 +103,7 @@ def _words_of(registers: tuple[Register, ...]) -> list[slice]:
 
 
 class LapicPage:
-    """A copy of the 1,024-byte register page, mutable, compared by content."""
+    """A mutable copy of the 1,024-byte register page, compared by content."""
 
     __slots__ = ("raw",)
 
@@ -125,12 +127,12 @@ class LapicPage:
         return LapicPage(self.raw)
 
     def vectors(self, register: Register) -> VectorSet:
-        """ISR, TMR or IRR: the vectors whose bit is set."""
+        """Return the vectors whose bit is set in ISR, TMR or IRR."""
         chunk = self.raw[register : register + 0x80]
         return vectors_of(_EIGHT_WORDS.unpack(chunk)) if any(chunk) else frozenset()
 
     def set_vectors(self, register: Register, vectors: Iterable[int]) -> None:
-        """Make ``vectors`` the only bits set in ISR, TMR or IRR."""
+        """Set the bits of ``vectors`` in ISR, TMR or IRR, and clear all others."""
         words = [0] * 8
         for vector in vectors:
             words[vector // 32] |= 1 << vector % 32
@@ -151,7 +153,7 @@ class LapicPage:
 
     @property
     def xapic_id(self) -> int:
-        """Bits 31:24 of the ID register."""
+        """The 8-bit ID: bits 31:24 of the ID register."""
         return self[Register.ID] >> 24
 
     @property
@@ -159,7 +161,7 @@ class LapicPage:
         return bool(self[Register.SVR] & SVR_ENABLE)
 
     def without(self, *registers: Register) -> bytes:
-        """The page with these registers zeroed (ISR, TMR, IRR: all eight words)."""
+        """Return the page with ``registers`` zeroed; ISR, TMR and IRR have eight words each."""
         page = bytearray(self.raw)
         for word in _words_of(registers):
             page[word] = bytes(4)

@@ -1,11 +1,11 @@
-"""MSI messages: what a device writes, where, field by field.
+"""MSI messages: the 32-bit words address_lo, address_hi and data, field by field.
 
-Intel SDM vol. 3, 11.11 "Message Signalled Interrupts"; the upper address half is that of
-KVM_X2APIC_API_USE_32BIT_IDS (api.rst 4.71 and 7.7). Every one of the 96 bits belongs to a named
-field, so that encoding and decoding are exact inverses.
+address_lo and data are laid out as in Intel SDM vol. 3, "Message Address Register Format" and
+"Message Data Register Format". address_hi is an extension of KVM (api.rst, KVM_SIGNAL_MSI). Each of
+the 96 bits belongs to a named field, so that encoding and decoding are exact inverses.
 
-A message has two text forms, the same in every command: its words in hex, and fields, where those
-left out are as in ``Message()``::
+A message has two text forms: the three words in hex, or fields. Fields that are left out are those
+of a fixed, edge-triggered interrupt with vector 0x41 to physical APIC ID 0:
 
     fee0300c:0:441
     vector=0x41 destination=3 destination_mode=logical delivery_mode=nmi redirection_hint=1
@@ -20,7 +20,7 @@ from operator import and_, attrgetter
 
 
 class DeliveryMode(enum.IntEnum):
-    """Data bits 10:8. 3 is reserved in the SDM; Linux names it APIC_DM_REMRD."""
+    """Data bits 10:8. Mode 3 is reserved in the Intel SDM, and APIC_DM_REMRD in Linux."""
 
     FIXED = 0
     LOWEST_PRIORITY = 1
@@ -55,7 +55,7 @@ _ENUMS: dict[str, type[enum.IntEnum]] = {
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """Where a field of :class:`Message` lies: bits ``high``:``low`` of ``word``."""
+    """The place of a field of :class:`Message`: bits ``high``:``low`` of ``word``."""
 
     name: str
     word: str
@@ -74,12 +74,12 @@ class Field:
 
 WORDS = ("address_lo", "address_hi", "data")
 
-# The layout, once; the destination's two parts are joined in Message.destination.
+# All fields, most significant first. Message.destination joins the two parts of the destination.
 LAYOUT = (
     Field("address_base", "address_lo", 31, 20, "0xfee in a message of a real device"),
     Field("destination_7_0", "address_lo", 19, 12, "destination bits 7:0"),
     Field("address_reserved_11_4", "address_lo", 11, 4, "reserved (extended destination ID)"),
-    Field("redirection_hint", "address_lo", 3, 3, "1: to one of the destination's processors"),
+    Field("redirection_hint", "address_lo", 3, 3, "1: one processor of the destination"),
     Field("destination_mode", "address_lo", 2, 2, "0 physical, 1 logical"),
     Field("address_ignored_1_0", "address_lo", 1, 0, "ignored"),
     Field("destination_31_8", "address_hi", 31, 8, "destination bits 31:8"),
@@ -88,7 +88,7 @@ LAYOUT = (
     Field("trigger_mode", "data", 15, 15, "0 edge, 1 level"),
     Field("level", "data", 14, 14, "1 assert; ignored for edge"),
     Field("data_reserved_13_11", "data", 13, 11, "reserved"),
-    Field("delivery_mode", "data", 10, 8, "how it is delivered"),
+    Field("delivery_mode", "data", 10, 8, "delivery mode"),
     Field("vector", "data", 7, 0, "vector"),
 )
 
@@ -109,7 +109,10 @@ _BEYOND = [~mask for _, mask, _ in _LIMITS]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One MSI message. All numbers; ``destination`` is the whole 32-bit destination ID."""
+    """One MSI message; ``destination`` is the whole 32-bit destination ID.
+
+    Raises ValueError for a value that does not fit its field.
+    """
 
     vector: int = 0x41
     destination: int = 0
@@ -160,7 +163,7 @@ class Message:
 
     @classmethod
     def decode(cls, address_lo: int, address_hi: int, data: int) -> Message:
-        """The message with these three 32-bit words; the inverse of the three properties."""
+        """Return the message with these 32-bit words; the inverse of the properties."""
         words = {"address_lo": address_lo, "address_hi": address_hi, "data": data}
         values = {f.name: words[f.word] >> f.low & f.mask for f in LAYOUT}
         destination = values.pop("destination_31_8") << 8 | values.pop("destination_7_0")
@@ -174,20 +177,21 @@ class Message:
 
     @classmethod
     def from_words(cls, words: Mapping[str, object]) -> Message:
-        """As :meth:`decode`, of words that were read somewhere; ValueError names a bad one."""
+        """Decode words read from text or JSON; a missing word is 0. Raises ValueError."""
         return cls.decode(**{name: number_of(name, words.get(name, 0)) for name in WORDS})
 
     @classmethod
     def from_fields(cls, values: Mapping[str, object]) -> Message:
-        """The message with these fields: numbers, numbers as text, enums by name in any case.
+        """Return the message with these fields, read from text or JSON.
 
-        ValueError names a field or value that is not understood.
+        A value is a number, a number as text, or the name of an enum member in any case. Raises
+        ValueError.
         """
         known = [field.name for field in fields(cls)]
         given: dict[str, int] = {}
         for name, value in values.items():
             if name not in known:
-                raise ValueError(f"message: {name!r} is no field; there are {' '.join(known)}")
+                raise ValueError(f"message: no field {name!r}; the fields are {' '.join(known)}")
             if name in _ENUMS:
                 given[name] = _member_of(name, value)
             else:
@@ -196,7 +200,7 @@ class Message:
 
     @classmethod
     def parse(cls, text: str) -> Message:
-        """The message with this text form; ValueError says which word is not understood."""
+        """Return the message with this text form. Raises ValueError."""
         if ":" in text:
             words = text.split(":")
             if len(words) != len(WORDS):
@@ -212,14 +216,14 @@ class Message:
             name, equals, value = word.partition("=")
             if not equals:
                 raise ValueError(
-                    f"message: {word!r} is not FIELD=VALUE; or write {':'.join(WORDS)} in hex"
+                    f"message: {word!r} is neither FIELD=VALUE nor {':'.join(WORDS)} in hex"
                 )
             values[name] = value
         return cls.from_fields(values)
 
     @property
     def text(self) -> str:
-        """The fields that are not as in ``Message()``, and always vector and destination."""
+        """The text form: vector, destination, and the fields that differ from ``Message()``."""
         return " ".join(
             f"{field.name}={_shown(field.name, value)}"
             for field in fields(self)
@@ -228,7 +232,7 @@ class Message:
         )
 
     def decoded(self) -> list[tuple[str, str, str, str]]:
-        """Rows (word, bits, field, value in hex and words) for people, most significant first."""
+        """Return rows of word, bits, field name and value, in the order of ``LAYOUT``."""
         return [
             (f.word, f.bits, f.name, self._in_words(f.name, getattr(self, f.name))) for f in LAYOUT
         ]
@@ -238,7 +242,7 @@ class Message:
         return f"{value:#x} {_ENUMS[name](value).name}" if name in _ENUMS else f"{value:#x}"
 
     def __repr__(self) -> str:
-        """A short line: what differs from a plain fixed physical edge message, and always these."""
+        """Return one line: delivery mode, vector, destination, and the fields with other values."""
         shown = [
             f"{self.delivery_mode.name} vector {self.vector:#04x}",
             f"to {self.destination_mode.name.lower()} {self.destination:#x}",
@@ -257,7 +261,7 @@ class Message:
 
 
 def number_of(name: str, value: object, bits: int = 32) -> int:
-    """``value``, an int or one as text, which ``name`` has ``bits`` for; else ValueError."""
+    """Return the number ``value``, an int or text, of ``bits`` bits. Raises ValueError."""
     try:
         number = int(value, 0) if isinstance(value, str) else value
     except ValueError:
@@ -270,7 +274,7 @@ def number_of(name: str, value: object, bits: int = 32) -> int:
 
 
 def padding_of(text: str) -> bytes:
-    """The 12 bytes of kvm_msi's padding that ``text`` has in hex; else ValueError."""
+    """Return the 12 bytes of ``pad`` in struct kvm_msi, from hex. Raises ValueError."""
     try:
         pad = bytes.fromhex(text)
     except ValueError:
@@ -281,15 +285,17 @@ def padding_of(text: str) -> bytes:
 
 
 def _member_of(name: str, value: object) -> enum.IntEnum:
-    kind = _ENUMS[name]
+    members = _ENUMS[name].__members__
     wanted = str(value).upper().replace("-", "_")
-    if wanted in kind.__members__:
-        return kind[wanted]
-    known = " ".join(member.lower() for member in kind.__members__)
+    if wanted in members:
+        return members[wanted]
     try:
-        return kind(number_of(name, value))
+        return _ENUMS[name](number_of(name, value))
     except ValueError:
-        raise ValueError(f"{name}: {value!r} is none of {known}, nor its number") from None
+        known = " ".join(member.lower() for member in members)
+        raise ValueError(
+            f"{name}: {value!r} is neither one of {known} nor a number below {len(members)}"
+        ) from None
 
 
 def _shown(name: str, value: int) -> str:

@@ -1,21 +1,47 @@
-"""What KVM_SIGNAL_MSI must do: the executable specification.
+"""What KVM_SIGNAL_MSI must return and do: the executable specification.
 
-A message is answered in four steps, each a method of :class:`Model`:
+The path of a message:
 
-* ``entry``: is it a message at all? If not, an errno.
-* ``route``: whom does it address? vCPUs, or slots of which one is to be chosen.
-* ``choose``: which of them get it?
-* ``accept``: what does it do to each?
+1. Entry: the ioctl fails with EINVAL without an in-kernel irqchip, for an undefined flag and, with
+   32-bit IDs, for nonzero address_hi bits 7:0. ``Model.entry()``
+2. Destination: KVM finds the LAPICs that the destination ID addresses, in a map or by a search.
+   Vector and trigger mode have no influence so far. ``Model.route()``
+3. Choice: each of these LAPICs receives the message. With delivery mode lowest priority, or with
+   the redirection hint, the LAPICs are candidates: one receives the message. ``Model.choose()``
+4. Acceptance: each LAPIC that receives the message accepts or refuses the message. The return value
+   is the number of LAPICs that accept. ``Model.accept()``, ``effect_of()``
 
-Vector and trigger mode decide nothing before ``choose``. Every rule says which clauses it stands
-for and where it is written; what no document says is what the newest mainline kernel does. Older
-kernels differ by named :class:`Switches`. Pure: no file descriptor, no kernel version.
+The map: KVM maps APIC IDs and logical IDs to LAPICs (``struct kvm_apic_map``), so that most
+destinations need no search. ``kvm_recalculate_apic_map()`` rebuilds the map when a LAPIC is
+created, enabled, disabled or gets another ID. A search (``kvm_irq_delivery_to_apic()``) compares
+the destination with every LAPIC that is enabled in IA32_APIC_BASE. KVM searches
+
+* if there is no map: the VM has no vCPU, or (since 6.3, without 32-bit IDs) two LAPICs have the
+  same APIC ID;
+* for a broadcast;
+* for a logical destination, if the logical IDs of software-enabled LAPICs mix the flat, cluster
+  and x2APIC formats, or (since 6.3) overlap or have several bits.
+
+An optimization should be invisible, but user space can tell a look at the map from a search:
+
+* If no LAPIC matches, a look at the map returns 0. The result of a search starts as -1, and -1 is
+  -EPERM.
+* Of a logical destination, the map offers every bit as a candidate for lowest priority. If KVM
+  chooses a bit without a LAPIC, the message is lost. A search offers software-enabled LAPICs only.
+* The map has no logical ID for a software-disabled xAPIC, so an NMI to that logical ID is lost. A
+  search finds the xAPIC.
+* The map lacks the vCPU created last until the next rebuild. A search finds the vCPU.
+
+A ``Rule`` states one fact and names the clauses (helpers/spec) that the fact stands for. Where no
+document makes a statement, the rule is the behavior of the newest mainline kernel. Older kernels
+differ by the named ``Switches``. The model knows no file descriptor and no kernel version.
 """
 
 from __future__ import annotations
 
 import enum
 import errno
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from helpers.apic.effect import NOTHING, Effect
@@ -24,18 +50,19 @@ from helpers.apic.message import DeliveryMode, DestinationMode, Message, Trigger
 from helpers.apic.topology import MpState, Topology, VcpuState
 from helpers.kvm import show_result
 from helpers.kvm.abi import KVM_MSI_VALID_DEVID
+from helpers.spec import CLAUSES
 
 XAPIC_BROADCAST = 0xFF
 X2APIC_BROADCAST = 0xFFFFFFFF
 BSP_ID = 0
-MOST_NMIS = 2
+MAX_PENDING_NMIS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """How kernels differ; all on is the reference kernel. A name says what happens when it is on.
+    """The differences between kernels: a name states what the reference kernel does.
 
-    Which kernels have one off is said by the deviation that names it (helpers/verdicts).
+    The deviation that names a switch (helpers/spec) tells the kernels that have the switch off.
     """
 
     aliased_ids_all_receive: bool = True
@@ -49,21 +76,245 @@ class Switches:
 REFERENCE = Switches()
 
 
+# --- rules ----------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One rule: what it says, the clauses it stands for, and where that is written."""
+    """One fact, and the IDs of the clauses that the fact stands for."""
 
     text: str
     clauses: tuple[str, ...]
-    source: str
+
+    @property
+    def source(self) -> str:  # pragma: no cover - no prediction reads a source
+        """The sources of the clauses, each once."""
+        return "; ".join(dict.fromkeys(CLAUSES[id].source for id in self.clauses))
+
+
+# Entry.
+NEEDS_IRQCHIP = Rule(
+    "Without an in-kernel irqchip every message fails with EINVAL.", ("msi.needs-irqchip",)
+)
+UNKNOWN_FLAG = Rule(
+    "A flag other than KVM_MSI_VALID_DEVID fails with EINVAL.", ("msi.flags", "abi.errno")
+)
+HI_RESERVED = Rule(
+    "With 32-bit IDs, nonzero address_hi bits 7:0 fail with EINVAL.", ("msi.address-hi-zero",)
+)
+IGNORED = Rule("devid and padding are ignored.", ("abi.ignored",))
+
+# Destination.
+DESTINATION_8 = Rule("address_hi is ignored without 32-bit IDs.", ("msi.address-hi-ignored",))
+DESTINATION_32 = Rule(
+    "With 32-bit IDs, address_hi bits 31:8 are destination bits 31:8.", ("msi.address-hi-bits",)
+)
+PHYSICAL = Rule("A physical destination addresses the LAPIC with that APIC ID.", ("dest.physical",))
+FLAT = Rule(
+    "Flat model: each bit of a logical destination addresses the LAPICs with that bit.",
+    ("dest.flat",),
+)
+CLUSTER = Rule(
+    "Cluster model: bits 7:4 of a logical destination name a cluster, each bit of 3:0 addresses "
+    "the LAPICs of the cluster with that bit.",
+    ("dest.cluster",),
+)
+X2APIC_LOGICAL = Rule(
+    "x2APIC mode: bits 31:16 of a logical destination name a cluster, each bit of 15:0 addresses "
+    "the LAPIC with APIC ID 16 * cluster + bit, even an xAPIC without a logical ID.",
+    ("dest.x2apic-logical",),
+)
+# 35366901017c (6.3); older kernels search.
+NO_LOGICAL_ID = Rule(
+    "If no software-enabled LAPIC has a logical ID, a logical destination addresses none.",
+    ("return.nobody",),
+)
+SEARCH = Rule(
+    "KVM compares the destination with each LAPIC: there is no map, the destination is a "
+    "broadcast, or logical IDs are mixed or overlap.",
+    ("dest.broadcast", "dest.mixed-modes", "dest.aliased", "errata.alias-8bit"),
+)
+HINT_BROADCAST = Rule(
+    "To physical destination 0xff, lowest priority or a redirection hint makes the message fixed.",
+    ("dest.hint-broadcast", "dest.lowest-broadcast"),
+)
+UNMATCHED = Rule("If a search finds no LAPIC, the ioctl fails with EPERM.", ("return.nobody",))
+
+# Choice.
+HASHED = Rule(
+    "Vector hashing chooses candidate number vector mod n of n candidates.",
+    ("dest.lowest-priority", "dest.redirection-hint", "dest.vector-hashing"),
+)
+ROUND_ROBIN = Rule(
+    "Without vector hashing, KVM chooses the candidate that received the fewest lowest-priority "
+    "messages; of equals, the first.",
+    ("dest.round-robin",),
+)
+EMPTY_BIT = Rule(
+    "If no LAPIC has the chosen bit of the destination, the message is dropped.",
+    ("dest.vector-hashing",),
+)
+
+# Acceptance.
+ENABLED = Rule(
+    "A software-enabled LAPIC accepts a fixed interrupt: IRR is set, TMR is set for level and "
+    "cleared for edge.",
+    ("message.vector", "message.trigger-mode"),
+)
+SOFTWARE_DISABLED = Rule(
+    "A software-disabled LAPIC refuses a fixed interrupt.",
+    ("lapic.software-disabled", "msi.returns-blocked"),
+)
+SIGNAL = Rule(
+    "SMI, NMI and INIT become pending, on a software-disabled LAPIC too.",
+    ("message.delivery-mode", "lapic.software-disabled"),
+)
+# 4b8e1b32013d (6.2)
+NO_SMM = Rule("Without SMM an SMI is refused.", ("message.delivery-mode",))
+STARTUP = Rule(
+    "Every LAPIC accepts a SIPI. A vCPU that does not wait for a SIPI ignores it.",
+    ("guest.init-sipi", "return.mp-state"),
+)
+UNHALT = Rule(
+    "Reserved delivery mode 3 is accepted. A vCPU in HALTED or AP_RESET_HOLD becomes runnable.",
+    ("return.remrd", "return.remrd-reset-hold"),
+)
+NO_EXTINT = Rule("ExtINT is never accepted from a message.", ("return.extint",))
+
+RULES = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
+
+
+class LogicalMode(enum.Enum):
+    """``enum kvm_apic_logical_mode``: the format of all logical IDs in the map."""
+
+    SW_DISABLED = "no software-enabled LAPIC has a logical ID"
+    XAPIC_FLAT = "flat"
+    XAPIC_CLUSTER = "cluster"
+    X2APIC = "x2APIC"
+    MAP_DISABLED = "mixed or overlapping logical IDs"
+
+
+_LOGICAL = {
+    LogicalMode.SW_DISABLED: NO_LOGICAL_ID,
+    LogicalMode.XAPIC_FLAT: FLAT,
+    LogicalMode.XAPIC_CLUSTER: CLUSTER,
+    LogicalMode.X2APIC: X2APIC_LOGICAL,
+}
+_ACCEPTED = {
+    DeliveryMode.FIXED: ENABLED,
+    DeliveryMode.LOWEST_PRIORITY: ENABLED,
+    DeliveryMode.SMI: SIGNAL,
+    DeliveryMode.NMI: SIGNAL,
+    DeliveryMode.INIT: SIGNAL,
+    DeliveryMode.SIPI: STARTUP,
+    DeliveryMode.REMRD: UNHALT,
+}
+
+
+# --- the map --------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class ApicMap:
+    """``struct kvm_apic_map``, with the index of a vCPU in place of a pointer to a LAPIC.
+
+    A key of ``logical_map`` is the bit number of a flat logical ID, or 4 * cluster + bit number.
+    The logical ID of an x2APIC derives from the APIC ID: ``phys_map`` serves both.
+    """
+
+    max_apic_id: int
+    phys_map: dict[int, int] = field(default_factory=dict)
+    logical_mode: LogicalMode = LogicalMode.SW_DISABLED
+    logical_map: dict[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, topology: Topology, switches: Switches) -> ApicMap | None:
+        """Return the map of ``kvm_recalculate_apic_map()``, None if there is no map."""
+        if not topology.vcpus:
+            return None
+        mapped = [
+            (index, vcpu)
+            for index, vcpu in enumerate(topology.vcpus)
+            if vcpu.mapped and vcpu.hardware_enabled
+        ]
+        made = cls(max_apic_id=max([XAPIC_BROADCAST, *(vcpu.vcpu_id for _, vcpu in mapped)]))
+        unique = switches.aliased_ids_all_receive and not topology.is_mapped_with_32bit_ids
+        for index, vcpu in mapped:
+            if not made._add_physical(index, vcpu, unique):
+                return None
+            if vcpu.software_enabled and vcpu.ldr:
+                made._add_logical(index, vcpu, switches)
+        return made
+
+    def _add_physical(self, index: int, vcpu: VcpuState, unique: bool) -> bool:
+        """Map the APIC ID; return False if ``unique`` and another LAPIC has the same APIC ID.
+
+        If not ``unique``, ``phys_map`` keeps the first xAPIC with an ID. A vCPU ID above 0xff maps
+        to an xAPIC too, because a hot-plugged vCPU starts in xAPIC mode.
+        """
+        if unique:
+            apic_id = vcpu.vcpu_id if vcpu.is_x2apic else vcpu.id
+            return self.phys_map.setdefault(apic_id, index) == index
+        if vcpu.is_x2apic or vcpu.vcpu_id > 0xFF:
+            self.phys_map[vcpu.vcpu_id] = index
+        if not vcpu.is_x2apic:
+            self.phys_map.setdefault(vcpu.id, index)
+        return True
+
+    def _add_logical(self, index: int, vcpu: VcpuState, switches: Switches) -> None:
+        """Do as ``kvm_recalculate_logical_map()``."""
+        xapic = LogicalMode.XAPIC_FLAT if vcpu.dfr == DFR_FLAT else LogicalMode.XAPIC_CLUSTER
+        logical_mode = LogicalMode.X2APIC if vcpu.is_x2apic else xapic
+        if self.logical_mode not in (LogicalMode.SW_DISABLED, logical_mode):
+            self.logical_mode = LogicalMode.MAP_DISABLED
+            return
+        self.logical_mode = logical_mode
+        if logical_mode is LogicalMode.X2APIC:
+            if not switches.x2apics_keep_their_ids:
+                for key in self._keys(vcpu.ldr):
+                    self.phys_map[key] = index
+            return
+        keys = self._keys(vcpu.ldr >> 24)
+        if switches.aliased_logical_ids_all_receive and (
+            len(keys) > 1 or any(key in self.logical_map for key in keys)
+        ):
+            self.logical_mode = LogicalMode.MAP_DISABLED
+            return
+        for key in keys[:1]:
+            self.logical_map[key] = index
+
+    def _keys(self, destination: int) -> list[int]:
+        """Return the key of each bit of a logical destination."""
+        match self.logical_mode:
+            case LogicalMode.XAPIC_FLAT:
+                return list(bits(destination & 0xFF))
+            case LogicalMode.XAPIC_CLUSTER:
+                return [(destination >> 4 & 0xF) * 4 + bit for bit in bits(destination & 0xF)]
+            case _:
+                first = (destination >> 16) * 16
+                ids = [first + bit for bit in bits(destination & 0xFFFF)]
+                return [id for id in ids if id <= self.max_apic_id]
+
+    def slots(self, destination: int) -> tuple[int | None, ...]:
+        """Return the vCPU of each bit of a logical destination, None for a bit without a LAPIC."""
+        if self.logical_mode is LogicalMode.SW_DISABLED:
+            return ()
+        x2apic = self.logical_mode is LogicalMode.X2APIC
+        found = self.phys_map if x2apic else self.logical_map
+        return tuple(found.get(key) for key in self._keys(destination))
+
+
+# --- the engine -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Whom a message addresses.
+    """The LAPICs that a destination addresses.
 
-    ``slots``: indices of vCPUs, None for a bit of the destination that is nobody's. ``one``: only
-    one of the slots gets it. ``nobody``: the errno when there is no slot, 0 where that is blocked.
+    ``delivery_mode`` is FIXED where KVM rewrites the delivery mode of the message. ``slots`` are
+    indices of vCPUs; None stands for a bit of the destination without a LAPIC in the map. ``one``
+    says whether a single slot receives the message (``kvm_lowest_prio_delivery()``). ``nobody`` is
+    the errno if ``slots`` is empty: EPERM after a search, 0 after a look at the map.
     """
 
     delivery_mode: DeliveryMode
@@ -74,10 +325,10 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What happens: the return value, errno with -1, and the effect on each vCPU.
+    """The return value, the errno (0 unless the return value is -1), and the effect on each vCPU.
 
-    ``accepted`` are the vCPUs the return value counts; ``applied`` the rules that led here, each
-    with what it said of this message.
+    ``accepted`` holds the indices of the vCPUs that the return value counts. ``applied`` holds the
+    rules that were applied, in order, each with its result for this message.
     """
 
     result: int
@@ -88,243 +339,33 @@ class Outcome:
 
     @property
     def returned(self) -> str:
-        """``1``, or ``-1 EINVAL``: the outcome as everybody writes it."""
+        """The outcome in strace's notation: ``1``, or ``-1 EINVAL``."""
         return show_result(self.result, self.errno)
 
 
-# --- the map --------------------------------------------------------------------------------------
-
-
-class LogicalMode(enum.Enum):
-    """How the map finds a logical destination."""
-
-    NONE = "no enabled LAPIC has a logical ID"
-    FLAT = "flat"
-    CLUSTER = "cluster"
-    X2APIC = "x2APIC"
-    UNUSABLE = "mixed or overlapping logical IDs"
-
-
-@dataclass(slots=True)
-class Map:
-    """Who is found without a search: LAPICs by physical ID, and by the bits of their logical IDs.
-
-    The kernel keeps one (lapic.c kvm_recalculate_apic_map). Whether a destination is looked up in
-    it or searched for among all LAPICs shows in the return value when nobody is there, and in who
-    may be chosen for lowest priority.
-    """
-
-    largest: int
-    physical: dict[int, int] = field(default_factory=dict)
-    logical_mode: LogicalMode = LogicalMode.NONE
-    logical: dict[int, int] = field(default_factory=dict)
-
-    @classmethod
-    def build(cls, topology: Topology, switches: Switches) -> Map | None:
-        """None: every destination is searched for."""
-        if not topology.vcpus:
-            return None
-        mapped = [
-            (index, vcpu)
-            for index, vcpu in enumerate(topology.vcpus)
-            if vcpu.mapped and vcpu.hardware_enabled
-        ]
-        made = cls(largest=max([XAPIC_BROADCAST, *(vcpu.vcpu_id for _, vcpu in mapped)]))
-        unique = switches.aliased_ids_all_receive and not topology.is_mapped_with_32bit_ids
-        for index, vcpu in mapped:
-            if unique and not made._add_unique(index, vcpu):
-                return None
-            if not unique:
-                made._add_first(index, vcpu)
-            if vcpu.software_enabled and vcpu.ldr:
-                made._add_logical(index, vcpu, switches)
-        return made
-
-    def _add_unique(self, index: int, vcpu: VcpuState) -> bool:
-        own = vcpu.vcpu_id if vcpu.is_x2apic else vcpu.id
-        return self.physical.setdefault(own, index) == index
-
-    def _add_first(self, index: int, vcpu: VcpuState) -> None:
-        """An ID above 0xff also addresses an xAPIC: a hot-plugged vCPU starts as one."""
-        if vcpu.is_x2apic or vcpu.vcpu_id > 0xFF:
-            self.physical[vcpu.vcpu_id] = index
-        if not vcpu.is_x2apic:
-            self.physical.setdefault(vcpu.id, index)
-
-    def _add_logical(self, index: int, vcpu: VcpuState, switches: Switches) -> None:
-        mode = (
-            LogicalMode.X2APIC
-            if vcpu.is_x2apic
-            else LogicalMode.FLAT
-            if vcpu.dfr == DFR_FLAT
-            else LogicalMode.CLUSTER
-        )
-        if self.logical_mode not in (LogicalMode.NONE, mode):
-            self.logical_mode = LogicalMode.UNUSABLE
-            return
-        self.logical_mode = mode
-        if mode is LogicalMode.X2APIC:
-            if not switches.x2apics_keep_their_ids:
-                for place in self._places(vcpu.ldr):
-                    self.physical[place] = index
-            return
-        places = self._places(vcpu.ldr >> 24)
-        if switches.aliased_logical_ids_all_receive and (
-            len(places) > 1 or any(place in self.logical for place in places)
-        ):
-            self.logical_mode = LogicalMode.UNUSABLE
-            return
-        for place in places[:1]:
-            self.logical[place] = index
-
-    def _places(self, destination: int) -> list[int]:
-        """The keys of a logical destination's bits; those of x2APICs are physical IDs."""
-        match self.logical_mode:
-            case LogicalMode.FLAT:
-                return list(bits(destination & 0xFF))
-            case LogicalMode.CLUSTER:
-                return [(destination >> 4 & 0xF) * 4 + bit for bit in bits(destination & 0xF)]
-            case _:
-                first = (destination >> 16) * 16
-                ids = [first + bit for bit in bits(destination & 0xFFFF)]
-                return [id for id in ids if id <= self.largest]
-
-    def slots(self, destination: int) -> tuple[int | None, ...]:
-        """The vCPU of each bit of a logical destination, None for a bit that is nobody's."""
-        if self.logical_mode is LogicalMode.NONE:
-            return ()
-        x2apic = self.logical_mode is LogicalMode.X2APIC
-        found = self.physical if x2apic else self.logical
-        return tuple(found.get(place) for place in self._places(destination))
-
-
-# --- the rules ------------------------------------------------------------------------------------
-
-_SIGNAL = "api.rst 4.71"
-_SDM = "Intel SDM vol. 3, "
-
-NEEDS_IRQCHIP = Rule(
-    "Without an in-kernel irqchip every message is an error.", ("msi.needs-irqchip",), _SIGNAL
-)
-UNKNOWN_FLAG = Rule(
-    "A flag other than KVM_MSI_VALID_DEVID is an error.", ("msi.flags", "abi.errno"), _SIGNAL
-)
-HI_RESERVED = Rule(
-    "With 32-bit IDs, address_hi bits 7:0 must be zero.", ("msi.address-hi-zero",), _SIGNAL
-)
-NOT_LOOKED_AT = Rule(
-    "devid and padding are not looked at.", ("abi.ignored",), "irqchip.c kvm_send_userspace_msi"
-)
-DESTINATION_8 = Rule(
-    "address_hi is ignored without 32-bit IDs.", ("msi.address-hi-ignored",), _SIGNAL
-)
-DESTINATION_32 = Rule(
-    "With 32-bit IDs, address_hi has destination bits 31:8.", ("msi.address-hi-bits",), _SIGNAL
-)
-PHYSICAL = Rule("The LAPIC with that APIC ID.", ("dest.physical",), _SDM + "11.6.2.1")
-FLAT = Rule("Any LAPIC that shares a bit.", ("dest.flat",), _SDM + "11.6.2.2")
-CLUSTER = Rule(
-    "Any LAPIC of the cluster in bits 7:4 that shares a bit of 3:0.",
-    ("dest.cluster",),
-    _SDM + "11.6.2.2",
-)
-X2APIC_LOGICAL = Rule(
-    "Any LAPIC of the cluster in bits 31:16 that shares a bit of 15:0, by its APIC ID: an xAPIC "
-    "without a logical ID is found too.",
-    ("dest.x2apic-logical",),
-    _SDM + "11.12.10",
-)
-NO_LOGICAL_ID = Rule(
-    "No enabled LAPIC has a logical ID: blocked.", ("return.nobody",), "35366901017c (6.3)"
-)
-SEARCH = Rule(
-    "Each LAPIC is asked by its own rule: the destination is a broadcast, or IDs are aliased or "
-    "mixed.",
-    ("dest.broadcast", "dest.mixed-modes", "dest.aliased", "errata.alias-8bit"),
-    _SDM + "11.6.2; lapic.c kvm_apic_match_dest",
-)
-HINT_BROADCAST = Rule(
-    "Lowest priority or redirection hint to physical 0xff: the message becomes fixed.",
-    ("dest.hint-broadcast", "dest.lowest-broadcast"),
-    "irq_comm.c kvm_irq_delivery_to_apic",
-)
-NOBODY = Rule(
-    "Nobody matches a destination that is searched for: EPERM.",
-    ("return.nobody",),
-    "irq_comm.c kvm_irq_delivery_to_apic",
-)
-HASHED = Rule(
-    "Of n candidates, number vector mod n.",
-    ("dest.lowest-priority", "dest.redirection-hint", "dest.vector-hashing"),
-    "lapic.c kvm_vector_to_index; 52004014f7c6 (4.5)",
-)
-ROUND = Rule(
-    "The candidate that was chosen least often, of those the first.",
-    ("dest.round-robin",),
-    "lapic.c kvm_apic_compare_prio",
-)
-EMPTY_SLOT = Rule(
-    "The chosen bit of the destination is nobody's: dropped.",
-    ("dest.vector-hashing",),
-    "lapic.c kvm_apic_map_get_dest_lapic",
-)
-ENABLED = Rule(
-    "A software-enabled LAPIC sets IRR, and TMR for level.",
-    ("message.vector", "message.trigger-mode"),
-    _SDM + "11.8.4",
-)
-SOFTWARE_DISABLED = Rule(
-    "A software-disabled LAPIC takes no fixed interrupt.",
-    ("lapic.software-disabled", "msi.returns-blocked"),
-    _SDM + "11.4.7.2",
-)
-SIGNAL = Rule(
-    "SMI, NMI and INIT raise what they name, also when software-disabled.",
-    ("message.delivery-mode", "lapic.software-disabled"),
-    _SDM + "11.5.1, 11.4.7.2",
-)
-NO_SMM = Rule("Without SMM no SMI.", ("message.delivery-mode",), "4b8e1b32013d (6.2)")
-STARTUP = Rule(
-    "A SIPI starts a vCPU that waits for one; accepted by all.",
-    ("guest.init-sipi", "return.mp-state"),
-    _SDM + "9.4.3",
-)
-UNHALT = Rule(
-    "Reserved delivery mode 3 un-halts.",
-    ("return.remrd", "return.remrd-reset-hold"),
-    "lapic.c __apic_accept_irq; 6aef266c6e17 (3.12)",
-)
-NO_EXTINT = Rule(
-    "ExtINT is never accepted from a message.", ("return.extint",), "lapic.c __apic_accept_irq"
-)
-
-RULES = tuple(value for value in list(globals().values()) if isinstance(value, Rule))
-
-
 class Model:
-    """The specification, applied to one topology and one generation of kernels."""
+    """The rules, applied to one topology and one generation of kernels."""
 
     def __init__(self, topology: Topology, switches: Switches = REFERENCE) -> None:
         self.topology = topology
         self.switches = switches
-        self.map = Map.build(topology, switches)
+        self.map = ApicMap.build(topology, switches)
         self._index = {vcpu.vcpu_id: index for index, vcpu in enumerate(topology.vcpus)}
         self._applied: list[tuple[Rule, str]] = []
 
     def predict(
         self, message: Message, *, flags: int = 0, devid: int = 0, pad: bytes = bytes(12)
     ) -> Outcome:
-        """What KVM_SIGNAL_MSI with these fields returns and does."""
+        """Return the outcome of KVM_SIGNAL_MSI with these fields of struct kvm_msi."""
         self._applied = []
         effects = [NOTHING] * len(self.topology.vcpus)
         if code := self.entry(message, flags):
             return Outcome(-1, code, tuple(effects), applied=tuple(self._applied))
         if devid or any(pad):
-            self._apply(NOT_LOOKED_AT, f"devid {devid:#x}, padding {pad.hex()}")
+            self._apply(IGNORED, f"devid {devid:#x}, padding {pad.hex()}")
         route = self.route(message)
-        chosen = self.choose(route, message.vector)
         accepted = []
-        for index in chosen:
+        for index in self.choose(route, message.vector):
             effect = self.accept(self.topology.vcpus[index], route.delivery_mode, message)
             if effect is not None:
                 accepted.append(index)
@@ -341,10 +382,10 @@ class Model:
     def _apply(self, rule: Rule, detail: str) -> None:
         self._applied.append((rule, detail))
 
-    # --- is it a message ---------------------------------------------------------------------
+    # --- 1. entry ----------------------------------------------------------------------------
 
     def entry(self, message: Message, flags: int) -> int:
-        """The errno of a message that is not one; 0. The order is the kernel's (abi.errno)."""
+        """Return the errno of the first check that fails, in the order of KVM; 0 if none does."""
         if self.topology.irqchip == "none":
             self._apply(NEEDS_IRQCHIP, "EINVAL")
             return errno.EINVAL
@@ -356,70 +397,76 @@ class Model:
             return errno.EINVAL
         return 0
 
-    def destination(self, message: Message) -> int:
-        """The destination ID."""
+    # --- 2. destination ----------------------------------------------------------------------
+
+    def route(self, message: Message) -> Route:
+        """Return the LAPICs that ``message`` addresses, for any vector and trigger mode."""
+        destination = self._destination(message)
+        logical = message.destination_mode is DestinationMode.LOGICAL
+        if self.map is None:
+            why = "aliased APIC IDs" if self.topology.vcpus else "no vCPU"
+        elif self._is_broadcast(self.map, destination):
+            why = "a broadcast"
+        elif logical and not self._has_logical_map(self.map):
+            why = self.map.logical_mode.value
+        else:
+            return self._look_up(self.map, message, destination)
+        return self._search(message, destination, why)
+
+    def _destination(self, message: Message) -> int:
         if self.topology.has_32bit_ids:
             self._apply(DESTINATION_32, f"destination {message.destination:#x}")
             return message.destination
-        self._apply(DESTINATION_8, f"destination {message.destination & 0xFF:#x}")
-        return message.destination & 0xFF
+        self._apply(DESTINATION_8, f"destination {message.destination_7_0:#x}")
+        return message.destination_7_0
 
-    # --- whom does it address ----------------------------------------------------------------
+    def _is_broadcast(self, apic_map: ApicMap, destination: int) -> bool:
+        """Do as ``kvm_apic_is_broadcast_dest()`` (x2apic-api.quirk, x2apic-api.quirk-32bit)."""
+        if self.topology.has_broadcast_quirk:
+            return destination == XAPIC_BROADCAST
+        if destination == XAPIC_BROADCAST:
+            return apic_map.logical_mode is not LogicalMode.X2APIC
+        return destination == X2APIC_BROADCAST
 
-    def route(self, message: Message) -> Route:
-        """Whom ``message`` addresses, whatever its vector and trigger mode."""
-        destination = self.destination(message)
-        mode = message.delivery_mode
-        hint = bool(message.redirection_hint)
-        one = hint or mode is DeliveryMode.LOWEST_PRIORITY
-        logical = message.destination_mode is DestinationMode.LOGICAL
-        if self.map is None:
-            why = "aliased IDs" if self.topology.vcpus else "no vCPU"
-        elif self._is_broadcast(self.map, destination):
-            why = "a broadcast"
+    def _has_logical_map(self, apic_map: ApicMap) -> bool:
+        if apic_map.logical_mode is LogicalMode.SW_DISABLED:
+            return self.switches.unmatched_logical_is_blocked
+        return apic_map.logical_mode is not LogicalMode.MAP_DISABLED
+
+    def _look_up(self, apic_map: ApicMap, message: Message, destination: int) -> Route:
+        """Do as ``kvm_apic_map_get_dest_lapic()``."""
+        if message.destination_mode is DestinationMode.LOGICAL:
+            slots, one = apic_map.slots(destination), _is_for_one(message)
+            rule = _LOGICAL[apic_map.logical_mode]
         else:
-            if not logical:
-                found = self.map.physical.get(destination)
-                self._apply(PHYSICAL, f"ID {destination:#x} is {_show([found])}")
-                return Route(mode, (found,), one=False, nobody=0)
-            if self._is_looked_up(self.map):
-                slots = self.map.slots(destination)
-                self._apply(_LOGICAL[self.map.logical_mode], f"{destination:#x} is {_show(slots)}")
-                return Route(mode, slots, one, nobody=0)
-            why = self.map.logical_mode.value
+            slots, one = (apic_map.phys_map.get(destination),), False
+            rule = PHYSICAL
+        self._apply(rule, f"{destination:#x} is {_show(slots)}")
+        return Route(message.delivery_mode, slots, one, nobody=0)
+
+    def _search(self, message: Message, destination: int, why: str) -> Route:
+        """Do as the loop over all vCPUs in ``kvm_irq_delivery_to_apic()``."""
+        delivery_mode, one = message.delivery_mode, _is_for_one(message)
+        logical = message.destination_mode is DestinationMode.LOGICAL
         if not logical and destination == XAPIC_BROADCAST and one:
-            self._apply(HINT_BROADCAST, f"{mode.name} becomes FIXED")
-            mode, one = DeliveryMode.FIXED, hint
-        members = tuple(
+            self._apply(HINT_BROADCAST, f"{delivery_mode.name} becomes FIXED")
+            delivery_mode, one = DeliveryMode.FIXED, bool(message.redirection_hint)
+        slots = tuple(
             index
             for index, vcpu in enumerate(self.topology.vcpus)
             if vcpu.hardware_enabled
             and (vcpu.software_enabled or not one)
-            and self.matches(vcpu, destination, logical)
+            and self._matches(vcpu, destination, logical)
         )
-        self._apply(SEARCH, f"{why}: {destination:#x} is {_show(members)}")
-        if not members:
-            self._apply(NOBODY, "EPERM")
-        return Route(mode, members, one, nobody=errno.EPERM)
+        self._apply(SEARCH, f"{why}: {destination:#x} is {_show(slots)}")
+        if not slots:
+            self._apply(UNMATCHED, "EPERM")
+        return Route(delivery_mode, slots, one, nobody=errno.EPERM)
 
-    def _is_broadcast(self, found: Map, destination: int) -> bool:
-        """Whether the map is not asked (x2apic-api.quirk, x2apic-api.quirk-32bit)."""
-        if self.topology.has_broadcast_quirk:
-            return destination == XAPIC_BROADCAST
-        if destination == XAPIC_BROADCAST:
-            return found.logical_mode is not LogicalMode.X2APIC
-        return destination == X2APIC_BROADCAST
+    def _matches(self, vcpu: VcpuState, destination: int, logical: bool) -> bool:
+        """Do as ``kvm_apic_match_dest()``: compare the destination with one LAPIC.
 
-    def _is_looked_up(self, found: Map) -> bool:
-        if found.logical_mode is LogicalMode.NONE:
-            return self.switches.unmatched_logical_is_blocked
-        return found.logical_mode is not LogicalMode.UNUSABLE
-
-    def matches(self, vcpu: VcpuState, destination: int, logical: bool) -> bool:
-        """Whether a LAPIC, asked by itself, takes ``destination`` for its own.
-
-        SDM vol. 3, 11.6.2 and 11.12.9-10; api.rst 7.7 for the quirk. An ID above 0xff is also that
-        of a hot-plugged xAPIC (lapic.c kvm_apic_match_physical_addr).
+        A physical destination above 0xff is a vCPU ID, even of an xAPIC: see ``_add_physical()``.
         """
         if vcpu.is_x2apic and self.topology.has_broadcast_quirk and destination == XAPIC_BROADCAST:
             return True
@@ -430,59 +477,67 @@ class Model:
             return destination == (vcpu.vcpu_id if wide else vcpu.id)
         if vcpu.is_x2apic:
             return vcpu.ldr >> 16 == destination >> 16 and bool(vcpu.ldr & destination & 0xFFFF)
-        own = vcpu.ldr >> 24
+        logical_id = vcpu.ldr >> 24
         if vcpu.dfr == DFR_FLAT:
-            return bool(own & destination)
+            return bool(logical_id & destination)
         if vcpu.dfr == DFR_CLUSTER:
-            return own >> 4 == destination >> 4 and bool(own & destination & 0xF)
+            return logical_id >> 4 == destination >> 4 and bool(logical_id & destination & 0xF)
         return False
 
-    # --- which of them get it ----------------------------------------------------------------
+    # --- 3. choice ---------------------------------------------------------------------------
 
     def choose(self, route: Route, vector: int) -> list[int]:
-        """The vCPUs that get it: those of all slots, or of the one chosen slot."""
+        """Return the vCPUs that receive the message: all slots, or the chosen slot."""
         present = [slot for slot in route.slots if slot is not None]
         if not route.one or not route.slots:
             return present
         if not self.topology.vector_hashing:
+            # kvm_apic_compare_prio()
             vcpus = self.topology.vcpus
             least = sorted(present, key=lambda index: vcpus[index].arb_prio)[:1]
-            self._apply(ROUND, _show(least))
+            self._apply(ROUND_ROBIN, _show(least))
             return least
+        # kvm_vector_to_index()
         number = vector % len(route.slots)
         slot = route.slots[number]
         self._apply(HASHED, f"{vector:#x} mod {len(route.slots)} is {number}: {_show([slot])}")
         if slot is None:
-            self._apply(EMPTY_SLOT, "blocked")
+            self._apply(EMPTY_BIT, "blocked")
             return []
         return [slot]
 
-    # --- what it does to each ----------------------------------------------------------------
+    # --- 4. acceptance -----------------------------------------------------------------------
 
-    def accept(self, vcpu: VcpuState, mode: DeliveryMode, message: Message) -> Effect | None:
-        """What ``message``, delivered as ``mode``, does to a vCPU; None where it is refused."""
+    def accept(
+        self, vcpu: VcpuState, delivery_mode: DeliveryMode, message: Message
+    ) -> Effect | None:
+        """Return the effect of ``message`` on a vCPU that receives it, None if it is refused."""
         name = f"vCPU {self._index[vcpu.vcpu_id]}"
-        fixed = mode in (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY)
+        fixed = delivery_mode in (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY)
         if fixed and not vcpu.software_enabled:
             self._apply(SOFTWARE_DISABLED, name)
             return None
-        if mode is DeliveryMode.SMI and not self.topology.smm:
+        if delivery_mode is DeliveryMode.SMI and not self.topology.smm:
             self._apply(NO_SMM, name)
             return None
-        if mode is DeliveryMode.EXTINT:
+        if delivery_mode is DeliveryMode.EXTINT:
             self._apply(NO_EXTINT, name)
             return None
-        by_mp_state = mode in (DeliveryMode.SIPI, DeliveryMode.REMRD)
-        self._apply(_ACCEPTING[mode], f"{name}, {vcpu.mp_state.name}" if by_mp_state else name)
-        return effect_of(message, vcpu, mode, self.switches)
+        if delivery_mode in (DeliveryMode.SIPI, DeliveryMode.REMRD):
+            name += f", {vcpu.mp_state.name}"
+        self._apply(_ACCEPTED[delivery_mode], name)
+        return effect_of(message, vcpu, delivery_mode, self.switches)
 
 
 def effect_of(
-    message: Message, vcpu: VcpuState, mode: DeliveryMode, switches: Switches = REFERENCE
+    message: Message,
+    vcpu: VcpuState,
+    delivery_mode: DeliveryMode,
+    switches: Switches = REFERENCE,
 ) -> Effect:
-    """What ``message`` does to a vCPU that accepts it as ``mode``."""
+    """Return the effect on a vCPU that accepts ``message`` with ``delivery_mode``."""
     vector = frozenset({message.vector})
-    match mode:
+    match delivery_mode:
         case DeliveryMode.FIXED | DeliveryMode.LOWEST_PRIORITY:
             level = message.trigger_mode is TriggerMode.LEVEL
             return Effect(
@@ -493,35 +548,24 @@ def effect_of(
         case DeliveryMode.SMI:
             return Effect(smi=1 - vcpu.smi)
         case DeliveryMode.NMI:
-            most = MOST_NMIS if switches.nmis_are_counted else 1
-            return Effect(nmi=min(vcpu.nmi + 1, most) - vcpu.nmi)
+            limit = MAX_PENDING_NMIS if switches.nmis_are_counted else 1
+            return Effect(nmi=min(vcpu.nmi + 1, limit) - vcpu.nmi)
         case DeliveryMode.INIT:
-            then = MpState.RUNNABLE if vcpu.vcpu_id == BSP_ID else MpState.INIT_RECEIVED
-            return Effect(init=1 - vcpu.init, mp_state=_change(vcpu, then))
+            state = MpState.RUNNABLE if vcpu.vcpu_id == BSP_ID else MpState.INIT_RECEIVED
+            return Effect(init=1 - vcpu.init, mp_state=_change(vcpu, state))
         case DeliveryMode.SIPI:
             return Effect(mp_state=_runnable_from(vcpu, MpState.INIT_RECEIVED))
         case DeliveryMode.REMRD:
             held = [MpState.AP_RESET_HOLD] if switches.remrd_ends_reset_hold else []
             return Effect(mp_state=_runnable_from(vcpu, MpState.HALTED, *held))
-        case DeliveryMode.EXTINT:  # pragma: no cover - nobody accepts it
+        case DeliveryMode.EXTINT:  # pragma: no cover - no LAPIC accepts ExtINT
             return NOTHING
 
 
-_ACCEPTING = {
-    DeliveryMode.FIXED: ENABLED,
-    DeliveryMode.LOWEST_PRIORITY: ENABLED,
-    DeliveryMode.SMI: SIGNAL,
-    DeliveryMode.NMI: SIGNAL,
-    DeliveryMode.INIT: SIGNAL,
-    DeliveryMode.SIPI: STARTUP,
-    DeliveryMode.REMRD: UNHALT,
-}
-_LOGICAL = {
-    LogicalMode.NONE: NO_LOGICAL_ID,
-    LogicalMode.FLAT: FLAT,
-    LogicalMode.CLUSTER: CLUSTER,
-    LogicalMode.X2APIC: X2APIC_LOGICAL,
-}
+def _is_for_one(message: Message) -> bool:
+    """Do as ``kvm_lowest_prio_delivery()``."""
+    lowest_priority = message.delivery_mode is DeliveryMode.LOWEST_PRIORITY
+    return lowest_priority or bool(message.redirection_hint)
 
 
 def _change(vcpu: VcpuState, state: MpState) -> tuple[int, int] | None:
@@ -532,7 +576,5 @@ def _runnable_from(vcpu: VcpuState, *states: MpState) -> tuple[int, int] | None:
     return _change(vcpu, MpState.RUNNABLE) if vcpu.mp_state in states else None
 
 
-def _show(slots: tuple[int | None, ...] | list[int | None] | list[int]) -> str:
-    if not slots:
-        return "nobody"
-    return ", ".join("nobody" if slot is None else f"vCPU {slot}" for slot in slots)
+def _show(slots: Sequence[int | None]) -> str:
+    return ", ".join("none" if slot is None else f"vCPU {slot}" for slot in slots) or "none"

@@ -1,28 +1,35 @@
-"""Predictions of many cases: JSON lines in, a line of JSON out for each.
+"""Predict many messages: a case per line of input, a prediction per line of output, both in JSON.
 
 A case is an object:
 
-  topology      its text form: "split x2apic_api=3 0 1/ldr=0x02000000"
-  message       its text form, or an object of its fields, or of address_lo, address_hi and data
-  flags, devid  numbers, if not 0
-  pad           12 bytes in hex, if not 0
-  capabilities  an object of what overrides the topology's: x2apic_api, smm, vector_hashing
-  switches      an object, switch to whether it is on; those left out are
-  recorded      what a kernel did, an object of result, errno and effects, or of some of them
+  topology      the text form of a topology: "split x2apic_api=3 0 1/ldr=0x02000000"
+  message       the text form of a message; or an object, of the fields of a message, or of
+                address_lo, address_hi and data
+  flags, devid  numbers (optional)
+  pad           12 bytes in hex (optional)
+  capabilities  an object of x2apic_api, smm and vector_hashing, which override the topology
+                (optional)
+  switches      an object of switches of the model: true (default) or false (optional)
+  recorded      the outcome on a kernel: an object of result, errno and effects, each optional
+                (optional)
 
-Numbers may also be text: "0x41". Its prediction is an object:
+A number may be text: "0x41". A prediction is an object:
 
-  result   the return value
-  errno    the name of errno, null if result is not -1
-  effects  an object, vCPU (0 is the first of the topology) to what changed on it; those on which
-           nothing changes are left out. What changed is an object of irr_set, irr_cleared, tmr_set
-           and tmr_cleared (lists of vectors), nmi, smi and init (how many more are pending),
-           mp_state (a list of two names: before, after) and registers (other registers' names,
-           which only a record has), those left out that did not
-  clauses  a list of the ids of the clauses whose rules applied
-  agrees   with recorded: whether all that was recorded is as predicted
+  result    the return value
+  errno     the name of the errno; null unless result is -1
+  effects   an object: the index of a vCPU in the topology, and the changes on this vCPU; vCPUs
+            without changes are left out
+  clauses   the ids of the clauses whose rules applied
+  agrees    whether the record agrees with the prediction; only if the case has a record
 
-The exit code is 1 if a record disagrees. Input that makes no sense ends it with exit code 2 and the
+Changes are an object; fields without a change are left out:
+
+  irr_set, irr_cleared, tmr_set, tmr_cleared  lists of vectors
+  nmi, smi, init                              the number that became pending
+  mp_state                                    a list of two names, before and after
+  registers                                   names of other registers (in records only)
+
+The exit code is 1 if a record disagrees. Invalid input ends the command with exit code 2 and the
 number of the line.
 """
 
@@ -47,7 +54,7 @@ _SWITCHES = tuple(each.name for each in fields(Switches))
 
 
 def run(cases: Iterable[str], predictions: TextIO) -> int:
-    """Predict each line of ``cases``; the exit code. ValueError names the line that is wrong."""
+    """Write the prediction of each line of ``cases``; return the exit code. Raises ValueError."""
     disagree = False
     number = 0
     for number, line in enumerate(cases, 1):
@@ -62,16 +69,16 @@ def run(cases: Iterable[str], predictions: TextIO) -> int:
         print(json.dumps(prediction), file=predictions)
         disagree |= not prediction.get("agrees", True)
     if not number:
-        raise ValueError("no case on standard input; --help says how one is written")
+        raise ValueError("no case on standard input; --help describes a case")
     return int(disagree)
 
 
 def predict(case: object) -> dict[str, Any]:
-    """The prediction of one case, both as described above; ValueError says what is wrong."""
-    given = _object("a case", case, _KEYS)
+    """Return the prediction of one case, both as described above. Raises ValueError."""
+    given = _object("case", case, _KEYS)
     for name in ("topology", "message"):
         if name not in given:
-            raise ValueError(f"a case needs a {name}")
+            raise ValueError(f"case: {name} is missing")
     topology = Topology.parse(_text("topology", given["topology"]))
     switches = _object("switches", given.get("switches", {}), _SWITCHES)
     model = Model(
@@ -120,7 +127,7 @@ def _prediction(outcome: Outcome) -> dict[str, Any]:
 
 
 def _plain(effect: Effect) -> dict[str, Any]:
-    """What changed, as JSON has it."""
+    """Return the changes of ``effect`` as JSON values."""
     plain: dict[str, Any] = {}
     for name in _EFFECTS:
         value = getattr(effect, name)
@@ -140,7 +147,7 @@ def _agrees(prediction: Mapping[str, Any], recorded: Mapping[str, Any]) -> bool:
 
 
 def _recorded_effects(given: object) -> dict[str, dict[str, Any]]:
-    """As predictions have them, without what did not change."""
+    """Return recorded effects in the form of a prediction: without empty changes."""
     effects = {}
     for vcpu, changes in _object("effects", given).items():
         given_changes = _object(f"effects on vCPU {vcpu}", changes, _EFFECTS)
@@ -151,18 +158,18 @@ def _recorded_effects(given: object) -> dict[str, dict[str, Any]]:
 
 
 def _object(name: str, value: object, known: Sequence[str] | None = None) -> Mapping[str, Any]:
-    """``value``, which must be an object, with no keys but those ``known``."""
+    """Return ``value``, an object whose keys are ``known``. Raises ValueError."""
     if not isinstance(value, dict):
         raise ValueError(f"{name}: {json.dumps(value)} is not an object")
     for key in value:
         if known is not None and key not in known:
-            raise ValueError(f"{name}: {key!r} is none of {' '.join(known)}")
+            raise ValueError(f"{name}: {key!r} is not one of {' '.join(known)}")
     return value
 
 
 def _bool(name: str, value: object) -> bool:
     if not isinstance(value, bool):
-        raise ValueError(f"{name}: {json.dumps(value)} is neither true nor false")
+        raise ValueError(f"{name}: {json.dumps(value)} is not true or false")
     return value
 
 

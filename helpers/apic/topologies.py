@@ -1,4 +1,4 @@
-"""Topologies with a name: those the sweep covers, and anybody may ask about."""
+"""Named topologies, for the sweep and for the command line."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _CLUSTER = "dfr=0x0fffffff"
 
 
 def topology_of(text: str) -> Topology:
-    """A topology by its name, or by its text form. Raises ValueError."""
+    """Return the topology of this name or text form. Raises ValueError."""
     return TOPOLOGIES.get(text) or Topology.parse(text)
 
 

@@ -1,11 +1,30 @@
-"""What a message meets: the irqchip, the enabled capabilities, and every vCPU's LAPIC.
+"""The state of a VM that decides on a message: irqchip, capabilities, and the LAPIC of each vCPU.
 
-Registers are as the kernel holds them. A topology has a text form, the same in every command::
+A topology has a text form:
 
     split x2apic_api=3 0 1/ldr=0x02000000 2/sw-disabled 300/x2apic/halted
 
-Words before the first number describe the VM, then comes a word per vCPU in the order of creation:
-its vCPU ID, and after slashes what differs from a software-enabled xAPIC with that ID and no LDR.
+The words of the VM come first, then a word for each vCPU in the order of creation: the vCPU ID,
+then, after slashes, the differences from a software-enabled xAPIC with that ID and an LDR of 0.
+
+VM words (the default is a full irqchip, and no capability of KVM_CAP_X2APIC_API):
+
+  none, split        no in-kernel irqchip, a split irqchip
+  x2apic_api=N       args[0] of KVM_CAP_X2APIC_API
+  mapped_api=N       x2apic_api when KVM last built the map of LAPICs, if not the same
+  no-vector-hashing  kvm.vector_hashing=N
+  no-smm             the host has no KVM_CAP_X86_SMM
+
+vCPU words:
+
+  x2apic, disabled   x2APIC mode; LAPIC disabled in IA32_APIC_BASE
+  sw-disabled        LAPIC disabled in SVR
+  id= ldr= dfr=      xAPIC ID (8 bits), LDR and DFR (32-bit registers)
+  irr= tmr=          vectors, such as 0x41+0x42
+  nmi= smi= init=    number of pending NMIs; pending SMI and INIT, 0 or 1
+  halted             mp_state; also uninitialized, init-received, sipi-received, ap-reset-hold
+  unmapped           created after KVM last built the map of LAPICs
+  arb_prio=N         messages of delivery mode lowest priority received since the LAPIC was reset
 """
 
 from __future__ import annotations
@@ -23,7 +42,7 @@ Irqchip = Literal["none", "full", "split"]
 
 
 class MpState(enum.IntEnum):
-    """KVM_GET_MP_STATE (api.rst 4.38), those of x86."""
+    """The mp_states of an x86 vCPU (api.rst, KVM_GET_MP_STATE)."""
 
     RUNNABLE = abi.KVM_MP_STATE_RUNNABLE
     UNINITIALIZED = abi.KVM_MP_STATE_UNINITIALIZED
@@ -34,7 +53,7 @@ class MpState(enum.IntEnum):
 
 
 def show_mp_state(state: int) -> str:
-    """``HALTED``; the bare number where it has no name."""
+    """Return the name of an mp_state, such as ``HALTED``; the number if there is no name."""
     try:
         return MpState(state).name
     except ValueError:
@@ -43,12 +62,14 @@ def show_mp_state(state: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class VcpuState:
-    """One vCPU and its LAPIC.
+    """One vCPU and its LAPIC. Raises ValueError for a value out of range.
 
-    ``id`` is the xAPIC ID, 8 bits; an x2APIC's ID is ``vcpu_id``. ``ldr`` and ``dfr`` are the whole
-    32-bit registers. ``nmi`` counts pending NMIs, ``smi`` and ``init`` are 0 or 1. ``mapped``: the
-    kernel's map of LAPICs has been built since the vCPU was created. ``arb_prio``: the
-    lowest-priority messages it was chosen for since its LAPIC's last reset or KVM_SET_LAPIC.
+    ``id`` is the 8-bit xAPIC ID; the ID of an x2APIC is ``vcpu_id``. ``ldr`` and ``dfr`` are the
+    32-bit registers. ``id`` and ``ldr`` of -1 become the values after reset. ``nmi`` counts pending
+    NMIs, ``smi`` and ``init`` are 0 or 1. ``mapped`` says whether KVM has built the map of LAPICs
+    since the vCPU was created. ``arb_prio`` counts the messages of delivery mode lowest priority
+    that the LAPIC received, accepted or not, since the last reset or KVM_SET_LAPIC (lapic.c,
+    ``apic_arb_prio``).
     """
 
     vcpu_id: int
@@ -77,11 +98,11 @@ class VcpuState:
                     raise ValueError(f"{name} {getattr(self, name):#x} does not fit {bits} bits")
         for name in _VECTORS:
             if beyond := getattr(self, name) - _ALL_VECTORS:
-                raise ValueError(f"{name}: {min(beyond):#x} is no vector")
+                raise ValueError(f"{name}: {min(beyond):#x} is not a vector")
 
     @property
     def hardware_enabled(self) -> bool:
-        """IA32_APIC_BASE bit 11."""
+        """Whether bit 11 of IA32_APIC_BASE is set."""
         return self.apic_mode is not ApicMode.DISABLED
 
     @property
@@ -91,14 +112,9 @@ class VcpuState:
     def __str__(self) -> str:
         usual = VcpuState(self.vcpu_id, self.apic_mode)
         words = [str(self.vcpu_id)]
-        if self.apic_mode is not ApicMode.XAPIC:
-            words.append(self.apic_mode.name.lower())
-        if not self.software_enabled:
-            words.append("sw-disabled")
-        if self.mp_state is not MpState.RUNNABLE:
-            words.append(_dashed(self.mp_state.name))
-        if not self.mapped:
-            words.append("unmapped")
+        for word, (name, value) in _WORDS.items():
+            if getattr(self, name) == value and word not in _DEFAULTS:
+                words.append(word)
         for name in _NUMBERS:
             value = getattr(self, name)
             if value != getattr(usual, name):
@@ -110,36 +126,30 @@ class VcpuState:
 
     @classmethod
     def parse(cls, text: str) -> VcpuState:
-        """The inverse of ``str()``; ValueError says which word is not understood."""
+        """Return the vCPU with this text form, the inverse of ``str()``. Raises ValueError."""
         first, *words = text.split("/")
         given: dict[str, object] = {"vcpu_id": number_of(f"vCPU {text!r}", first)}
         for word in words:
             name, equals, value = word.partition("=")
-            if word in _MODES:
-                given["apic_mode"] = _MODES[word]
-            elif word in _STATES:
-                given["mp_state"] = _STATES[word]
-            elif word == "sw-disabled":
-                given["software_enabled"] = False
-            elif word == "unmapped":
-                given["mapped"] = False
+            if word in _WORDS:
+                field, given_value = _WORDS[word]
+                given[field] = given_value
             elif equals and name in _NUMBERS:
                 given[name] = number_of(f"vCPU {text!r}", value)
             elif equals and name in _VECTORS:
                 vectors = value.split("+")
                 given[name] = frozenset(number_of(f"vCPU {text!r}", each) for each in vectors)
             else:
-                known = [*_MODES, *_STATES, "sw-disabled", "unmapped"]
-                known += [f"{name}=" for name in (*_NUMBERS, *_VECTORS)]
-                raise ValueError(f"vCPU {text!r}: {word!r} is none of {' '.join(known)}")
+                known = [*_WORDS, *(f"{name}=" for name in (*_NUMBERS, *_VECTORS))]
+                raise ValueError(f"vCPU {text!r}: {word!r} is not one of {' '.join(known)}")
         try:
             return cls(**given)  # type: ignore[arg-type]
         except ValueError as reason:
             raise ValueError(f"vCPU {text!r}: {reason}") from None
 
 
+# The number of bits of each.
 _NUMBERS = {"id": 8, "ldr": 32, "dfr": 32, "nmi": 8, "smi": 1, "init": 1, "arb_prio": 31}
-"""How many bits each has."""
 _HEX = ("id", "ldr", "dfr")
 _VECTORS = ("irr", "tmr")
 _ALL_VECTORS = frozenset(range(256))
@@ -152,18 +162,25 @@ def _dashed(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
-_MODES = {_dashed(mode.name): mode for mode in ApicMode}
-_STATES = {_dashed(state.name): state for state in MpState}
+# Words for the values of fields.
+_WORDS: dict[str, tuple[str, object]] = {
+    **{_dashed(apic_mode.name): ("apic_mode", apic_mode) for apic_mode in ApicMode},
+    "sw-disabled": ("software_enabled", False),
+    **{_dashed(mp_state.name): ("mp_state", mp_state) for mp_state in MpState},
+    "unmapped": ("mapped", False),
+}
+_DEFAULTS = ("xapic", "runnable")
 
 
 @dataclass(frozen=True, slots=True)
 class Topology:
-    """A VM: its irqchip, its vCPUs in the order of their creation, and what was enabled.
+    """A VM: the irqchip, the vCPUs in the order of creation, the enabled capabilities.
 
-    ``x2apic_api`` is KVM_CAP_X2APIC_API's args[0] (api.rst 7.7); ``mapped_api`` what it was when
-    the kernel's map of LAPICs was built, which enabling more does not do again, None where that is
-    the same. ``vector_hashing`` is the parameter of kvm.ko, ``smm`` whether a vCPU can take an SMI
-    (KVM_CAP_X86_SMM).
+    ``x2apic_api`` is args[0] of KVM_CAP_X2APIC_API (api.rst, KVM_CAP_X2APIC_API). Enabling the
+    capability does not rebuild KVM's map of LAPICs: ``mapped_api`` is the value of ``x2apic_api``
+    when the map was built, None if the two are the same. ``vector_hashing`` is the parameter of
+    kvm.ko. ``smm`` says whether a vCPU can take an SMI (KVM_CAP_X86_SMM). Raises ValueError for two
+    vCPUs with one vCPU ID.
     """
 
     vcpus: tuple[VcpuState, ...] = ()
@@ -185,7 +202,7 @@ class Topology:
 
     @property
     def is_mapped_with_32bit_ids(self) -> bool:
-        """Whether the map was built for 32-bit IDs."""
+        """Whether KVM built the map of LAPICs with 32-bit IDs enabled."""
         api = self.x2apic_api if self.mapped_api is None else self.mapped_api
         return bool(api & abi.KVM_X2APIC_API_USE_32BIT_IDS)
 
@@ -204,7 +221,7 @@ class Topology:
 
     @classmethod
     def parse(cls, text: str) -> Topology:
-        """The inverse of ``str()``; ValueError says which word is not understood."""
+        """Return the topology with this text form, the inverse of ``str()``. Raises ValueError."""
         given: dict[str, object] = {}
         vcpus = []
         for word in text.split():
@@ -227,5 +244,5 @@ class Topology:
         return cls(tuple(vcpus), **given)  # type: ignore[arg-type]
 
 
-# The words for what is rarely so.
+# Words for the values that differ from the default.
 _FLAGS = {"no-vector-hashing": ("vector_hashing", False), "no-smm": ("smm", False)}

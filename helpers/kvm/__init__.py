@@ -1,13 +1,7 @@
-"""The KVM ABI: one object per kind of file descriptor. Knows nothing of APICs."""
+"""The KVM ABI: one class per kind of file descriptor. Imports nothing of the other packages."""
 
-from helpers.kvm.ioctl import (
-    KvmError,
-    attempt,
-    compat_ioctl,
-    errno_name,
-    has_compat_entry,
-    show_result,
-)
+from helpers.kvm.compat import compat_ioctl, has_compat_entry
+from helpers.kvm.ioctl import KvmError, attempt, errno_name, show_result
 from helpers.kvm.process import UserPages, in_forked_child
 from helpers.kvm.system import System
 from helpers.kvm.vcpu import Vcpu

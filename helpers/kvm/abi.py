@@ -1,8 +1,8 @@
-"""The KVM uapi as far as this suite uses it: structures, ioctl numbers, constants.
+"""The part of the KVM uapi that the suite uses: structures, constants, ioctl numbers.
 
 Names and layouts are those of ``include/uapi/linux/kvm.h`` and
-``arch/x86/include/uapi/asm/kvm.h``. ``tests/test_abi.py`` compares every size, offset and number
-with the C compiler's view of the installed header.
+``arch/x86/include/uapi/asm/kvm.h``. ``tests/test_abi.py`` compiles the installed header and
+compares every size, offset and number.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 S = TypeVar("S", bound=ctypes.Structure)
+C = TypeVar("C")
 
 KVM_API_VERSION = 12
 KVMIO = 0xAE
 
 
 def sized(size: int) -> Callable[[type[S]], type[S]]:
-    """Refuse to define a structure whose size is not the uapi's ``size`` bytes."""
+    """Decorate a structure: raise TypeError unless it has ``size`` bytes, as in the uapi."""
 
     def check(struct: type[S]) -> type[S]:
         if ctypes.sizeof(struct) != size:
@@ -35,14 +36,14 @@ def sized(size: int) -> Callable[[type[S]], type[S]]:
 # --- structures ----------------------------------------------------------------------------------
 
 
+def _fields(type_: type[C], *names: str) -> list[tuple[str, type[C]]]:
+    return [(name, type_) for name in names]
+
+
 @sized(32)
 class kvm_msi(ctypes.Structure):
     _fields_ = [
-        ("address_lo", c_uint32),
-        ("address_hi", c_uint32),
-        ("data", c_uint32),
-        ("flags", c_uint32),
-        ("devid", c_uint32),
+        *_fields(c_uint32, "address_lo", "address_hi", "data", "flags", "devid"),
         ("pad", c_uint8 * 12),
     ]
 
@@ -50,8 +51,7 @@ class kvm_msi(ctypes.Structure):
 @sized(104)
 class kvm_enable_cap(ctypes.Structure):
     _fields_ = [
-        ("cap", c_uint32),
-        ("flags", c_uint32),
+        *_fields(c_uint32, "cap", "flags"),
         ("args", c_uint64 * 4),
         ("pad", c_uint8 * 64),
     ]
@@ -60,23 +60,17 @@ class kvm_enable_cap(ctypes.Structure):
 @sized(32)
 class kvm_userspace_memory_region(ctypes.Structure):
     _fields_ = [
-        ("slot", c_uint32),
-        ("flags", c_uint32),
-        ("guest_phys_addr", c_uint64),
-        ("memory_size", c_uint64),
-        ("userspace_addr", c_uint64),
+        *_fields(c_uint32, "slot", "flags"),
+        *_fields(c_uint64, "guest_phys_addr", "memory_size", "userspace_addr"),
     ]
 
 
 @sized(144)
 class kvm_regs(ctypes.Structure):
     _fields_ = [
-        (name, c_uint64)
-        for name in (
-            *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
-            *("r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
-            *("rip", "rflags"),
-        )
+        *_fields(c_uint64, "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
+        *_fields(c_uint64, "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
+        *_fields(c_uint64, "rip", "rflags"),
     ]
 
 
@@ -86,16 +80,8 @@ class kvm_segment(ctypes.Structure):
         ("base", c_uint64),
         ("limit", c_uint32),
         ("selector", c_uint16),
-        ("type", c_uint8),
-        ("present", c_uint8),
-        ("dpl", c_uint8),
-        ("db", c_uint8),
-        ("s", c_uint8),
-        ("l", c_uint8),
-        ("g", c_uint8),
-        ("avl", c_uint8),
-        ("unusable", c_uint8),
-        ("padding", c_uint8),
+        *_fields(c_uint8, "type", "present", "dpl", "db", "s", "l", "g", "avl"),
+        *_fields(c_uint8, "unusable", "padding"),
     ]
 
 
@@ -107,10 +93,9 @@ class kvm_dtable(ctypes.Structure):
 @sized(312)
 class kvm_sregs(ctypes.Structure):
     _fields_ = [
-        *((name, kvm_segment) for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")),
-        ("gdt", kvm_dtable),
-        ("idt", kvm_dtable),
-        *((name, c_uint64) for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")),
+        *_fields(kvm_segment, "cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt"),
+        *_fields(kvm_dtable, "gdt", "idt"),
+        *_fields(c_uint64, "cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base"),
         ("interrupt_bitmap", c_uint64 * 4),
     ]
 
@@ -127,39 +112,21 @@ class kvm_mp_state(ctypes.Structure):
 
 class _exception(ctypes.Structure):
     _fields_ = [
-        ("injected", c_uint8),
-        ("nr", c_uint8),
-        ("has_error_code", c_uint8),
-        ("pending", c_uint8),
+        *_fields(c_uint8, "injected", "nr", "has_error_code", "pending"),
         ("error_code", c_uint32),
     ]
 
 
 class _interrupt(ctypes.Structure):
-    _fields_ = [
-        ("injected", c_uint8),
-        ("nr", c_uint8),
-        ("soft", c_uint8),
-        ("shadow", c_uint8),
-    ]
+    _fields_ = _fields(c_uint8, "injected", "nr", "soft", "shadow")
 
 
 class _nmi(ctypes.Structure):
-    _fields_ = [
-        ("injected", c_uint8),
-        ("pending", c_uint8),
-        ("masked", c_uint8),
-        ("pad", c_uint8),
-    ]
+    _fields_ = _fields(c_uint8, "injected", "pending", "masked", "pad")
 
 
 class _smi(ctypes.Structure):
-    _fields_ = [
-        ("smm", c_uint8),
-        ("pending", c_uint8),
-        ("smm_inside_nmi", c_uint8),
-        ("latched_init", c_uint8),
-    ]
+    _fields_ = _fields(c_uint8, "smm", "pending", "smm_inside_nmi", "latched_init")
 
 
 @sized(64)
@@ -168,8 +135,7 @@ class kvm_vcpu_events(ctypes.Structure):
         ("exception", _exception),
         ("interrupt", _interrupt),
         ("nmi", _nmi),
-        ("sipi_vector", c_uint32),
-        ("flags", c_uint32),
+        *_fields(c_uint32, "sipi_vector", "flags"),
         ("smi", _smi),
         ("triple_fault", c_uint8),
         ("reserved", c_uint8 * 26),
@@ -180,7 +146,7 @@ class kvm_vcpu_events(ctypes.Structure):
 
 @sized(8)
 class kvm_irq_level(ctypes.Structure):
-    """``irq`` is an input; KVM_IRQ_LINE_STATUS writes its ``status`` to the same place."""
+    """``irq`` and ``status`` are a union: KVM_IRQ_LINE_STATUS reads ``irq``, writes ``status``."""
 
     _fields_ = [("irq", c_uint32), ("level", c_uint32)]
 
@@ -192,25 +158,17 @@ class kvm_irq_level(ctypes.Structure):
 @sized(32)
 class kvm_irqfd(ctypes.Structure):
     _fields_ = [
-        ("fd", c_uint32),
-        ("gsi", c_uint32),
-        ("flags", c_uint32),
-        ("resamplefd", c_uint32),
+        *_fields(c_uint32, "fd", "gsi", "flags", "resamplefd"),
         ("pad", c_uint8 * 16),
     ]
 
 
 class kvm_irq_routing_msi(ctypes.Structure):
-    _fields_ = [
-        ("address_lo", c_uint32),
-        ("address_hi", c_uint32),
-        ("data", c_uint32),
-        ("devid", c_uint32),
-    ]
+    _fields_ = _fields(c_uint32, "address_lo", "address_hi", "data", "devid")
 
 
 class kvm_irq_routing_irqchip(ctypes.Structure):
-    _fields_ = [("irqchip", c_uint32), ("pin", c_uint32)]
+    _fields_ = _fields(c_uint32, "irqchip", "pin")
 
 
 class _route(ctypes.Union):
@@ -223,47 +181,34 @@ class _route(ctypes.Union):
 
 @sized(48)
 class kvm_irq_routing_entry(ctypes.Structure):
-    _fields_ = [
-        ("gsi", c_uint32),
-        ("type", c_uint32),
-        ("flags", c_uint32),
-        ("pad", c_uint32),
-        ("u", _route),
-    ]
+    _fields_ = [*_fields(c_uint32, "gsi", "type", "flags", "pad"), ("u", _route)]
 
 
 @sized(8)
 class kvm_irq_routing(ctypes.Structure):
-    """The header; ``nr`` entries of kvm_irq_routing_entry follow it."""
+    """The header of ``nr`` entries of type kvm_irq_routing_entry."""
 
-    _fields_ = [("nr", c_uint32), ("flags", c_uint32)]
+    _fields_ = _fields(c_uint32, "nr", "flags")
 
 
 @sized(8)
 class kvm_cpuid2(ctypes.Structure):
-    """The header; ``nent`` entries of kvm_cpuid_entry2 follow it."""
+    """The header of ``nent`` entries of type kvm_cpuid_entry2."""
 
-    _fields_ = [("nent", c_uint32), ("padding", c_uint32)]
+    _fields_ = _fields(c_uint32, "nent", "padding")
 
 
 @sized(40)
 class kvm_cpuid_entry2(ctypes.Structure):
     _fields_ = [
-        ("function", c_uint32),
-        ("index", c_uint32),
-        ("flags", c_uint32),
-        ("eax", c_uint32),
-        ("ebx", c_uint32),
-        ("ecx", c_uint32),
-        ("edx", c_uint32),
+        *_fields(c_uint32, "function", "index", "flags", "eax", "ebx", "ecx", "edx"),
         ("padding", c_uint32 * 3),
     ]
 
 
 class _exit_io(ctypes.Structure):
     _fields_ = [
-        ("direction", c_uint8),
-        ("size", c_uint8),
+        *_fields(c_uint8, "direction", "size"),
         ("port", c_uint16),
         ("count", c_uint32),
         ("data_offset", c_uint64),
@@ -299,18 +244,15 @@ class _exit(ctypes.Union):
 
 
 class kvm_run(ctypes.Structure):
-    """The shared page's head, through the exit union; what follows it is not used here."""
+    """The shared page up to and including the exit union; the suite uses no later field."""
 
     _fields_ = [
-        ("request_interrupt_window", c_uint8),
-        ("immediate_exit", c_uint8),
+        *_fields(c_uint8, "request_interrupt_window", "immediate_exit"),
         ("padding1", c_uint8 * 6),
         ("exit_reason", c_uint32),
-        ("ready_for_interrupt_injection", c_uint8),
-        ("if_flag", c_uint8),
+        *_fields(c_uint8, "ready_for_interrupt_injection", "if_flag"),
         ("flags", c_uint16),
-        ("cr8", c_uint64),
-        ("apic_base", c_uint64),
+        *_fields(c_uint64, "cr8", "apic_base"),
         ("u", _exit),
     ]
 
@@ -379,13 +321,13 @@ _IOC_NONE, _IOC_WRITE, _IOC_READ = 0, 1, 2
 
 
 def ioc(direction: int, nr: int, size: int, group: int = KVMIO) -> int:
-    """An ioctl number, as ``_IOC`` of asm-generic/ioctl.h composes it."""
+    """Return an ioctl number, as ``_IOC()`` of asm-generic/ioctl.h does."""
     return direction << 30 | size << 16 | group << 8 | nr
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """An ioctl: its uapi name and its number."""
+    """The uapi name and the number of an ioctl."""
 
     name: str
     number: int

@@ -1,4 +1,4 @@
-"""What holds something of the kernel's, and gives it back."""
+"""The base class of objects that hold file descriptors, mappings or processes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Self
 
 
 class Closing(ABC):
-    """A context manager that closes itself at the end, also when the block fails half-way."""
+    """A context manager that calls ``close()`` at the end, also after an exception."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what is held; a second call does nothing."""
+        """Release everything; a second call does nothing."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:

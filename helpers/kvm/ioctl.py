@@ -1,10 +1,13 @@
-"""One door to the kernel: every ioctl of the suite goes through :func:`ioctl`."""
+"""System calls on KVM file descriptors: ioctl(2) with named requests, named errors and a trace.
+
+``ioctl()``, ``ioctl_once()`` and ``attempt()`` record each call in ``trace``. ``raw_ioctl()``,
+``compat_ioctl()`` (helpers/kvm/compat.py) and the sender of helpers/guest do not.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import mmap
 import os
 from collections import deque
 from collections.abc import Callable
@@ -28,7 +31,7 @@ class KvmError(OSError):
 
     @property
     def name(self) -> str:
-        """The errno's name, such as ``EINVAL``."""
+        """The name of the errno, such as ``EINVAL``."""
         return errno_name(self.errno)
 
     def __str__(self) -> str:
@@ -36,17 +39,21 @@ class KvmError(OSError):
 
 
 def errno_name(code: int | None) -> str:
-    """``EINVAL`` for 22; the bare number where it has no name."""
+    """Return the name of an errno, ``EINVAL`` for 22; the number if the errno has no name."""
     return errno.errorcode.get(code or 0, str(code))
 
 
 def show_result(result: int, code: int) -> str:
-    """``1``, or ``-1 EINVAL``: what a call came to, as everybody writes it."""
+    """Return the outcome of a system call in strace's notation: ``1``, or ``-1 EINVAL``."""
     return str(result) if result >= 0 else f"-1 {errno_name(code)}"
 
 
 class Call(NamedTuple):
-    """One traced ioctl. ``argument``: a number, a copy of a structure, or a structure's type."""
+    """One traced ioctl.
+
+    ``argument`` is a number, a copy of a structure in ``_COPIED``, or the type of any other
+    structure. ``errno`` is 0 unless ``result`` is -1.
+    """
 
     fd: int
     request: Request
@@ -59,24 +66,27 @@ class Call(NamedTuple):
         return f"{self.request.name}(fd {self.fd}{_describe(self.argument)}) = {result}"
 
 
-_call = tuple.__new__  # what Call() comes to, by way of a Python function that takes longer
+_call = tuple.__new__  # Call() without the Python frame of NamedTuple.__new__
 
 trace: deque[Call] = deque(maxlen=400)
-"""The latest calls, oldest first; the report shows those of one test."""
+"""The latest calls of this process, oldest first. The report shows the calls of one test."""
+
+observers: dict[int, Callable[[int, int, Any, int], None]] = {}
+"""By file descriptor: called after each ioctl, with fd, number, argument and return value."""
 
 
 def raw_ioctl(fd: int, number: int, argument: int) -> tuple[int, int]:
-    """The system call: (return value, errno or 0). ``argument`` is a number or an address."""
+    """Call ioctl(2) with a number or an address; return (return value, errno or 0)."""
     result = _libc.ioctl(fd, number, argument)
     return result, ctypes.get_errno() if result == -1 else 0
 
 
 def ioctl(fd: int, request: Request, argument: Argument = 0) -> int:
-    """Call ``request`` on ``fd``; the return value, or :class:`KvmError`.
+    """Call ``request`` on ``fd`` and return the return value. Raises KvmError.
 
-    A structure is passed by its address, an int as it is. EINTR is retried: the signal's Python
-    handler has run by then, and what it raises leaves from here. KVM_RUN, for which EINTR is an
-    answer, is :meth:`helpers.kvm.vcpu.Vcpu.run`.
+    A structure is passed by address, an int by value. EINTR is retried, after the Python handler of
+    the signal has run; an exception of the handler propagates. KVM_RUN, which must not be retried,
+    goes through :meth:`helpers.kvm.vcpu.Vcpu.run`.
     """
     while True:
         result, code = attempt(fd, request, argument)
@@ -87,7 +97,7 @@ def ioctl(fd: int, request: Request, argument: Argument = 0) -> int:
 
 
 def ioctl_once(fd: int, request: Request, argument: Argument = 0) -> int:
-    """As :func:`ioctl`, with EINTR raised like every other error."""
+    """Do as :func:`ioctl`, but raise KvmError for EINTR too."""
     result, code = attempt(fd, request, argument)
     if result == -1:
         raise KvmError(request, code)
@@ -95,21 +105,24 @@ def ioctl_once(fd: int, request: Request, argument: Argument = 0) -> int:
 
 
 def attempt(fd: int, request: Request, argument: Argument = 0) -> tuple[int, int]:
-    """As :func:`ioctl`, with errors, EINTR too, returned: (return value, errno or 0)."""
+    """Call ``request`` once; return (return value, errno or 0), whatever the errno."""
     shown: int | ctypes.Structure | type
     if isinstance(argument, int):
         address = shown = argument
     else:
         address = ctypes.addressof(argument)
         shown = type(argument)
-        if shown in _SHOWN:
-            shown = shown.from_buffer_copy(argument)  # the caller may change it afterwards
+        if shown in _COPIED:
+            shown = shown.from_buffer_copy(argument)
     result, code = raw_ioctl(fd, request.number, address)
     trace.append(_call(Call, (fd, request, shown, result, code)))
+    if fd in observers:
+        observers[fd](fd, request.number, argument, result)
     return result, code
 
 
-_SHOWN = {kvm_msi, kvm_enable_cap}
+# The trace shows the content of these arguments. The caller may reuse the structure: keep a copy.
+_COPIED = {kvm_msi, kvm_enable_cap}
 
 
 def _describe(argument: int | ctypes.Structure | type) -> str:
@@ -126,39 +139,3 @@ def _describe(argument: int | ctypes.Structure | type) -> str:
         return f", cap={argument.cap}, args[0]={argument.args[0]:#x}"
     assert isinstance(argument, type)
     return f", {argument.__name__}"
-
-
-# int 0x80 with ebx, ecx, edx = the three arguments of i386's ioctl (54), from 64-bit code.
-_INT80_IOCTL = bytes.fromhex("53 89fb 89f1 b836000000 cd80 5b c3")
-# int 0x80 with i386's getpid (20).
-_INT80_GETPID = bytes.fromhex("53 b814000000 cd80 5b c3")
-
-
-def _machine_code(code: bytes, *arguments: Any) -> Callable[..., int]:
-    page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
-    page.write(code)
-    view = ctypes.c_char.from_buffer(page)
-    function = ctypes.CFUNCTYPE(ctypes.c_int, *arguments)(ctypes.addressof(view))
-    function.view = view  # type: ignore[attr-defined]  # keeps the page mapped
-    return function
-
-
-def has_compat_entry() -> bool:
-    """Whether the kernel has the 32-bit system call entry (CONFIG_IA32_EMULATION, not disabled).
-
-    Tried in a child, which a kernel without it kills with SIGSEGV.
-    """
-    getpid = _machine_code(_INT80_GETPID)
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if getpid() == os.getpid() else 1)
-    return os.waitpid(child, 0)[1] == 0
-
-
-def compat_ioctl(fd: int, number: int, argument: int) -> tuple[int, int]:
-    """:func:`raw_ioctl` through the 32-bit entry; ValueError for an address above 4 GiB."""
-    if argument >> 32:
-        raise ValueError(f"address {argument:#x} does not fit a 32-bit system call")
-    function = _machine_code(_INT80_IOCTL, ctypes.c_int, ctypes.c_uint, ctypes.c_uint)
-    result = function(fd, number, argument)
-    return (-1, -result) if -4095 <= result < 0 else (result, 0)

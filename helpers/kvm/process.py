@@ -1,4 +1,4 @@
-"""What the ioctl's caller can be: memory of every protection, a forked child."""
+"""The calling process: memory of any protection, a forked child."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAP_32BIT = 0x40
 
 
 class UserPages(Closing):
-    """Two fresh pages of this process, below 4 GiB, at ``address``; unmapped at the end."""
+    """Two zeroed pages of this process at ``address``, below 4 GiB."""
 
     def __init__(self) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_32BIT
@@ -42,12 +42,12 @@ class UserPages(Closing):
 
     @property
     def boundary(self) -> int:
-        """Where the second page begins."""
+        """The address of the second page."""
         return int(self.address + mmap.PAGESIZE)
 
     @property
     def end(self) -> int:
-        """The first address behind the pages."""
+        """The first address behind the two pages."""
         return self.boundary + mmap.PAGESIZE
 
     def write(self, content: bytes, address: int) -> None:
@@ -57,11 +57,9 @@ class UserPages(Closing):
         return ctypes.string_at(address, size)
 
     def protect_first(self, protection: int) -> None:
-        """mprotect(2)."""
         self._protect(self.address, protection)
 
     def protect_second(self, protection: int) -> None:
-        """mprotect(2)."""
         self._protect(self.boundary, protection)
 
     def _protect(self, address: int, protection: int) -> None:
@@ -75,10 +73,14 @@ class UserPages(Closing):
 
 
 def in_forked_child(function: Callable[[], tuple[int, int]]) -> tuple[int, int]:
-    """``function()`` in a forked child, which shares the fds but not the address space."""
+    """Call ``function`` in a forked child and return its (return value, errno or 0).
+
+    The child shares the file descriptors, but not the address space. Raises ChildProcessError if
+    the child dies before ``function`` returns.
+    """
     reader, writer = os.pipe()
     with warnings.catch_warnings():
-        # Python 3.12 warns of threads; this child only makes a system call.
+        # Python 3.12 warns of a fork among threads. The child only makes a system call.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
     if child == 0:
@@ -91,6 +93,6 @@ def in_forked_child(function: Callable[[], tuple[int, int]]) -> tuple[int, int]:
         answer = pipe.read()
     os.waitpid(child, 0)
     if not answer:
-        raise ChildProcessError("the forked child died before its system call returned")
+        raise ChildProcessError("the forked child died before the system call returned")
     result, code = struct.unpack("ii", answer)
     return result, code

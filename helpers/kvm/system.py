@@ -1,4 +1,4 @@
-"""/dev/kvm: the system fd."""
+"""The system file descriptor: /dev/kvm."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from helpers.kvm.vm import Vm
 
 
 class System(Closing):
-    """An open /dev/kvm. Raises OSError when it cannot be opened."""
+    """An open /dev/kvm. Raises OSError if /dev/kvm cannot be opened."""
 
     def __init__(self, path: str = "/dev/kvm") -> None:
         self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -29,7 +29,7 @@ class System(Closing):
         return ioctl(self.fd, abi.KVM_CHECK_EXTENSION, capability)
 
     def supported_cpuid(self) -> ctypes.Array[ctypes.c_uint8]:
-        """A kvm_cpuid2 with its entries, as KVM_SET_CPUID2 takes it."""
+        """Return a kvm_cpuid2 and its entries as bytes, ready for KVM_SET_CPUID2."""
         entries = 256
         size = ctypes.sizeof(abi.kvm_cpuid2) + entries * ctypes.sizeof(abi.kvm_cpuid_entry2)
         table = (ctypes.c_uint8 * size)()
@@ -38,7 +38,7 @@ class System(Closing):
         return table
 
     def cpuid_leaf(self, function: int) -> abi.kvm_cpuid_entry2:
-        """The supported CPUID leaf ``function``; all zero when there is none."""
+        """Return the supported CPUID leaf ``function``; an entry of zeroes if there is none."""
         table = self.supported_cpuid()
         start, size = ctypes.sizeof(abi.kvm_cpuid2), ctypes.sizeof(abi.kvm_cpuid_entry2)
         for number in range(abi.kvm_cpuid2.from_buffer(table).nent):
@@ -48,6 +48,6 @@ class System(Closing):
         return abi.kvm_cpuid_entry2()
 
     def create_vm(self) -> Vm:
-        """A new VM without irqchip, memory or vCPUs."""
+        """Create a VM without irqchip, memory and vCPUs."""
         vcpu_mmap_size = ioctl(self.fd, abi.KVM_GET_VCPU_MMAP_SIZE)
         return Vm(ioctl(self.fd, abi.KVM_CREATE_VM), vcpu_mmap_size)

@@ -1,4 +1,4 @@
-"""A virtual CPU: the vCPU fd and its shared kvm_run page."""
+"""The vCPU file descriptor and its shared kvm_run page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T", bound=ctypes.Structure)
 
 
 class Vcpu(Closing):
-    """One vCPU. ``vcpu_id`` is the number given to KVM_CREATE_VCPU, the initial APIC ID."""
+    """One vCPU. ``vcpu_id`` is the argument of KVM_CREATE_VCPU, and the initial APIC ID."""
 
     def __init__(self, fd: int, vcpu_id: int, mmap_size: int) -> None:
         self.fd = fd
@@ -27,18 +27,18 @@ class Vcpu(Closing):
 
     def close(self) -> None:
         if self.fd >= 0:
-            # A private copy of the last exit stays readable; the mapping holds the fd's file open.
+            # A copy keeps the last exit readable. The mapping would keep the file of the fd open.
             self.kvm_run = abi.kvm_run.from_buffer_copy(self.kvm_run)
-            with contextlib.suppress(BufferError):  # a view somebody still holds keeps its mapping
+            with contextlib.suppress(BufferError):  # a remaining view keeps the page mapped
                 self._page.close()
             os.close(self.fd)
             self.fd = -1
 
     def run(self) -> int:
-        """Enter the guest once: an exit reason, KVM_EXIT_INTR when it is to be entered again.
+        """Enter the guest once and return the exit reason. Raises KvmError.
 
-        That is after a signal (EINTR), and after a vCPU that waited for INIT or SIPI has got one
-        (EAGAIN).
+        KVM_EXIT_INTR asks the caller to enter the guest again: a signal arrived (EINTR), or the
+        vCPU waited for INIT or SIPI and received it (EAGAIN).
         """
         try:
             ioctl_once(self.fd, abi.KVM_RUN)
@@ -49,9 +49,12 @@ class Vcpu(Closing):
         return int(self.kvm_run.exit_reason)
 
     def finish_exit(self) -> None:
-        """Complete the pending I/O instruction without entering the guest (api.rst 5)."""
+        """Complete the pending I/O instruction without entering the guest.
+
+        Source: api.rst, The kvm_run structure.
+        """
         if self.kvm_run.exit_reason in (abi.KVM_EXIT_UNKNOWN, abi.KVM_EXIT_INTR):
-            return  # it has not run, or left by no instruction
+            return  # no instruction is pending
         self.kvm_run.immediate_exit = 1
         try:
             self.run()
@@ -59,7 +62,7 @@ class Vcpu(Closing):
             self.kvm_run.immediate_exit = 0
 
     def describe_exit(self) -> str:
-        """The last exit in words, for messages."""
+        """Return the last exit in words, for messages."""
         reason = self.kvm_run.exit_reason
         name = abi.EXIT_NAMES.get(reason, f"exit reason {reason}")
         if reason == abi.KVM_EXIT_IO:
@@ -97,7 +100,7 @@ class Vcpu(Closing):
         ioctl(self.fd, abi.KVM_SET_LAPIC, state)
 
     def get_mp_state(self) -> int:
-        """A KVM_MP_STATE_*; reading it makes the kernel process a pending INIT or SIPI first."""
+        """Return a KVM_MP_STATE_*. KVM processes a pending INIT or SIPI before the read."""
         return int(self._get(abi.KVM_GET_MP_STATE, abi.kvm_mp_state).mp_state)
 
     def set_mp_state(self, mp_state: int) -> None:
@@ -110,5 +113,5 @@ class Vcpu(Closing):
         ioctl(self.fd, abi.KVM_SET_VCPU_EVENTS, events)
 
     def set_cpuid(self, table: ctypes.Array[ctypes.c_uint8]) -> None:
-        """KVM_SET_CPUID2 with what :meth:`helpers.kvm.System.supported_cpuid` returned."""
+        """Set the CPUID ``table`` of :meth:`helpers.kvm.System.supported_cpuid`."""
         ioctl(self.fd, abi.KVM_SET_CPUID2, table)

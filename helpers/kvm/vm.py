@@ -1,4 +1,4 @@
-"""A virtual machine: the VM fd."""
+"""The VM file descriptor."""
 
 from __future__ import annotations
 
@@ -14,15 +14,11 @@ from helpers.kvm.vcpu import Vcpu
 
 
 class Vm(Closing):
-    """One VM and everything made from it; closing it releases vCPUs, memory and irqfds too.
-
-    ``x2apic_api``: the features of KVM_CAP_X2APIC_API enabled so far.
-    """
+    """One VM with its vCPUs, memory and irqfds; ``close()`` releases them all."""
 
     def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
         self.fd = fd
         self.vcpus: list[Vcpu] = []
-        self.x2apic_api = 0
         self._vcpu_mmap_size = vcpu_mmap_size
         self._memory: list[mmap.mmap] = []
         self._eventfds: list[int] = []
@@ -36,7 +32,7 @@ class Vm(Closing):
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-        # The kernel no longer refers to the memory; a view somebody still holds keeps its mapping.
+        # The kernel refers to the memory no longer. A remaining view keeps its mapping.
         self._memory.clear()
 
     def check_extension(self, capability: int) -> int:
@@ -48,15 +44,13 @@ class Vm(Closing):
             abi.KVM_ENABLE_CAP,
             abi.kvm_enable_cap(cap=capability, flags=flags, args=(ctypes.c_uint64 * 4)(*args)),
         )
-        if capability == abi.KVM_CAP_X2APIC_API:
-            self.x2apic_api |= args[0]
 
     def create_irqchip(self) -> None:
-        """PIC, IOAPIC and LAPICs in the kernel (api.rst 4.24)."""
+        """Create PIC, IOAPIC and LAPICs in the kernel (api.rst, KVM_CREATE_IRQCHIP)."""
         ioctl(self.fd, abi.KVM_CREATE_IRQCHIP)
 
     def split_irqchip(self, ioapic_pins: int = 24) -> None:
-        """LAPICs in the kernel, the rest in user space (api.rst 7.5)."""
+        """Create the LAPICs in the kernel only (api.rst, KVM_CAP_SPLIT_IRQCHIP)."""
         self.enable_cap(abi.KVM_CAP_SPLIT_IRQCHIP, ioapic_pins)
 
     def create_vcpu(self, vcpu_id: int) -> Vcpu:
@@ -66,9 +60,10 @@ class Vm(Closing):
         return vcpu
 
     def add_memory(self, guest_address: int, size: int) -> mmap.mmap:
-        """``size`` bytes of zeroed guest memory at ``guest_address``, both page-aligned."""
+        """Add ``size`` bytes of zeroed guest memory at ``guest_address``, both page-aligned."""
         memory = mmap.mmap(-1, size)
-        # A vCPU in SMM has an address space of its own (api.rst 4.35): the same memory there.
+        # A vCPU in SMM uses another address space: map the same memory there.
+        # Source: api.rst, KVM_SET_USER_MEMORY_REGION.
         for space in range(max(1, self.check_extension(abi.KVM_CAP_MULTI_ADDRESS_SPACE))):
             ioctl(
                 self.fd,
@@ -84,11 +79,11 @@ class Vm(Closing):
         return memory
 
     def signal_msi(self, msi: abi.kvm_msi | int) -> int:
-        """KVM_SIGNAL_MSI (api.rst 4.71) of a kvm_msi, or of whatever is at an address."""
+        """Call KVM_SIGNAL_MSI with a kvm_msi, or with any address."""
         return ioctl(self.fd, abi.KVM_SIGNAL_MSI, msi)
 
     def set_gsi_routing(self, routes: Iterable[abi.kvm_irq_routing_entry], flags: int = 0) -> None:
-        """Replace the whole routing table (api.rst 4.52)."""
+        """Replace the whole routing table (api.rst, KVM_SET_GSI_ROUTING)."""
         entries = list(routes)
         header = abi.kvm_irq_routing(nr=len(entries), flags=flags)
         table = bytes(header) + b"".join(bytes(entry) for entry in entries)
@@ -99,19 +94,19 @@ class Vm(Closing):
         )
 
     def irqfd(self, gsi: int) -> int:
-        """An eventfd wired to ``gsi`` (api.rst 4.75); closed with the VM."""
+        """Assign a new eventfd to ``gsi`` and return it (api.rst, KVM_IRQFD)."""
         fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._eventfds.append(fd)
         ioctl(self.fd, abi.KVM_IRQFD, abi.kvm_irqfd(fd=fd, gsi=gsi))
         return fd
 
     def deassign_irqfd(self, fd: int, gsi: int) -> None:
-        """Unwire ``fd`` from ``gsi``; returns when no injection of it is under way."""
+        """Deassign ``fd`` from ``gsi``; return when no injection by ``fd`` is under way."""
         flags = abi.KVM_IRQFD_FLAG_DEASSIGN
         ioctl(self.fd, abi.KVM_IRQFD, abi.kvm_irqfd(fd=fd, gsi=gsi, flags=flags))
 
     def irq_line_status(self, gsi: int, level: int) -> int:
-        """KVM_IRQ_LINE_STATUS (api.rst 4.25): the status the kernel wrote."""
+        """Set the line of ``gsi`` to ``level`` and return the status of KVM_IRQ_LINE_STATUS."""
         line = abi.kvm_irq_level(irq=gsi, level=level)
         ioctl(self.fd, abi.KVM_IRQ_LINE_STATUS, line)
         return line.status

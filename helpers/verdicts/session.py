@@ -1,18 +1,18 @@
-"""One session's verdicts: judge each test where it runs, count the results where they arrive."""
+"""One session's verdicts: judge each test where the test runs, count where the report arrives."""
 
 from __future__ import annotations
 
 import shlex
-import traceback
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import pytest
 
 from helpers.apic.explain import command
-from helpers.guest import Mismatch, journal
+from helpers.guest import journal
 from helpers.kvm.ioctl import trace
 from helpers.spec import Clause, Deviation
+from helpers.verdicts.judge import judge
 from helpers.verdicts.kernel import Untestable, require_testable, running_kernel, topology_before
 from helpers.verdicts.kernel_log import KernelLog
 from helpers.verdicts.reports import Verdict, column_of, outcome_of, put_verdict, verdict_of
@@ -22,9 +22,11 @@ VERDICTS = pytest.StashKey["Verdicts"]()
 """The key of the session's verdicts in ``config.stash``."""
 
 REPEAT = pytest.StashKey[list[str]]()
-"""Of an item: what repeats it, where that is not its node id."""
+"""The key of the arguments that repeat a test in ``item.stash``; absent: the node id repeats it."""
 
 SUITES = Path(__file__).resolve().parents[2] / "suites"
+
+_EXPLAINED_MESSAGES = 4  # More would hide the failure.
 
 
 class KernelComplaint(AssertionError):
@@ -32,7 +34,7 @@ class KernelComplaint(AssertionError):
 
 
 def judges_suites(config: pytest.Config) -> bool:
-    """Whether this run's arguments cover suites/, so that a KVM is needed."""
+    """Return whether the run's arguments cover suites/, so that the run needs a KVM."""
     paths = [Path(config.invocation_params.dir, arg.split("::")[0]) for arg in config.args]
     return any(
         path.resolve().is_relative_to(SUITES) or SUITES.is_relative_to(path.resolve())
@@ -40,22 +42,43 @@ def judges_suites(config: pytest.Config) -> bool:
     )
 
 
+def clause_of(item: pytest.Item) -> Clause | None:
+    """Return the clause that a test names; None for a test that judges no kernel."""
+    mark = item.get_closest_marker("clause")
+    return mark.args[0] if mark else None
+
+
+def deviations_of(item: pytest.Item) -> list[Deviation]:
+    """Return the deviations that a test names."""
+    return [mark.args[0] for mark in item.iter_markers("deviation")]
+
+
 class Verdicts:
-    """One run's verdicts: on xdist's controller it sums up, on its workers it judges."""
+    """One session's verdicts.
+
+    The process that runs a test judges the test; the process that reports the tests counts the
+    verdicts. Without pytest-xdist and --kernel, both are one process.
+
+    ``strict``: known deviations are failures (--strict)
+    ``needs_kvm``: the session judges a kernel; set when the session starts
+    ``is_worker``: a process that runs tests for another process
+    ``log``: the log of the running kernel
+    ``kernel_options``: the command line options that boot the kernel under test
+    ``tallies``: the tally of each column; one, named "", where one kernel is judged
+    ``clauses``: {node id: clause id} of each test whose set-up is reported
+    """
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.strict = bool(config.getini("strict"))
-        self.log = KernelLog()
+        self.needs_kvm = False
         self.is_worker = hasattr(config, "workerinput")
-        self.tallies: dict[str, Tally] = {}
-        """By column; one, named "", where one kernel is judged."""
-        self.clauses: dict[str, str] = {}
-        """Which clause a test names, by node id, from its set-up on."""
+        self.log = KernelLog()
         self.kernel_options: Sequence[str] = ()
-        """What the command line must say to have the kernel under test booted."""
+        self.tallies: dict[str, Tally] = {}
+        self.clauses: dict[str, str] = {}
 
-    # --- before -----------------------------------------------------------------------------------
+    # --- before the tests -------------------------------------------------------------------------
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
@@ -73,15 +96,13 @@ class Verdicts:
             return []
         lines = [f"kernel under test: {self.tallies[''].kernel}"]
         if not self.log.readable:
-            lines.append("the kernel log cannot be read: only the taint flags are watched")
+            lines.append("the kernel log cannot be read: the suite watches the taint flags alone")
         return lines
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
-            if not item.path.is_relative_to(SUITES):
-                continue
             marks = list(item.iter_markers("clause"))
-            if len(marks) != 1:
+            if len(marks) != 1 and item.path.is_relative_to(SUITES):
                 raise pytest.UsageError(f"{item.nodeid} names {len(marks)} clauses, not one")
 
     # --- judging ----------------------------------------------------------------------------------
@@ -106,8 +127,8 @@ class Verdicts:
             self._raise_complaints()
 
     def _raise_complaints(self) -> None:
-        if said := self.log.complaints():
-            raise KernelComplaint("while the test ran the kernel said:\n" + "\n".join(said))
+        if complaints := self.log.complaints():
+            raise KernelComplaint("\n".join(["the kernel logged during the test:", *complaints]))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -127,18 +148,6 @@ class Verdicts:
         put_verdict(report, verdict)
         return report
 
-    def _verdict(self, item: pytest.Item, clause: Clause, kernel_options: Sequence[str]) -> Verdict:
-        options = [*kernel_options, *(["--strict"] if self.strict else [])]
-        what = item.stash.get(REPEAT, [item.nodeid])
-        return Verdict(clause.id, repeat=shlex.join(["pytest", *what, *options]))
-
-    def add_verdict(
-        self, item: pytest.Item, report: pytest.TestReport, kernel_options: Sequence[str]
-    ) -> None:
-        """Say which clause a report is about that did not come from a test: its kernel died."""
-        if clause := clause_of(item):
-            put_verdict(report, self._verdict(item, clause, kernel_options))
-
     def _judge(
         self,
         item: pytest.Item,
@@ -146,64 +155,35 @@ class Verdicts:
         report: pytest.TestReport,
         verdict: Verdict,
     ) -> Verdict:
-        known = _known_to(item)
-        applying = _applying(known)
         error = call.excinfo.value if call.excinfo else None
-        if isinstance(error, Mismatch):
-            return self._judge_mismatch(error, known, applying, report, verdict)
-        if error is None:
-            return self._judge_pass(applying, report, verdict)
-        return verdict
+        judgement = judge(deviations_of(item), running_kernel(), error)
+        if judgement.outcome == "failed":
+            report.outcome, report.longrepr = "failed", judgement.note
+        elif judgement.outcome == "xfailed" and not self.strict:
+            report.outcome, report.wasxfail = "skipped", judgement.note
+        return verdict._replace(
+            deviation=judgement.deviation, backport=judgement.backport, note=judgement.note
+        )
 
-    def _judge_mismatch(
-        self,
-        error: Mismatch,
-        known: list[Deviation],
-        applying: list[Deviation],
-        report: pytest.TestReport,
-        verdict: Verdict,
-    ) -> Verdict:
-        if entry := _explaining(applying, error):
-            reason = f"{entry.id}: {entry.summary}"
-            if not self.strict:
-                report.outcome = "skipped"
-                report.wasxfail = reason
-            return verdict._replace(deviation=entry.id, note=f"known deviation {reason}")
-        notes = [
-            f"not the known deviation {entry.id}, which shows otherwise"
-            if entry in applying
-            else f"{entry.id} is known for {entry.condition} only"
-            for entry in known
-        ]
-        return verdict._replace(note="; ".join(notes))
+    def _verdict(self, item: pytest.Item, clause: Clause, kernel_options: Sequence[str]) -> Verdict:
+        options = [*kernel_options, *(["--strict"] if self.strict else [])]
+        tests = item.stash.get(REPEAT, [item.nodeid])
+        return Verdict(clause.id, repeat=shlex.join(["pytest", *tests, *options]))
 
-    def _judge_pass(
-        self,
-        applying: list[Deviation],
-        report: pytest.TestReport,
-        verdict: Verdict,
-    ) -> Verdict:
-        for entry in applying:
-            if entry.bound == "host":
-                report.outcome = "failed"
-                report.longrepr = note = (
-                    f"the known deviation {entry.id} ({entry.condition}) did not happen: correct "
-                    "its entry in helpers/spec/deviations.toml"
-                )
-                return verdict._replace(deviation=entry.id, note=note)
-            note = f"{entry.id} ({entry.condition}) did not happen here"
-            if entry.fix:
-                note += f": a backport of {entry.fix}"
-            return verdict._replace(deviation=entry.id, backport=True, note=note)
-        return verdict
+    def add_verdict(
+        self, item: pytest.Item, report: pytest.TestReport, kernel_options: Sequence[str]
+    ) -> None:
+        """Attach a verdict to a report that no test made, because the kernel under test died."""
+        if clause := clause_of(item):
+            put_verdict(report, self._verdict(item, clause, kernel_options))
 
-    # --- summing up -------------------------------------------------------------------------------
+    # --- counting ---------------------------------------------------------------------------------
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         verdict = verdict_of(report)
         if verdict and report.when == "setup":
             self.clauses[report.nodeid] = verdict.clause
-        died = str(report.when) == "???"  # xdist's word for a test whose worker died
+        died = str(report.when) == "???"  # pytest-xdist's report of a test whose worker died
         if died and report.nodeid in self.clauses:
             verdict = Verdict(self.clauses[report.nodeid])
         if verdict is None or (report.when != "call" and report.passed):
@@ -214,7 +194,7 @@ class Verdicts:
         self.tally(column_of(report)).count(report.nodeid, verdict.clause, result)
 
     def tally(self, column: str) -> Tally:
-        """The tally of a kernel."""
+        """Return the tally of a column."""
         return self.tallies.setdefault(column, Tally(column))
 
     @pytest.hookimpl(tryfirst=True)
@@ -226,7 +206,7 @@ class Verdicts:
 
     @property
     def judged(self) -> bool:
-        """Whether every kernel's tests came to a verdict."""
+        """Whether the tests of each kernel came to a verdict."""
         return bool(self.tallies) and all(tally.judged for tally in self.tallies.values())
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -245,77 +225,17 @@ class Verdicts:
             if tally.left:
                 write(f"{column} left after --maxfail-each, {tally.left} tests not run", red=True)
         if not self.judged:
-            write("no test was run to a verdict: nothing was judged, and that is not a pass")
-
-
-class ExpectedInOneLine:
-    """Tells a known deviation without the source around it.
-
-    pytest parses the file anew for each, which in an emulator takes longer than most tests.
-    """
-
-    def __init__(self, verdicts: Verdicts) -> None:
-        self.verdicts = verdicts
-
-    @pytest.hookimpl(wrapper=True, trylast=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        failure = call.excinfo
-        if call.when == "call" and failure and self._is_expected(item, failure.value):
-            call.excinfo = _in_one_line(item, failure)
-        try:
-            return (yield)
-        finally:
-            call.excinfo = failure
-
-    def _is_expected(self, item: pytest.Item, error: BaseException) -> bool:
-        return (
-            not self.verdicts.strict
-            and isinstance(error, Mismatch)
-            and _explaining(_applying(_known_to(item)), error) is not None
-        )
-
-
-def _in_one_line(
-    item: pytest.Item, failure: pytest.ExceptionInfo[BaseException]
-) -> pytest.ExceptionInfo[BaseException]:
-    path, first, _ = item.location
-    frames = traceback.walk_tb(failure.tb)
-    lines = [line for frame, line in frames if frame.f_code.co_filename == str(item.path)]
-    place = f"{path}:{[(first or 0) + 1, *lines][-1]}"
-    told = pytest.fail.Exception(f"{place}: {failure.value}", pytrace=False)
-    return pytest.ExceptionInfo.from_exception(told.with_traceback(failure.tb))
-
-
-def _known_to(item: pytest.Item) -> list[Deviation]:
-    return [mark.args[0] for mark in item.iter_markers("deviation")]
-
-
-def _applying(known: Sequence[Deviation]) -> list[Deviation]:
-    kernel = running_kernel()
-    return [entry for entry in known if entry.applies(kernel.version, kernel.vendor)]
-
-
-def _explaining(applying: Sequence[Deviation], error: Mismatch) -> Deviation | None:
-    return next((entry for entry in applying if entry.explains(error.subject, error.actual)), None)
-
-
-def clause_of(item: pytest.Item) -> Clause | None:
-    """The clause a test names; None for tests that judge no kernel."""
-    mark = item.get_closest_marker("clause")
-    return mark.args[0] if mark else None
+            write("no test came to a verdict: the run judged no kernel, and is not a pass")
 
 
 def explain(clause: Clause, verdict: Verdict) -> str:
-    """What a failure is about, for the terminal: clause, messages, the command to repeat it."""
+    """Return the text of a failure: clause, note, last messages, command that repeats the test."""
     parts = [f"clause {clause.id} ({clause.level}; {clause.source})\n  {clause.text}"]
     if verdict.note:
         parts.append(verdict.note)
-    parts += [injection.explain() for injection in list(journal)[-4:]]
+    parts += [injection.explain() for injection in list(journal)[-_EXPLAINED_MESSAGES:]]
     if journal and (topology := topology_before(journal[-1])):
-        msi = journal[-1].msi
-        message = journal[-1].message
-        explained = command(topology, message, msi.flags, msi.devid, bytes(msi.pad))
-        parts.append(f"what the model says of the last message: {explained}")
-    return "\n".join([*parts, f"again: {verdict.repeat}"])
+        msi, message = journal[-1].msi, journal[-1].message
+        explaining = command(topology, message, msi.flags, msi.devid, bytes(msi.pad))
+        parts.append(f"the model's prediction for the last message: {explaining}")
+    return "\n".join([*parts, f"to repeat the test: {verdict.repeat}"])
