@@ -16,7 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "reports/example.png"
-SIZE = "1100,2040"
+SIZE = "1100,2020"
 
 SHORTEN = """
 <script>

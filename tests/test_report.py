@@ -210,8 +210,7 @@ def pytest_runtest_logreport(report):
 # --- escaping -------------------------------------------------------------------------------------
 
 
-def test_nothing_from_outside_becomes_markup(suite):
-    suite.prepare(f"""
+HOSTILE_KERNEL = f"""
 import dataclasses
 import helpers.verdicts.kernel as k
 
@@ -226,8 +225,10 @@ helpers.verdicts.session.running_kernel = lambda: hostile
 def pytest_configure(config):
     from pytest_metadata.plugin import metadata_key
     config.stash[metadata_key][{HOSTILE!r}] = {{"a": {HOSTILE!r}}}
-""")
-    suite.add(f"""
+"""
+"""A conftest.py that puts HOSTILE into all facts about the kernel."""
+
+HOSTILE_TESTS = f"""
 HOSTILE = {HOSTILE!r}
 
 @clause("return.count")
@@ -247,7 +248,13 @@ def test_error(text):
 @pytest.mark.parametrize("text", [HOSTILE])
 def test_skip(text):
     pytest.skip(text)
-""")
+"""
+"""A suite that puts HOSTILE into test ids, messages and output."""
+
+
+def test_nothing_from_outside_becomes_markup(suite):
+    suite.prepare(HOSTILE_KERNEL)
+    suite.add(HOSTILE_TESTS)
     report = report_of(suite)
     assert report.run.outcomes == {"failed": 2, "skipped": 1}
     shown = [report.text, *(row["cells"] + row["unfolded"] for row in report.rows.values())]
