@@ -204,7 +204,7 @@ def test_command_is_short_for_a_plain_message():
     "arguments, expected",
     [
         (["vectr=1", "0"], "message: no field 'vectr'; the fields are vector destination "),
-        (["vector=1", "0/halt"], "vCPU '0/halt': 'halt' is not one of disabled xapic x2apic "),
+        (["vector=1", "0/halt"], "vCPU '0/halt': 'halt' is none of disabled xapic x2apic "),
         (["vector=1", "0", "--flags=-1"], "flags: -1 does not fit 32 bits"),
         (["vector=1", "0", "--devid=x"], "devid: 'x' is not a number"),
         (["vector=1", "0", "--pad=00"], "pad: '00' is not 12 bytes in hex"),
