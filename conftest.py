@@ -1,4 +1,4 @@
-"""Fixtures and plugins; the work is in helpers/."""
+"""The fixtures of the suites, and the plugins. The work is in helpers/."""
 
 from __future__ import annotations
 
@@ -8,88 +8,102 @@ from typing import Any
 
 import pytest
 
+from helpers.apic import ApicMode
 from helpers.apic.model import Switches
 from helpers.apic.topology import Irqchip
 from helpers.guest import Machine
+from helpers.guest.pool import MachinePool
 from helpers.kvm import System
 from helpers.verdicts.kernel import Kernel, running_kernel
 from helpers.verdicts.switches import switches_of
 
 pytest_plugins = [
+    "helpers.sigterm_plugin",
     "helpers.verdicts.plugin",
-    "helpers.sweep.hunt_plugin",
-    "helpers.sweep.plugin",
-    "helpers.report.plugin",
-    "helpers.report.results",
+    "helpers.verdicts.clause_plugin",
+    "helpers.sweep.sequences_plugin",
+    "helpers.sweep.messages_plugin",
+    "helpers.report.html_plugin",
+    "helpers.report.results_plugin",
     "helpers.kernels.plugin",
 ]
 
 
+def pytest_markeval_namespace() -> dict[str, Kernel]:
+    """Names that the condition of a ``skipif`` mark can use."""
+    return {"kernel": running_kernel()}
+
+
 @pytest.fixture(scope="session")
 def system() -> Iterator[System]:
-    """/dev/kvm."""
+    """An open /dev/kvm."""
     with System() as opened:
         yield opened
 
 
 @pytest.fixture(scope="session")
 def kernel() -> Kernel:
-    """What is known of the kernel under test."""
+    """The properties of the kernel under test."""
     return running_kernel()
 
 
 @pytest.fixture(scope="session")
 def switches(kernel: Kernel, system: System) -> Switches:
-    """How the kernel under test differs from the reference kernel."""
+    """The switches of the model that match the kernel under test."""
     return switches_of(kernel, system)
 
 
 @pytest.fixture
 def machines(system: System) -> Iterator[Callable[..., Machine]]:
-    """Make a test its own machines: ``machines(vcpu_ids=[0, 300], x2apic_api=1)``."""
-    with contextlib.ExitStack() as made:
+    """Return a new machine, which the test alone uses: ``machines(vcpu_ids=[0, 300])``.
+
+    The options are those of helpers.guest.Machine. The machine is closed after the test.
+    """
+    with contextlib.ExitStack() as stack:
 
         def make(**options: Any) -> Machine:
-            return made.enter_context(Machine(system, **options))
+            return stack.enter_context(Machine(system, **options))
 
         yield make
 
 
 @pytest.fixture
 def irqchip() -> Irqchip:
-    """The irqchip of ``machine``, for tests to parametrize; ``request`` would be dear."""
+    """The irqchip of ``machine``, for tests to parametrize.
+
+    A fixture of its own, since requesting ``request`` costs 0.3 ms a test.
+    """
     return "full"
 
 
-@pytest.fixture(scope="session")
-def _pool() -> Iterator[dict[Any, Machine]]:
-    pool: dict[Any, Machine] = {}
-    yield pool
-    for machine in pool.values():
-        machine.close()
-
-
-@pytest.fixture(scope="session")
-def shared_machine(system: System, _pool: dict[Any, Machine]) -> Callable[..., Machine]:
-    """As ``machines``, but the machine may have served other tests; it is in its power-on state.
-
-    Creating and destroying a VM is the slow part of a test, so tests share one as long as all that
-    was done to it can be undone.
-    """
-
-    def share(**options: Any) -> Machine:
-        key = tuple(sorted(options.items()))
-        pooled = _pool.pop(key, None)
-        if pooled is not None and not pooled.reset():
-            pooled.close()
-            pooled = None
-        _pool[key] = pooled or Machine(system, **options)
-        return _pool[key]
-
-    return share
+@pytest.fixture
+def apic_mode() -> ApicMode:
+    """The APIC mode of ``machine``'s LAPICs, for tests to parametrize."""
+    return ApicMode.XAPIC
 
 
 @pytest.fixture
-def machine(shared_machine: Callable[..., Machine], irqchip: Irqchip) -> Machine:
-    """Four vCPUs, IDs 0-3, in their power-on state: xAPIC, software-enabled, flat LDR bit = ID."""
-    return shared_machine(irqchip=irqchip, vcpu_ids=range(4))
+def x2apic_api() -> int:
+    """The features of KVM_CAP_X2APIC_API that ``machine`` enables, for tests to parametrize."""
+    return 0
+
+
+@pytest.fixture(scope="session")
+def shared_machine(system: System) -> Iterator[Callable[..., Machine]]:
+    """Return a machine in its power-on state: ``shared_machine(vcpu_ids=[0, 300])``.
+
+    As ``machines``, but the machine may have served other tests with the same options. Creating a
+    VM is the slowest part of most tests.
+    """
+    with MachinePool(system) as pool:
+        yield pool.machine
+
+
+@pytest.fixture
+def machine(
+    shared_machine: Callable[..., Machine], irqchip: Irqchip, apic_mode: ApicMode, x2apic_api: int
+) -> Machine:
+    """Four vCPUs, IDs 0-3, in their power-on state. The flat logical ID of an xAPIC is 1 << ID."""
+    return shared_machine(
+        irqchip=irqchip, vcpu_ids=range(4), apic_mode=apic_mode, x2apic_api=x2apic_api
+    )

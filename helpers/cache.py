@@ -1,4 +1,4 @@
-"""The directory in which expensive artefacts are kept between runs."""
+"""The directory of artefacts that are costly to make: kernels, images, the assembled guest."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """Return ``$XDG_CACHE_HOME/kvm-signal-msi``, or its place below ``~/.cache``."""
+    """Return ``$XDG_CACHE_HOME/kvm-signal-msi``, by default below ``~/.cache``."""
     root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(root) / "kvm-signal-msi"

@@ -1,4 +1,4 @@
-"""A progress bar for what takes minutes."""
+"""A progress bar for work that takes minutes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import time
 
 
 class Bar:
-    """One line on the terminal: how much, how fast, how long yet. Silent where there is none.
+    """One line on the terminal: the share done, the rate, the seconds left.
 
-    ``size`` and what is done are counted in ones, and shown in units of ``scale``.
+    The bar prints nothing where standard error is no terminal.
+
+    ``size``: the whole work. ``begun``: the part that was done before. Both count single items;
+    the bar shows them divided by ``scale``, as a number of ``unit``.
     """
 
     def __init__(self, name: str, size: int, *, begun: int = 0, unit: str, scale: int) -> None:
@@ -20,7 +23,7 @@ class Bar:
         self._shown = 0.0
 
     def show(self, done: int) -> None:
-        """``done`` of ``size`` are there."""
+        """Show that ``done`` items of ``size`` are done, at most ten times a second."""
         now = time.monotonic()
         if not sys.stderr.isatty() or now - self._shown < 0.1:
             return
@@ -32,7 +35,7 @@ class Bar:
         self._draw(text)
 
     def end(self) -> None:
-        """Make room for what comes after it."""
+        """Erase the bar."""
         if self._shown:
             self._draw("")
 

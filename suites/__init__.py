@@ -1,1 +1,1 @@
-"""Tests that judge the kernel; a file per area."""
+"""Tests that judge the kernel, a file per area."""

@@ -1,4 +1,12 @@
-"""The ioctl at its boundary: number, structure, callers, and which error wins."""
+"""The ioctl at its boundary: number, structure, file descriptors, callers, and order of the checks.
+
+Clauses: msi.struct, abi.other-numbers, msi.vm-ioctl, abi.errno, msi.input-only,
+msi.returns-error, msi.same-process, abi.compat.
+
+api.rst promises that a wrong caller or descriptor fails, and names no errno: the tests of that
+promise accept any error. The clause abi.errno has tests for each errno, and for the check that wins
+where several would fail. Whatever the error, no vCPU may change.
+"""
 
 import ctypes
 import mmap
@@ -14,13 +22,15 @@ from helpers.kvm import UserPages, abi, attempt, compat_ioctl, has_compat_entry,
 from helpers.kvm.ioctl import errno_name
 from helpers.kvm.process import PROT_NONE
 from helpers.verdicts import clause
+from suites import each
+from suites.common import to
 
 SIZE = ctypes.sizeof(abi.kvm_msi)
-TO_ALL = Message(destination=0xFF)
+TO_ALL = to(0xFF)
 
 
 def good(vector):
-    """A message to all; whoever sends several tells them apart by vector."""
+    """Return a message to all vCPUs. Of several, each needs its own vector to show its effect."""
     return abi.kvm_msi(address_lo=TO_ALL.address_lo, data=vector)
 
 
@@ -40,9 +50,10 @@ def pages():
 
 @pytest.fixture
 def send(machine, pages):
-    """Call the ioctl on any fd, with any number, address and entry; ``msi`` is put at the address.
+    """Return a function that issues the ioctl and observes all vCPUs, whatever the outcome.
 
-    All vCPUs are observed, whatever the outcome.
+    It writes ``msi`` to ``address``, unless ``write`` is False, and passes the address on. ``by``
+    calls the kernel.
     """
 
     def call(address=None, msi=GOOD, fd=None, request=abi.KVM_SIGNAL_MSI, write=True, by=attempt):
@@ -84,9 +95,9 @@ def test_other_size_or_direction_is_another_ioctl(send, direction):
     for size in SIZES:
         request = abi.Request(f"{direction}({size})", abi.ioc(DIRECTIONS[direction], 0xA5, size))
         if request.number != abi.KVM_SIGNAL_MSI.number:
-            shot = send(request=request)
-            expect(f"outcome of {request.name}", shot.returned, "-1 ENOTTY")
-            shot.reached_nobody()
+            injection = send(request=request)
+            expect(f"outcome of {request.name}", injection.returned, "-1 ENOTTY")
+            injection.reached_nobody()
 
 
 # --- file descriptors -----------------------------------------------------------------------------
@@ -104,7 +115,7 @@ DESCRIPTORS = {
 
 @pytest.fixture
 def descriptor(request, system, machine):
-    """An fd that is no VM."""
+    """A file descriptor that is no VM."""
     opened = []
     match request.param:
         case "system":
@@ -132,8 +143,8 @@ def descriptor(request, system, machine):
 @clause("msi.vm-ioctl")
 @pytest.mark.parametrize("descriptor", DESCRIPTORS, indirect=True)
 def test_only_a_vm_takes_the_ioctl(send, descriptor):
-    shot = send(fd=descriptor).reached_nobody()
-    expect("result", shot.result, -1)
+    injection = send(fd=descriptor).reached_nobody()
+    expect("return value", injection.result, -1)
 
 
 @clause("abi.errno")
@@ -164,7 +175,7 @@ def test_duplicated_vm_descriptor_is_the_vm(send, machine):
 def test_structure_is_not_written(send, pages, msi):
     send(pages.address + 16, msi=msi)
     around = pages.read(pages.address, 16 + SIZE + 16)
-    expect("memory", around.hex(), (bytes(16) + bytes(msi) + bytes(16)).hex())
+    expect("memory around the structure", around.hex(), (bytes(16) + bytes(msi) + bytes(16)).hex())
 
 
 @clause("msi.input-only")
@@ -172,7 +183,7 @@ def test_structure_with_all_ignored_bytes_set_is_not_written(send, pages):
     msi = abi.kvm_msi.from_buffer_copy(b"\xff" * SIZE)
     msi.address_lo, msi.data, msi.flags = GOOD.address_lo, GOOD.data, 1
     send(msi=msi)
-    expect("memory", pages.read(pages.address, SIZE).hex(), bytes(msi).hex())
+    expect("structure", pages.read(pages.address, SIZE).hex(), bytes(msi).hex())
 
 
 @clause("msi.input-only")
@@ -185,8 +196,8 @@ def test_structure_in_read_only_memory(send, pages):
 @clause("msi.input-only")
 def test_structure_at_any_alignment(send, pages):
     for offset in range(1, 32):
-        shot = send(pages.address + offset, good(vector=0x40 + offset))
-        shot.returns(4).accepted_by(0, 1, 2, 3)
+        injection = send(pages.address + offset, good(vector=0x40 + offset))
+        injection.returns(4).accepted_by(0, 1, 2, 3)
 
 
 @clause("msi.input-only")
@@ -198,8 +209,8 @@ def test_structure_at_the_end_of_a_page(send, pages):
 @clause("msi.input-only")
 def test_structure_across_two_pages(send, pages):
     for behind in range(1, 32):
-        shot = send(pages.boundary - SIZE + behind, good(vector=0x40 + behind))
-        shot.returns(4).accepted_by(0, 1, 2, 3)
+        injection = send(pages.boundary - SIZE + behind, good(vector=0x40 + behind))
+        injection.returns(4).accepted_by(0, 1, 2, 3)
 
 
 UNREADABLE = {
@@ -234,8 +245,8 @@ def test_partly_unreadable_structure_faults(send, pages, state):
 
 @clause("msi.same-process")
 def test_forked_child_is_refused(send):
-    shot = send(by=in_child).reached_nobody()
-    expect("result", shot.result, -1)
+    injection = send(by=in_child).reached_nobody()
+    expect("return value", injection.result, -1)
 
 
 @clause("abi.errno")
@@ -264,7 +275,7 @@ def test_any_thread_of_the_process_may_call(send):
 
 @pytest.fixture(scope="module")
 def compat_entry():
-    """The kernel's 32-bit system call entry, where it has one."""
+    """The 32-bit system call entry. Skip the test if the kernel has none."""
     if not has_compat_entry():
         pytest.skip("the kernel has no 32-bit system call entry (CONFIG_IA32_EMULATION)")
     return through_compat_entry
@@ -276,14 +287,14 @@ def test_compat_entry_delivers(send, compat_entry):
 
 
 @clause("abi.compat")
-@pytest.mark.parametrize("bit", range(1, 32), ids="bit{}".format)
+@each.bit(range(1, 32))
 def test_compat_entry_rejects_undefined_flag(send, compat_entry, bit):
     msi = abi.kvm_msi(address_lo=GOOD.address_lo, data=GOOD.data, flags=1 << bit)
     send(msi=msi, by=compat_entry).fails(EINVAL).reached_nobody()
 
 
 @clause("abi.compat")
-@pytest.mark.parametrize("address", [0, 1, 0xFFFFFFFF], ids="{:#x}".format)
+@each.value("address", [0, 1, 0xFFFFFFFF])
 def test_compat_entry_faults_on_unreadable_address(send, compat_entry, address):
     send(address, write=False, by=compat_entry).fails(EFAULT).reached_nobody()
 
@@ -291,11 +302,11 @@ def test_compat_entry_faults_on_unreadable_address(send, compat_entry, address):
 @clause("abi.compat")
 def test_compat_entry_does_not_write_the_structure(send, compat_entry, pages):
     send(by=compat_entry)
-    expect("memory", pages.read(pages.address, SIZE).hex(), bytes(GOOD).hex())
+    expect("structure", pages.read(pages.address, SIZE).hex(), bytes(GOOD).hex())
 
 
 @clause("abi.compat")
-@pytest.mark.parametrize("offset", [1, 2, 3, 4, 16], ids="offset{}".format)
+@each.value("offset", [1, 2, 3, 4, 16], "offset{}")
 def test_compat_entry_takes_any_alignment(send, compat_entry, pages, offset):
     send(pages.address + offset, by=compat_entry).returns(4)
 
@@ -320,7 +331,7 @@ def test_process_is_checked_before_the_address(send):
 
 
 @clause("abi.errno")
-@pytest.mark.parametrize("vcpus", [0, 1], ids="{}-vcpus".format)
+@each.value("vcpus", [0, 1], "{}-vcpus")
 def test_address_is_checked_before_the_irqchip(machines, vcpus):
     vm = machines(irqchip="none", vcpu_ids=range(vcpus), power_on=False).vm
     expect("outcome", attempt(vm.fd, abi.KVM_SIGNAL_MSI, 0), (-1, EFAULT))

@@ -1,39 +1,42 @@
-"""xAPIC destinations: physical, broadcast, flat, cluster, aliased and mixed."""
+"""xAPIC destinations: physical, broadcast, flat, cluster, mixed and aliased.
+
+Clauses: dest.physical, dest.broadcast, dest.lowest-broadcast, dest.flat, dest.cluster,
+dest.mixed-modes, errata.alias-8bit, dest.aliased, lapic.follows-guest.
+
+A software-disabled LAPIC stays addressable but takes no vector, so a destination is always checked
+from both sides: the LAPICs that accept, and the others, on which nothing may change. Two xAPICs
+can have one ID: a guest may write it, and without 32-bit IDs vCPU 256 has the xAPIC ID of vCPU 0.
+"""
 
 import pytest
 
-from helpers.apic import ApicMode, DeliveryMode, DestinationMode, Message
-from helpers.apic.lapic import DFR_CLUSTER, SVR_RESET
+from helpers.apic import ApicMode
+from helpers.apic.lapic import DFR_CLUSTER, SVR_RESET, bits
 from helpers.verdicts import clause, deviation
+from suites import each
+from suites.common import expect_acceptors, mix_models, sharing_a_bit, to
+from suites.names import FIXED, INIT, LOGICAL, LOWEST, NMI, USE_32BIT_IDS
 
-PHYSICAL, LOGICAL = DestinationMode
-FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
-
-
-def to(destination, mode=PHYSICAL, **fields):
-    return Message(destination=destination, destination_mode=mode, **fields)
-
-
-# --- physical -------------------------------------------------------------------------------------
+# --- dest.physical --------------------------------------------------------------------------------
 
 
 @clause("dest.physical")
-@pytest.mark.parametrize("irqchip", ["full", "split"])
-@pytest.mark.parametrize("mode", [FIXED, LOWEST, NMI, INIT], ids=lambda mode: mode.name)
-def test_physical_destination_is_one_lapic(machine, mode):
+@each.irqchip
+@each.delivery_mode(FIXED, LOWEST, NMI, INIT)
+def test_physical_destination_is_one_lapic(machine, delivery_mode):
     for index in range(4):
-        machine.signal(to(index, delivery_mode=mode)).returns(1).accepted_by(index)
+        machine.signal(to(index, delivery_mode=delivery_mode)).returns(1).accepted_by(index)
 
 
 @clause("dest.physical")
-@pytest.mark.parametrize("high", range(16), ids="0x{0:x}0-0x{0:x}f".format)
+@each.value("high", range(16), "0x{0:x}0-0x{0:x}f")
 def test_absent_id_reaches_nobody(machine, high):
     for destination in set(range(high << 4, (high << 4) + 16)) - {*range(4), 0xFF}:
         machine.signal(to(destination)).blocked_or_unmatched().reached_nobody()
 
 
 @clause("dest.physical")
-@pytest.mark.parametrize("vcpu_id", [1 << bit for bit in range(8)] + [0xFE], ids="{:#x}".format)
+@each.value("vcpu_id", [1 << bit for bit in range(8)] + [0xFE])
 def test_every_bit_of_the_id_counts(shared_machine, vcpu_id):
     machine = shared_machine(vcpu_ids=(0, *(1 << bit for bit in range(8)), 0xFE))
     index = [cpu.vcpu.vcpu_id for cpu in machine.cpus].index(vcpu_id)
@@ -41,7 +44,7 @@ def test_every_bit_of_the_id_counts(shared_machine, vcpu_id):
 
 
 @clause("dest.physical")
-@pytest.mark.parametrize("new", [4, 5, 0x80, 0xFE], ids="{:#x}".format)
+@each.value("new", [4, 5, 0x80, 0xFE])
 def test_rewritten_id_is_the_destination(machine, new):
     machine[1].configure(id=new)
     machine.signal(to(new)).returns(1).accepted_by(1)
@@ -72,14 +75,14 @@ def test_creation_order_does_not_matter(machines):
         machine.signal(to(destination, vector=0x40 + index)).returns(1).accepted_by(index)
 
 
-# --- broadcast ------------------------------------------------------------------------------------
+# --- dest.broadcast and dest.lowest-broadcast -----------------------------------------------------
 
 
 @clause("dest.broadcast")
-@pytest.mark.parametrize("irqchip", ["full", "split"])
-@pytest.mark.parametrize("mode", [FIXED, NMI, INIT], ids=lambda mode: mode.name)
-def test_broadcast_reaches_all(machine, mode):
-    machine.signal(to(0xFF, delivery_mode=mode)).returns(4).accepted_by(0, 1, 2, 3)
+@each.irqchip
+@each.delivery_mode(FIXED, NMI, INIT)
+def test_broadcast_reaches_all(machine, delivery_mode):
+    machine.signal(to(0xFF, delivery_mode=delivery_mode)).returns(4).accepted_by(0, 1, 2, 3)
 
 
 @clause("dest.broadcast")
@@ -89,12 +92,12 @@ def test_lapic_with_id_255_does_not_take_the_broadcast_for_itself(machine):
 
 
 @clause("dest.broadcast")
-@pytest.mark.parametrize("off", range(1, 15), ids="off{:04b}".format)
+@each.value("off", range(1, 15), "off{:04b}")
 def test_broadcast_reaches_all_software_enabled(machine, off):
-    on = [index for index in range(4) if not off >> index & 1]
-    for index in set(range(4)) - set(on):
+    for index in bits(off):
         machine[index].configure(svr=SVR_RESET)
-    machine.signal(to(0xFF)).returns(len(on)).accepted_by(*on)
+    enabled = [*bits(~off & 0xF)]
+    machine.signal(to(0xFF)).returns(len(enabled)).accepted_by(*enabled)
 
 
 @clause("dest.lowest-broadcast")
@@ -102,46 +105,43 @@ def test_lowest_priority_to_physical_broadcast_reaches_all(machine):
     machine.signal(to(0xFF, delivery_mode=LOWEST)).returns(4).accepted_by(0, 1, 2, 3)
 
 
-# --- logical, flat --------------------------------------------------------------------------------
+# --- dest.flat ------------------------------------------------------------------------------------
 
 EIGHT = tuple(range(8))
 
 
 @clause("dest.flat")
-@pytest.mark.parametrize("bit", range(8), ids="bit{}".format)
+@each.bit(range(8))
 def test_flat_destination_bit_is_one_lapic(shared_machine, bit):
     machine = shared_machine(vcpu_ids=EIGHT)
     machine.signal(to(1 << bit, LOGICAL)).returns(1).accepted_by(bit)
 
 
 @clause("dest.flat")
-@pytest.mark.parametrize("mode", [FIXED, NMI], ids=lambda mode: mode.name)
-def test_flat_destination_is_every_lapic_that_shares_a_bit(machine, mode):
+@each.delivery_mode(FIXED, NMI)
+def test_flat_destination_is_every_lapic_that_shares_a_bit(machine, delivery_mode):
     for mask in range(1, 16):
-        members = [index for index in range(4) if mask >> index & 1]
-        shot = machine.signal(to(mask, LOGICAL, delivery_mode=mode))
-        shot.returns(len(members)).accepted_by(*members)
+        message = to(mask, LOGICAL, delivery_mode=delivery_mode)
+        expect_acceptors(machine, message, *sharing_a_bit(mask))
         for cpu in machine.cpus:
             cpu.take()
 
 
 @clause("dest.flat")
-@pytest.mark.parametrize("mask", range(1, 16), ids="{:04b}".format)
+@each.value("mask", range(1, 16), "{:04b}")
 def test_init_to_a_flat_destination_is_for_every_lapic_that_shares_a_bit(machine, mask):
-    members = [index for index in range(4) if mask >> index & 1]
-    shot = machine.signal(to(mask, LOGICAL, delivery_mode=INIT))
-    shot.returns(len(members)).accepted_by(*members)
+    message = to(mask, LOGICAL, delivery_mode=INIT)
+    expect_acceptors(machine, message, *sharing_a_bit(mask))
 
 
 @clause("dest.flat")
-@pytest.mark.parametrize("mask", [0xF1, 0x8F, 0x7E, 0xAA], ids="{:#x}".format)
+@each.value("mask", [0xF1, 0x8F, 0x7E, 0xAA])
 def test_destination_bits_without_lapic_do_not_matter(machine, mask):
-    members = [index for index in range(4) if mask >> index & 1]
-    machine.signal(to(mask, LOGICAL)).returns(len(members)).accepted_by(*members)
+    expect_acceptors(machine, to(mask, LOGICAL), *sharing_a_bit(mask))
 
 
 @clause("dest.flat")
-@pytest.mark.parametrize("destination", [0, 0x10, 0xF0], ids="{:#x}".format)
+@each.value("destination", [0, 0x10, 0xF0])
 def test_destination_without_a_lapics_bit_reaches_nobody(machine, destination):
     machine.signal(to(destination, LOGICAL)).blocked_or_unmatched().reached_nobody()
 
@@ -171,10 +171,10 @@ def test_logical_broadcast_reaches_more_lapics_than_bits(machines):
     machine.signal(to(0xFF, LOGICAL)).returns(10).accepted_by(*range(10))
 
 
-# --- logical, cluster -----------------------------------------------------------------------------
+# --- dest.cluster ---------------------------------------------------------------------------------
 
 CLUSTERED = (0x11, 0x12, 0x14, 0x18, 0x21, 0x22, 0xE1, 0xE8)
-"""LDRs of eight vCPUs: clusters 1, 2 and 14."""
+"""LDRs of eight vCPUs. Bits 7:4 are the cluster, bits 3:0 the LAPIC's bit in it."""
 
 
 @pytest.fixture
@@ -185,14 +185,17 @@ def clusters(shared_machine):
     return machine
 
 
+def members_of(cluster, mask):
+    """Return the vCPUs of ``cluster`` whose bit is in ``mask``."""
+    return [i for i, ldr in enumerate(CLUSTERED) if ldr >> 4 == cluster and ldr & mask]
+
+
 @clause("dest.cluster")
-@pytest.mark.parametrize("cluster", range(0xF), ids="cluster{:x}".format)
+@each.value("cluster", range(0xF), "cluster{:x}")
 def test_cluster_destination_is_every_lapic_of_the_cluster_that_shares_a_bit(clusters, cluster):
     for mask in range(16):
-        members = [i for i, ldr in enumerate(CLUSTERED) if ldr >> 4 == cluster and ldr & mask]
-        shot = clusters.signal(to(cluster << 4 | mask, LOGICAL, vector=0x40 + mask))
-        shot.accepted_by(*members)
-        shot.returns(len(members)) if members else shot.blocked_or_unmatched()
+        message = to(cluster << 4 | mask, LOGICAL, vector=0x40 + mask)
+        expect_acceptors(clusters, message, *members_of(cluster, mask))
 
 
 @clause("dest.cluster")
@@ -200,31 +203,40 @@ def test_broadcast_reaches_all_clusters(clusters):
     clusters.signal(to(0xFF, LOGICAL)).returns(8).accepted_by(*EIGHT)
 
 
-# --- mixed and aliased ----------------------------------------------------------------------------
+# --- dest.mixed-modes -----------------------------------------------------------------------------
+
+
+MEMBERS_IN_MIXED_MODELS = {
+    0x01: [0],
+    0x02: [1],
+    0x03: [0, 1],
+    0x11: [0, 2],
+    0x12: [1, 3],
+    0x13: [0, 1, 2, 3],
+}
+"""vCPUs 0 and 1 match by bits 0 and 1 of the destination; 2 and 3 are of cluster 1."""
 
 
 @clause("dest.mixed-modes")
-@pytest.mark.parametrize("destination", [0x01, 0x02, 0x03, 0x11, 0x12, 0x13], ids="{:#x}".format)
-def test_flat_and_cluster_match_each_by_its_own_rule(machine, destination):
-    for index, ldr in ((2, 0x11), (3, 0x12)):
-        machine[index].configure(dfr=DFR_CLUSTER, ldr=ldr)
-    members = [index for index in (0, 1) if destination >> index & 1]
-    members += [
-        i for i, ldr in ((2, 0x11), (3, 0x12)) if destination >> 4 == 1 and destination & ldr & 0xF
-    ]
+@pytest.mark.parametrize(
+    "destination, members",
+    MEMBERS_IN_MIXED_MODELS.items(),
+    ids=map(hex, MEMBERS_IN_MIXED_MODELS),
+)
+def test_flat_and_cluster_match_each_by_its_own_rule(machine, destination, members):
+    mix_models(machine)
     machine.signal(to(destination, LOGICAL)).returns(len(members)).accepted_by(*members)
 
 
 @clause("dest.mixed-modes")
-@pytest.mark.parametrize("cluster", range(4), ids="cluster{}".format)
+@each.value("cluster", range(4), "cluster{}")
 def test_bit_is_of_its_cluster_only_beside_flat_lapics(machine, cluster):
     machine[2].configure(dfr=DFR_CLUSTER, ldr=0x04)
-    shot = machine.signal(to(cluster << 4 | 0x04, LOGICAL))
-    shot.returns(1).accepted_by(2) if cluster == 0 else shot.blocked_or_unmatched().reached_nobody()
+    expect_acceptors(machine, to(cluster << 4 | 0x04, LOGICAL), *([2] if cluster == 0 else []))
 
 
 @clause("dest.mixed-modes")
-@pytest.mark.parametrize("index", range(4), ids="to-{}".format)
+@each.index(range(4))
 def test_physical_ids_of_xapic_and_x2apic(machine, index):
     machine[2].apic_mode = machine[3].apic_mode = ApicMode.X2APIC
     machine.signal(to(index)).returns(1).accepted_by(index)
@@ -238,27 +250,29 @@ def test_x2apic_of_another_cluster_is_not_reached_beside_an_xapic(machines):
 
 
 @clause("dest.mixed-modes")
-@pytest.mark.parametrize("api", [0, 1], ids=["not-enabled", "32bit-ids"])
-def test_broadcast_reaches_xapic_and_x2apic(machines, api):
-    machine = machines(vcpu_ids=range(4), x2apic_api=api)
+@each.x2apic_api(0, USE_32BIT_IDS)
+def test_broadcast_reaches_xapic_and_x2apic(machine):
     machine[2].apic_mode = machine[3].apic_mode = ApicMode.X2APIC
     machine.signal(to(0xFF)).returns(4).accepted_by(0, 1, 2, 3)
 
 
 @clause("dest.mixed-modes")
-@pytest.mark.parametrize("dfr", [0x1FFFFFFF, 0x7FFFFFFF, 0xEFFFFFFF], ids="{:#x}".format)
+@each.value("dfr", [0x1FFFFFFF, 0x7FFFFFFF, 0xEFFFFFFF])
 def test_dfr_that_is_neither_flat_nor_cluster_is_mapped_as_cluster(machine, dfr):
     for cpu in machine.cpus:
         cpu.configure(dfr=dfr, ldr=0x10 | 1 << cpu.index)
     machine.signal(to(0x13, LOGICAL)).returns(2).accepted_by(0, 1)
 
 
+# --- errata.alias-8bit and dest.aliased -----------------------------------------------------------
+
+
 @clause("errata.alias-8bit")
 @deviation("alias-one-receives")
-@pytest.mark.parametrize("mode", [FIXED, NMI], ids=lambda mode: mode.name)
-def test_all_lapics_with_one_id_accept(machine, mode):
+@each.delivery_mode(FIXED, NMI)
+def test_all_lapics_with_one_id_accept(machine, delivery_mode):
     machine[1].configure(id=2)
-    machine.signal(to(2, delivery_mode=mode)).returns(2).accepted_by(1, 2)
+    machine.signal(to(2, delivery_mode=delivery_mode)).returns(2).accepted_by(1, 2)
 
 
 @clause("errata.alias-8bit")
@@ -285,8 +299,8 @@ def test_id_256_wraps_to_0_in_xapic_mode(machines):
 )
 def test_lowest_priority_to_an_aliased_id_reaches_one(machine, vector):
     machine[1].configure(id=2)
-    shot = machine.signal(to(2, delivery_mode=LOWEST, vector=vector)).returns(1)
-    shot.accepted_by(1 + vector % 2)
+    injection = machine.signal(to(2, delivery_mode=LOWEST, vector=vector)).returns(1)
+    injection.accepted_by(1 + vector % 2)
 
 
 @clause("dest.aliased")

@@ -1,21 +1,23 @@
-"""Topologies nobody would write by hand: sequences that Hypothesis makes up, held to the model.
+"""Made-up sequences: any ioctls and guest writes, with every message held to the model.
+
+Clauses: model.generated.
 
     pytest suites/test_generated.py --generate=10 -n auto
 
-hunts for ten minutes. ``--hypothesis-seed=N`` repeats what a run says it did.
+runs sequences for ten minutes. ``--hypothesis-seed=N`` repeats a seed that a run has named.
 """
 
 from helpers.verdicts import clause
 
 
 @clause("model.generated")
-def test_any_sequence_is_answered_as_the_model_says(hunt, system, kernel, switches):
-    # Not before it is needed: in an emulator the import of Hypothesis takes seconds.
-    from helpers.sweep.sequences import World, run_sequences  # noqa: PLC0415
+def test_any_sequence_is_answered_as_the_model_says(seeds, system, kernel, switches):
+    # In an emulator the import of Hypothesis takes seconds, which only this test needs.
+    from helpers.sweep.sequences import Campaign, run_sequences  # noqa: PLC0415
 
-    world = World(system, switches, kernel.vector_hashing)
+    campaign = Campaign(system, switches, kernel.vector_hashing)
     try:
-        for seed in hunt:
-            run_sequences(world, seed)
+        for seed in seeds:
+            run_sequences(campaign, seed)
     finally:
-        hunt.record(world.steps, world.messages)
+        seeds.record(campaign.steps, campaign.messages)

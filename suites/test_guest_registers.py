@@ -1,46 +1,39 @@
-"""The guest reprograms its LAPIC, by MMIO or MSR: messages follow at once."""
+"""A guest that reprograms its LAPIC, through MMIO or MSRs.
 
-import pytest
+Clauses: lapic.follows-guest.
 
-from helpers.apic import ApicMode, DeliveryMode, DestinationMode, Message, Register
+KVM finds a destination in a map of all LAPICs, and has to rebuild the map after each write that
+changes an ID, a model, a mode or the enable bit of SVR. A message sent right after the write shows
+a map that was not rebuilt.
+"""
+
+from helpers.apic import ApicMode, Register
 from helpers.apic.lapic import APIC_BASE_ENABLE, APIC_BASE_X2APIC, DFR_CLUSTER, DFR_FLAT, SVR_RESET
 from helpers.guest import expect
 from helpers.verdicts import clause, deviation
-
-PHYSICAL, LOGICAL = DestinationMode
-NMI = DeliveryMode.NMI
+from suites import each
+from suites.common import expect_taken, to
+from suites.names import FIXED, LOGICAL, NMI, SVR_ENABLED
 
 IA32_APIC_BASE = 0x1B
-MODES = pytest.mark.parametrize(
-    "apic_mode", [ApicMode.XAPIC, ApicMode.X2APIC], ids=lambda mode: mode.name
-)
 
 
-def to(destination, mode=PHYSICAL, **fields):
-    return Message(destination=destination, destination_mode=mode, **fields)
-
-
-def guest_switches(cpu, *modes):
-    """The guest writes IA32_APIC_BASE, once per mode."""
-    for mode in modes:
+def guest_switches(cpu, *apic_modes):
+    """Make the guest write IA32_APIC_BASE, once per APIC mode."""
+    for apic_mode in apic_modes:
         base = cpu.rdmsr(IA32_APIC_BASE) & ~(APIC_BASE_ENABLE | APIC_BASE_X2APIC)
-        cpu.wrmsr(IA32_APIC_BASE, base | mode.value)
-
-
-def expect_taken(cpu, *vectors):
-    expect("vectors taken", [record.vector for record in cpu.take()], list(vectors))
+        cpu.wrmsr(IA32_APIC_BASE, base | apic_mode.value)
 
 
 # --- SVR ------------------------------------------------------------------------------------------
 
 
 @clause("lapic.follows-guest")
-@MODES
-def test_guest_disables_and_enables_by_svr(shared_machine, apic_mode):
-    machine = shared_machine(vcpu_ids=range(4), apic_mode=apic_mode)
+@each.apic_mode
+def test_guest_disables_and_enables_by_svr(machine):
     machine[1].write(Register.SVR, SVR_RESET)
     machine.signal(to(1)).blocked().reached_nobody()
-    machine[1].write(Register.SVR, 0x1FF)
+    machine[1].write(Register.SVR, SVR_ENABLED)
     machine.signal(to(1)).returns(1).accepted_by(1)
     expect_taken(machine[1], 0x41)
 
@@ -50,15 +43,15 @@ def test_guest_enables_the_only_lapic(machines):
     machine = machines(vcpu_ids=(0,))
     machine[0].write(Register.SVR, SVR_RESET)
     machine.signal(to(1, LOGICAL)).blocked_or_unmatched().reached_nobody()
-    machine[0].write(Register.SVR, 0x1FF)
+    machine[0].write(Register.SVR, SVR_ENABLED)
     machine.signal(to(1, LOGICAL)).returns(1).accepted_by(0)
 
 
 @clause("lapic.follows-guest")
 def test_logical_id_counts_again_when_the_guest_enables_its_lapic(machine):
     machine[1].write(Register.SVR, SVR_RESET)
-    machine[2].write(Register.LDR, 0x40 << 24)  # vCPU 1 has no logical ID in the map made by now
-    machine[1].write(Register.SVR, 0x1FF)
+    machine[2].write(Register.LDR, 0x40 << 24)  # The map is rebuilt without vCPU 1's logical ID.
+    machine[1].write(Register.SVR, SVR_ENABLED)
     machine.signal(to(1 << 1, LOGICAL)).returns(1).accepted_by(1)
 
 
@@ -73,7 +66,7 @@ def test_spurious_vector_does_not_matter(machine):
 
 
 @clause("lapic.follows-guest")
-@pytest.mark.parametrize("ldr", [0x10, 0x80], ids="{:#x}".format)
+@each.value("ldr", [0x10, 0x80])
 def test_guest_moves_its_logical_id(machine, ldr):
     machine[1].write(Register.LDR, ldr << 24)
     machine.signal(to(ldr, LOGICAL)).returns(1).accepted_by(1)
@@ -115,7 +108,7 @@ def test_one_guest_goes_to_cluster(machine):
 
 
 @clause("lapic.follows-guest")
-@pytest.mark.parametrize("new", [5, 0x80, 0xFE], ids="{:#x}".format)
+@each.value("new", [5, 0x80, 0xFE])
 def test_guest_rewrites_its_id(machine, new):
     machine[1].write(Register.ID, new << 24)
     machine.signal(to(new)).returns(1).accepted_by(1)
@@ -140,17 +133,17 @@ def test_guest_takes_anothers_logical_id(machine):
 
 
 @clause("lapic.follows-guest")
-@pytest.mark.parametrize("delivery", [DeliveryMode.FIXED, NMI], ids=lambda mode: mode.name)
-def test_guest_turns_its_lapic_off(machine, delivery):
+@each.delivery_mode(FIXED, NMI)
+def test_guest_turns_its_lapic_off(machine, delivery_mode):
     guest_switches(machine[1], ApicMode.DISABLED)
-    shot = machine.signal(to(1, delivery_mode=delivery))
-    shot.blocked_or_unmatched().reached_nobody()
+    injection = machine.signal(to(1, delivery_mode=delivery_mode))
+    injection.blocked_or_unmatched().reached_nobody()
 
 
 @clause("lapic.follows-guest")
 def test_guest_turns_its_lapic_off_and_on(machine):
     guest_switches(machine[1], ApicMode.DISABLED, ApicMode.XAPIC)
-    machine[1].write(Register.SVR, 0x1FF)
+    machine[1].write(Register.SVR, SVR_ENABLED)
     machine.signal(to(1)).returns(1).accepted_by(1)
     expect_taken(machine[1], 0x41)
 
@@ -159,7 +152,7 @@ def test_guest_turns_its_lapic_off_and_on(machine):
 def test_lapic_turned_off_and_on_has_its_first_id(machine):
     machine[1].write(Register.ID, 5 << 24)
     guest_switches(machine[1], ApicMode.DISABLED, ApicMode.XAPIC)
-    machine[1].write(Register.SVR, 0x1FF)
+    machine[1].write(Register.SVR, SVR_ENABLED)
     machine.signal(to(5)).blocked_or_unmatched().reached_nobody()
     machine.signal(to(1)).returns(1).accepted_by(1)
 
@@ -169,13 +162,13 @@ def test_guest_goes_to_x2apic(machine):
     guest_switches(machine[1], ApicMode.X2APIC)
     machine.signal(to(1)).returns(1).accepted_by(1)
     expect_taken(machine[1], 0x41)
-    expect("mode", machine[1].apic_mode, ApicMode.X2APIC)
+    expect("APIC mode", machine[1].apic_mode, ApicMode.X2APIC)
 
 
 @clause("lapic.follows-guest")
 def test_guest_goes_to_x2apic_and_back(machine):
     guest_switches(machine[1], ApicMode.X2APIC, ApicMode.DISABLED, ApicMode.XAPIC)
-    machine[1].write(Register.SVR, 0x1FF)
+    machine[1].write(Register.SVR, SVR_ENABLED)
     machine.signal(to(1)).returns(1).accepted_by(1)
     expect_taken(machine[1], 0x41)
 

@@ -1,115 +1,108 @@
-"""What the ioctl returns: delivered and to how many, blocked, error."""
+"""The return value: delivered and to how many, blocked, error.
+
+Clauses: msi.returns-delivered, return.count, message.delivery-mode, lapic.software-disabled,
+lapic.hardware-disabled, return.extint, return.remrd, lapic.fresh, msi.returns-blocked,
+return.nobody, return.masked, message.nmi-count, return.mp-state.
+
+api.rst promises a value above 0 for a delivered message and 0 for a message that the guest blocks.
+KVM goes further: the value is the number of acceptors, and -1 EPERM can say that no LAPIC matched.
+A message that waits behind TPR, RFLAGS.IF or a vector in service counts as delivered, since a LAPIC
+has accepted it.
+"""
 
 from errno import EPERM
 from itertools import product
 
 import pytest
 
-from helpers.apic import ApicMode, DeliveryMode, DestinationMode, Message, Register
+from helpers.apic import ApicMode, DestinationMode, Message, Register
 from helpers.apic.lapic import DFR_CLUSTER, SVR_RESET
-from helpers.apic.topology import MpState
+from helpers.apic.topology import MpState, show_mp_state
 from helpers.guest import expect
-from helpers.kvm import abi
 from helpers.verdicts import clause, deviation
-
-EVERY_MODE = pytest.mark.parametrize("mode", DeliveryMode, ids=lambda mode: mode.name)
-PHYSICAL, LOGICAL = DestinationMode
-FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
+from suites import each
+from suites.common import SMI_IF_SUPPORTED, sharing_a_bit, to
+from suites.names import EXTINT, FIXED, INIT, LOGICAL, LOWEST, NMI, REMRD, SIPI, SVR_ENABLED
 
 VECTOR_MODES = (FIXED, LOWEST)
-SIGNAL_MODES = (SMI, NMI, INIT, SIPI)
+SIGNAL_MODES = (SMI_IF_SUPPORTED, NMI, INIT, SIPI)
 
-
-def modes(*which):
-    return pytest.mark.parametrize("mode", which, ids=lambda mode: mode.name)
-
-
-def need_smm(kernel, mode):
-    """An SMI needs SMM, which a kernel may be built without."""
-    if mode is SMI and not kernel.has_smm:
-        pytest.skip("the kernel has no SMM (KVM_CAP_X86_SMM is 0)")
-
-
-# --- delivered: how many --------------------------------------------------------------------------
+# --- msi.returns-delivered and return.count -------------------------------------------------------
 
 
 @clause("msi.returns-delivered")
-@pytest.mark.parametrize("irqchip", ["full", "split"])
-@pytest.mark.parametrize("index", range(4), ids="to-{}".format)
+@each.irqchip
+@each.index(range(4))
 def test_delivered_message_returns_above_0(machine, index):
-    machine.signal(Message(destination=index)).delivered().accepted_by(index)
+    machine.signal(to(index)).delivered().accepted_by(index)
 
 
 @clause("return.count")
-@pytest.mark.parametrize("vcpus", [1, 2, 3, 4, 5, 6, 7, 8, 16, 64], ids="{}-vcpus".format)
+@each.value("vcpus", [1, 2, 3, 4, 5, 6, 7, 8, 16, 64], "{}-vcpus")
 def test_broadcast_returns_the_number_of_vcpus(machines, vcpus):
     machine = machines(vcpu_ids=range(vcpus))
-    machine.signal(Message(destination=0xFF)).returns(vcpus).accepted_by(*range(vcpus))
+    machine.signal(to(0xFF)).returns(vcpus).accepted_by(*range(vcpus))
 
 
 @clause("return.count")
-@pytest.mark.parametrize("mask", range(1, 16), ids="mask{:04b}".format)
+@each.value("mask", range(1, 16), "mask{:04b}")
 def test_logical_destination_returns_the_number_of_its_vcpus(machine, mask):
-    members = [index for index in range(4) if mask >> index & 1]
-    shot = machine.signal(Message(destination=mask, destination_mode=LOGICAL))
-    shot.returns(len(members)).accepted_by(*members)
+    members = sharing_a_bit(mask)
+    machine.signal(to(mask, LOGICAL)).returns(len(members)).accepted_by(*members)
 
 
 @clause("return.count")
 def test_only_acceptors_are_counted(machine):
     machine[1].configure(svr=SVR_RESET)
-    machine.signal(Message(destination=0xFF)).returns(3).accepted_by(0, 2, 3)
+    machine.signal(to(0xFF)).returns(3).accepted_by(0, 2, 3)
 
 
 # --- by delivery mode and LAPIC state -------------------------------------------------------------
 
 
 @clause("message.delivery-mode")
-@modes(FIXED, LOWEST, SMI, NMI, INIT, SIPI)
-def test_enabled_lapic_accepts(machine, kernel, mode):
-    need_smm(kernel, mode)
-    machine.signal(Message(destination=1, delivery_mode=mode)).returns(1).accepted_by(1)
+@each.delivery_mode(*VECTOR_MODES, *SIGNAL_MODES)
+def test_enabled_lapic_accepts(machine, delivery_mode):
+    machine.signal(to(1, delivery_mode=delivery_mode)).returns(1).accepted_by(1)
 
 
 @clause("lapic.software-disabled")
-@modes(*VECTOR_MODES)
-def test_software_disabled_lapic_blocks_vectors(machine, mode):
+@each.delivery_mode(*VECTOR_MODES)
+def test_software_disabled_lapic_blocks_vectors(machine, delivery_mode):
     machine[1].configure(svr=SVR_RESET)
-    machine.signal(Message(destination=1, delivery_mode=mode)).blocked().reached_nobody()
+    machine.signal(to(1, delivery_mode=delivery_mode)).blocked().reached_nobody()
 
 
 @clause("lapic.software-disabled")
-@modes(*SIGNAL_MODES)
-def test_software_disabled_lapic_accepts_signals(machine, kernel, mode):
-    need_smm(kernel, mode)
+@each.delivery_mode(*SIGNAL_MODES)
+def test_software_disabled_lapic_accepts_signals(machine, delivery_mode):
     machine[1].configure(svr=SVR_RESET)
-    machine.signal(Message(destination=1, delivery_mode=mode)).returns(1).accepted_by(1)
+    machine.signal(to(1, delivery_mode=delivery_mode)).returns(1).accepted_by(1)
 
 
 @clause("lapic.software-disabled")
 @deviation("logical-nmi-lost")
-@modes(*SIGNAL_MODES)
-def test_software_disabled_lapic_accepts_signals_by_its_logical_id(machine, kernel, mode):
-    need_smm(kernel, mode)
+@each.delivery_mode(*SIGNAL_MODES)
+def test_software_disabled_lapic_accepts_signals_by_its_logical_id(machine, delivery_mode):
     machine[1].configure(svr=SVR_RESET)
-    shot = machine.signal(Message(destination=2, destination_mode=LOGICAL, delivery_mode=mode))
-    shot.returns(1).accepted_by(1)
+    injection = machine.signal(to(2, LOGICAL, delivery_mode=delivery_mode))
+    injection.returns(1).accepted_by(1)
 
 
 @clause("lapic.hardware-disabled")
-@EVERY_MODE
-def test_hardware_disabled_lapic_takes_nothing(machine, mode):
+@each.delivery_mode()
+def test_hardware_disabled_lapic_takes_nothing(machine, delivery_mode):
     machine[1].apic_mode = ApicMode.DISABLED
-    shot = machine.signal(Message(destination=1, delivery_mode=mode))
-    shot.blocked_or_unmatched().reached_nobody()
+    injection = machine.signal(to(1, delivery_mode=delivery_mode))
+    injection.blocked_or_unmatched().reached_nobody()
 
 
 @clause("lapic.hardware-disabled")
-@EVERY_MODE
-def test_broadcast_passes_a_hardware_disabled_lapic_by(machine, mode):
+@each.delivery_mode()
+def test_broadcast_passes_a_hardware_disabled_lapic_by(machine, delivery_mode):
     machine[1].apic_mode = ApicMode.DISABLED
-    shot = machine.signal(Message(destination=0xFF, delivery_mode=mode))
-    expect("vCPU 1", 1 in shot.acceptors(), False)
+    injection = machine.signal(to(0xFF, delivery_mode=delivery_mode))
+    expect("vCPU 1 among the acceptors", 1 in injection.acceptors(), False)
 
 
 @clause("return.extint")
@@ -118,66 +111,69 @@ def test_broadcast_passes_a_hardware_disabled_lapic_by(machine, mode):
 def test_extint_is_never_accepted(machine, state, destination):
     if state == "software-disabled":
         machine[1].configure(svr=SVR_RESET)
-    shot = machine.signal(Message(destination=destination, delivery_mode=EXTINT))
-    shot.blocked().reached_nobody()
+    injection = machine.signal(to(destination, delivery_mode=EXTINT))
+    injection.blocked().reached_nobody()
 
 
 @clause("return.remrd")
-@pytest.mark.parametrize("svr", [0x1FF, SVR_RESET], ids=["enabled", "software-disabled"])
+@pytest.mark.parametrize("svr", [SVR_ENABLED, SVR_RESET], ids=["enabled", "software-disabled"])
 def test_reserved_mode_unhalts(machine, svr):
-    machine[1].configure(svr=svr).mp_state = abi.KVM_MP_STATE_HALTED
-    machine.signal(Message(destination=1, delivery_mode=REMRD)).returns(1).accepted_by(1)
+    machine[1].configure(svr=svr).mp_state = MpState.HALTED
+    machine.signal(to(1, delivery_mode=REMRD)).returns(1).accepted_by(1)
 
 
-# --- a vCPU that nobody has touched yet -----------------------------------------------------------
+# --- lapic.fresh: neither host nor guest has written the vCPU's state -----------------------------
 
 
 @clause("lapic.fresh")
-@modes(*SIGNAL_MODES)
-def test_fresh_vcpu_accepts_signals(machines, kernel, mode):
-    need_smm(kernel, mode)
+@each.delivery_mode(*SIGNAL_MODES)
+def test_fresh_vcpu_accepts_signals(machines, delivery_mode):
     machine = machines(vcpu_ids=range(3), power_on=False)
-    machine.signal(Message(destination=1, delivery_mode=mode)).returns(1).accepted_by(1)
+    machine.signal(to(1, delivery_mode=delivery_mode)).returns(1).accepted_by(1)
 
 
 @clause("lapic.fresh")
 @deviation("newest-vcpu-unreachable")
-@modes(*SIGNAL_MODES)
-def test_newest_vcpu_accepts_signals(machines, kernel, mode):
-    need_smm(kernel, mode)
+@each.delivery_mode(*SIGNAL_MODES)
+def test_newest_vcpu_accepts_signals(machines, delivery_mode):
     machine = machines(vcpu_ids=range(3), power_on=False)
-    machine.signal(Message(destination=2, delivery_mode=mode)).returns(1).accepted_by(2)
+    machine.signal(to(2, delivery_mode=delivery_mode)).returns(1).accepted_by(2)
 
 
 @clause("lapic.fresh")
-@modes(*SIGNAL_MODES)
-def test_newest_vcpu_accepts_signals_after_set_lapic(machines, kernel, mode):
-    need_smm(kernel, mode)
+@each.delivery_mode(*SIGNAL_MODES)
+def test_newest_vcpu_accepts_signals_after_set_lapic(machines, delivery_mode):
     machine = machines(vcpu_ids=range(3), power_on=False)
     machine[2].lapic = machine[2].lapic
-    machine.signal(Message(destination=2, delivery_mode=mode)).returns(1).accepted_by(2)
+    machine.signal(to(2, delivery_mode=delivery_mode)).returns(1).accepted_by(2)
 
 
 @clause("lapic.fresh")
 def test_broadcast_reaches_the_newest_vcpu(machines):
     machine = machines(vcpu_ids=range(3), power_on=False)
-    shot = machine.signal(Message(destination=0xFF, delivery_mode=NMI))
-    shot.returns(3).accepted_by(0, 1, 2)
+    injection = machine.signal(to(0xFF, delivery_mode=NMI))
+    injection.returns(3).accepted_by(0, 1, 2)
 
 
 @clause("lapic.software-disabled")
-@modes(*VECTOR_MODES)
-@pytest.mark.parametrize("index", range(3), ids="to-{}".format)
-def test_fresh_vcpu_blocks_vectors(machines, mode, index):
+@each.delivery_mode(*VECTOR_MODES)
+@each.index(range(3))
+def test_fresh_vcpu_blocks_vectors(machines, delivery_mode, index):
     machine = machines(vcpu_ids=range(3), power_on=False)
-    shot = machine.signal(Message(destination=index, delivery_mode=mode))
-    shot.blocked().reached_nobody()
+    injection = machine.signal(to(index, delivery_mode=delivery_mode))
+    injection.blocked().reached_nobody()
 
 
-# --- blocked --------------------------------------------------------------------------------------
+# --- msi.returns-blocked and return.nobody --------------------------------------------------------
 
 
-def all_cpus(**registers):
+def unchanged(_):
+    pass
+
+
+def on_all(**registers):
+    """Return a set-up that writes ``registers`` of every LAPIC."""
+
     def setup(machine):
         for cpu in machine.cpus:
             cpu.configure(**registers)
@@ -185,95 +181,68 @@ def all_cpus(**registers):
     return setup
 
 
-def one_cpu(index, **registers):
+def on(index, **registers):
+    """Return a set-up that writes ``registers`` of one LAPIC."""
     return lambda machine: machine[index].configure(**registers)
 
 
-def all_off(machine):
-    for cpu in machine.cpus:
-        cpu.apic_mode = ApicMode.DISABLED
+def switched(apic_mode, *indices):
+    """Return a set-up that switches LAPICs, to another APIC mode."""
+
+    def setup(machine):
+        for index in indices:
+            machine[index].apic_mode = apic_mode
+
+    return setup
 
 
-def one_x2apic(machine):
-    machine[3].apic_mode = ApicMode.X2APIC
+all_software_disabled = on_all(svr=SVR_RESET)
+all_hardware_disabled = switched(ApicMode.DISABLED, *range(4))
 
-
-def all_x2apic(machine):
-    for cpu in machine.cpus:
-        cpu.apic_mode = ApicMode.X2APIC
-
-
-def untouched(machine):
-    pass
-
-
-disabled = all_cpus(svr=SVR_RESET)
-
-# name: (set-up, message, what the reference kernel returns, deviation before 6.3)
+# name: (set-up, message, return value of the reference kernel, known deviation of older kernels)
 NOBODY = {
-    "absent-id": (untouched, Message(destination=5), "0", None),
-    "id-above-all": (untouched, Message(destination=0xFE), "0", None),
-    "absent-id-beside-aliases": (
-        one_cpu(1, id=2), Message(destination=5), "-1 EPERM", "alias-one-receives",
-    ),
-    "software-disabled": (one_cpu(1, svr=SVR_RESET), Message(destination=1), "0", None),
-    "logical-all-software-disabled": (
-        disabled, Message(destination=1, destination_mode=LOGICAL), "0", None,
-    ),
-    "logical-no-ldr": (
-        all_cpus(ldr=0), Message(destination=1, destination_mode=LOGICAL), "0", "nobody-is-eperm",
-    ),
+    "absent-id": (unchanged, to(5), "0", None),
+    "id-above-all": (unchanged, to(0xFE), "0", None),
+    "absent-id-beside-aliases": (on(1, id=2), to(5), "-1 EPERM", "alias-one-receives"),
+    "software-disabled": (on(1, svr=SVR_RESET), to(1), "0", None),
+    "logical-all-software-disabled": (all_software_disabled, to(1, LOGICAL), "0", None),
+    "logical-no-ldr": (on_all(ldr=0), to(1, LOGICAL), "0", "nobody-is-eperm"),
     "logical-absent-all-software-disabled": (
-        disabled, Message(destination=0x20, destination_mode=LOGICAL), "0", "nobody-is-eperm",
+        all_software_disabled, to(0x20, LOGICAL), "0", "nobody-is-eperm",
     ),
-    "logical-no-such-bit": (
-        untouched, Message(destination=0xF0, destination_mode=LOGICAL), "0", None,
-    ),
-    "logical-no-bit": (untouched, Message(destination=0, destination_mode=LOGICAL), "0", None),
-    "logical-no-such-cluster": (
-        all_cpus(dfr=DFR_CLUSTER), Message(destination=0x71, destination_mode=LOGICAL), "0", None,
-    ),
+    "logical-no-such-bit": (unchanged, to(0xF0, LOGICAL), "0", None),
+    "logical-no-bit": (unchanged, to(0, LOGICAL), "0", None),
+    "logical-no-such-cluster": (on_all(dfr=DFR_CLUSTER), to(0x71, LOGICAL), "0", None),
     "logical-flat-and-cluster": (
-        one_cpu(3, dfr=DFR_CLUSTER, ldr=0x11),
-        Message(destination=0x20, destination_mode=LOGICAL), "-1 EPERM", None,
+        on(3, dfr=DFR_CLUSTER, ldr=0x11), to(0x20, LOGICAL), "-1 EPERM", None,
     ),
     "logical-xapic-and-x2apic": (
-        one_x2apic, Message(destination=0x20, destination_mode=LOGICAL), "-1 EPERM", None,
+        switched(ApicMode.X2APIC, 3), to(0x20, LOGICAL), "-1 EPERM", None,
     ),
-    "logical-all-x2apic": (
-        all_x2apic, Message(destination=0x20, destination_mode=LOGICAL), "0", None,
-    ),
+    "logical-all-x2apic": (switched(ApicMode.X2APIC, *range(4)), to(0x20, LOGICAL), "0", None),
     "logical-beside-aliases": (
-        one_cpu(1, ldr=1), Message(destination=0x20, destination_mode=LOGICAL), "-1 EPERM",
-        "logical-alias-one-receives",
+        on(1, ldr=1), to(0x20, LOGICAL), "-1 EPERM", "logical-alias-one-receives",
     ),
     "logical-beside-an-ldr-of-several-bits": (
-        one_cpu(1, ldr=6), Message(destination=0x20, destination_mode=LOGICAL), "-1 EPERM",
-        "logical-alias-one-receives",
+        on(1, ldr=6), to(0x20, LOGICAL), "-1 EPERM", "logical-alias-one-receives",
     ),
     "logical-beside-aliased-ids": (
-        one_cpu(1, id=2), Message(destination=0x20, destination_mode=LOGICAL), "-1 EPERM",
-        "alias-one-receives",
+        on(1, id=2), to(0x20, LOGICAL), "-1 EPERM", "alias-one-receives",
     ),
     "logical-beside-a-cluster-lapic-without-ldr": (
-        one_cpu(3, dfr=DFR_CLUSTER, ldr=0),
-        Message(destination=0x20, destination_mode=LOGICAL), "0", None,
+        on(3, dfr=DFR_CLUSTER, ldr=0), to(0x20, LOGICAL), "0", None,
     ),
-    "broadcast-all-off": (all_off, Message(destination=0xFF), "-1 EPERM", None),
-    "broadcast-all-off-logical": (
-        all_off, Message(destination=0xFF, destination_mode=LOGICAL), "-1 EPERM", None,
-    ),
-    "broadcast-software-disabled": (disabled, Message(destination=0xFF), "0", None),
+    "broadcast-all-off": (all_hardware_disabled, to(0xFF), "-1 EPERM", None),
+    "broadcast-all-off-logical": (all_hardware_disabled, to(0xFF, LOGICAL), "-1 EPERM", None),
+    "broadcast-software-disabled": (all_software_disabled, to(0xFF), "0", None),
     "broadcast-software-disabled-lowest": (
-        disabled, Message(destination=0xFF, delivery_mode=LOWEST), "0", None,
+        all_software_disabled, to(0xFF, delivery_mode=LOWEST), "0", None,
     ),
     "broadcast-software-disabled-hint": (
-        disabled, Message(destination=0xFF, redirection_hint=1), "-1 EPERM", None,
+        all_software_disabled, to(0xFF, redirection_hint=1), "-1 EPERM", None,
     ),
     "broadcast-software-disabled-logical-lowest": (
-        disabled,
-        Message(destination=0xFF, destination_mode=LOGICAL, delivery_mode=LOWEST),
-        "-1 EPERM", None,
+        all_software_disabled, to(0xFF, LOGICAL, delivery_mode=LOWEST), "-1 EPERM", None,
     ),
 }  # fmt: skip
 
@@ -283,17 +252,17 @@ NOBODY = {
 def test_message_that_nobody_accepts_is_blocked(machine, situation, record_property):
     setup, message, _, _ = NOBODY[situation]
     setup(machine)
-    shot = machine.signal(message)
-    record_property("outcome", shot.returned)
-    shot.blocked_or_unmatched().reached_nobody()
+    injection = machine.signal(message)
+    record_property("outcome", injection.returned)
+    injection.blocked_or_unmatched().reached_nobody()
 
 
 @clause("return.nobody")
 @pytest.mark.parametrize(
     "situation",
     [
-        pytest.param(name, marks=[deviation(known)] if known else [])
-        for name, (_, _, _, known) in NOBODY.items()
+        pytest.param(situation, marks=[deviation(known)] if known else [])
+        for situation, (_, _, _, known) in NOBODY.items()
     ],
 )
 def test_return_value_when_nobody_accepts(machine, situation):
@@ -303,40 +272,40 @@ def test_return_value_when_nobody_accepts(machine, situation):
 
 
 @clause("return.nobody")
-@EVERY_MODE
-def test_irqchip_without_vcpus_is_an_error(shared_machine, mode):
+@each.delivery_mode()
+def test_irqchip_without_vcpus_is_an_error(shared_machine, delivery_mode):
     machine = shared_machine(vcpu_ids=())
     for destination, destination_mode in product((0, 0xFF), DestinationMode):
-        machine.signal(Message(0x41, destination, destination_mode, mode)).fails(EPERM)
+        machine.signal(Message(0x41, destination, destination_mode, delivery_mode)).fails(EPERM)
 
 
-# --- what is not blocked --------------------------------------------------------------------------
+# --- return.masked and message.nmi-count: the guest takes it later --------------------------------
 
 
 @clause("return.masked")
-@pytest.mark.parametrize("tpr", range(0x10, 0x100, 0x10), ids="tpr{:#x}".format)
+@each.value("tpr", range(0x10, 0x100, 0x10), "tpr{:#x}")
 def test_masked_by_tpr_is_not_blocked(machine, tpr):
     machine[1].configure(tpr=tpr)
-    machine.signal(Message(destination=1, vector=0x41)).returns(1).accepted_by(1)
+    machine.signal(to(1)).returns(1).accepted_by(1)
 
 
 @clause("return.masked")
 def test_masked_by_if_is_not_blocked(machine):
     machine[1].cli()
-    machine.signal(Message(destination=1)).returns(1).accepted_by(1)
+    machine.signal(to(1)).returns(1).accepted_by(1)
 
 
 @clause("return.masked")
-@pytest.mark.parametrize("in_service", [0x31, 0x41, 0x51, 0xF1], ids="{:#x}".format)
+@each.value("in_service", [0x31, 0x41, 0x51, 0xF1])
 def test_in_service_vector_is_not_blocked(machine, in_service):
     machine[1].configure_vectors(Register.ISR, [in_service])
-    machine.signal(Message(destination=1, vector=0x41)).returns(1).accepted_by(1)
+    machine.signal(to(1)).returns(1).accepted_by(1)
 
 
 @clause("return.masked")
-@modes(*VECTOR_MODES)
-def test_pending_vector_is_not_blocked(machine, mode):
-    message = Message(destination=1, delivery_mode=mode)
+@each.delivery_mode(*VECTOR_MODES)
+def test_pending_vector_is_not_blocked(machine, delivery_mode):
+    message = to(1, delivery_mode=delivery_mode)
     machine.signal(message).returns(1).accepted_by(1)
     for _ in range(3):
         machine.signal(message).returns(1).reached_nobody()
@@ -344,7 +313,7 @@ def test_pending_vector_is_not_blocked(machine, mode):
 
 @clause("return.masked")
 def test_pending_nmi_is_not_blocked(machine):
-    message = Message(destination=1, delivery_mode=NMI)
+    message = to(1, delivery_mode=NMI)
     machine.signal(message).returns(1).accepted_by(1)
     for _ in range(5):
         machine.signal(message).returns(1)
@@ -361,7 +330,7 @@ def test_pending_nmi_is_not_blocked(machine):
 )
 def test_host_sees_at_most_two_nmis_pending(machine, sent, pending):
     for _ in range(sent):
-        machine.signal(Message(destination=1, delivery_mode=NMI)).returns(1)
+        machine.signal(to(1, delivery_mode=NMI)).returns(1)
     expect("NMIs pending", machine[1].vcpu.get_events().nmi.pending, pending)
 
 
@@ -371,28 +340,27 @@ def test_host_sees_at_most_two_nmis_pending(machine, sent, pending):
 )
 def test_guest_takes_at_most_two_pending_nmis(machine, sent, taken):
     for _ in range(sent):
-        machine.signal(Message(destination=1, delivery_mode=NMI)).returns(1)
+        machine.signal(to(1, delivery_mode=NMI)).returns(1)
     expect("NMIs taken", len(machine[1].take()), taken)
 
 
+# --- return.mp-state ------------------------------------------------------------------------------
+
+
 @clause("return.mp-state")
-@modes(FIXED, LOWEST, NMI, REMRD, INIT, SIPI)
-@pytest.mark.parametrize("state", MpState, ids=lambda state: state.name)
-def test_mp_state_does_not_change_the_return_value(machine, mode, state):
+@each.delivery_mode(FIXED, LOWEST, NMI, REMRD, INIT, SIPI)
+@each.member("state", MpState)
+def test_mp_state_does_not_change_the_return_value(machine, delivery_mode, state):
     if state is MpState.SIPI_RECEIVED:
         machine[1].mp_state = MpState.INIT_RECEIVED
     machine[1].mp_state = state
-    machine.signal(Message(destination=1, delivery_mode=mode)).returns(1)
+    machine.signal(to(1, delivery_mode=delivery_mode)).returns(1)
 
 
 @clause("return.mp-state")
-@modes(*VECTOR_MODES)
-@pytest.mark.parametrize(
-    "state",
-    [MpState.UNINITIALIZED, MpState.INIT_RECEIVED, MpState.HALTED],
-    ids=lambda state: state.name,
-)
-def test_vector_is_pending_whatever_the_mp_state(machine, mode, state):
+@each.delivery_mode(*VECTOR_MODES)
+@each.member("state", [MpState.UNINITIALIZED, MpState.INIT_RECEIVED, MpState.HALTED])
+def test_vector_is_pending_whatever_the_mp_state(machine, delivery_mode, state):
     machine[1].mp_state = state
-    shot = machine.signal(Message(destination=1, delivery_mode=mode)).accepted_by(1)
-    expect("mp_state", shot.after[1].mp_state, state)
+    injection = machine.signal(to(1, delivery_mode=delivery_mode)).accepted_by(1)
+    expect("mp_state", injection.after[1].mp_state, state, show=show_mp_state)

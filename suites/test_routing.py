@@ -1,66 +1,77 @@
-"""GSI routes: not needed by a message, not changed by one, and equivalent to it."""
+"""GSI routes: a message needs none and changes none, and a route to the same message does the same.
+
+Clauses: msi.direct, routing.flags, split.msi-routes-only, split.eoi-exit, equivalence.routes.
+
+KVM_SIGNAL_MSI exists because devices can have more messages than KVM has GSI routes. User space
+moves between the two ways at run time, so a route, raised by an ioctl or an irqfd, must have the
+same effects as KVM_SIGNAL_MSI with the route's message.
+"""
 
 from errno import EINVAL
 from itertools import starmap
 
 import pytest
 
-from helpers.apic import ApicMode, DeliveryMode, DestinationMode, Message, TriggerMode
-from helpers.apic.lapic import DFR_CLUSTER, SVR_RESET
+from helpers.apic import ApicMode, Message
+from helpers.apic.lapic import SVR_RESET
 from helpers.guest import expect, msi_route
 from helpers.guest.sender import combinations, signal_each
-from helpers.kvm import KvmError, abi
+from helpers.kvm import abi
 from helpers.verdicts import clause
-
-PHYSICAL, LOGICAL = DestinationMode
-EDGE, LEVEL = TriggerMode
-FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
+from suites import each
+from suites.common import (
+    expect_same_effects,
+    make_irqchip,
+    mix_models,
+    outcome_of,
+    to,
+    with_address_hi,
+)
+from suites.names import EXTINT, INIT, LEVEL, LOGICAL, LOWEST, NMI, REMRD, SMI, USE_32BIT_IDS
 
 GSI = 24
 """The first GSI behind the IOAPIC's pins."""
 
-BOTH = pytest.mark.parametrize("irqchip", ["full", "split"])
-
 
 def routes(count):
-    """As many MSI routes, to vCPU 3."""
-    message = Message(vector=0x31, destination=3)
+    """Return ``count`` MSI routes, from GSI 0 on, to vCPU 3."""
+    message = to(3, vector=0x31)
     return [msi_route(gsi, message) for gsi in range(count)]
 
 
-# --- no route needed ------------------------------------------------------------------------------
+# --- msi.direct: no route needed ------------------------------------------------------------------
 
 
 @clause("msi.direct")
 def test_more_messages_than_routes(machine):
     limit = machine.vm.check_extension(abi.KVM_CAP_IRQ_ROUTING)
-    # Vectors above 15, both trigger modes, and bits that are ignored.
+    # Vectors above 15, both trigger modes, three ignored bits.
     data = [word for word in combinations(0x380FF) if word & 0xFF >= 16]
     assert len(machine.cpus) * len(data) > limit
     for index in range(4):
-        signal_each(machine, Message(vector=0, destination=index), "data", data, returns=1)
+        signal_each(machine, to(index, vector=0), "data", data, returns=1)
     expect("IRR", machine[3].lapic.irr, set(range(16, 256)))
 
 
 @clause("msi.direct")
-@BOTH
+@each.irqchip
 @pytest.mark.parametrize("table", ["absent", "empty", "one", "full"])
 def test_message_with_any_routing_table(machines, irqchip, table):
     machine = machines(irqchip=irqchip, vcpu_ids=range(4))
     if table != "absent":
         limit = machine.vm.check_extension(abi.KVM_CAP_IRQ_ROUTING)
         machine.vm.set_gsi_routing(routes({"empty": 0, "one": 1, "full": limit}[table]))
-    machine.signal(Message(vector=0x41, destination=1)).returns(1).accepted_by(1)
+    machine.signal(to(1)).returns(1).accepted_by(1)
 
 
 @clause("msi.direct")
-@BOTH
+@each.irqchip
 def test_routes_are_the_same_after_messages(machines, irqchip):
     machine = machines(irqchip=irqchip, vcpu_ids=range(4))
-    sent = {gsi: Message(vector=0x40 + gsi, destination=gsi % 4) for gsi in range(GSI, GSI + 8)}
+    sent = {gsi: to(gsi % 4, vector=0x40 + gsi) for gsi in range(GSI, GSI + 8)}
     machine.vm.set_gsi_routing([msi_route(*route) for route in sent.items()])
     for vector in range(0x80, 0x100):
-        machine.send(Message(vector=vector, destination=0xFF))
+        machine.send(to(0xFF, vector=vector))
     for gsi, message in sent.items():
         machine.raise_line(gsi, message).returns(1).accepted_by(gsi % 4)
 
@@ -68,56 +79,52 @@ def test_routes_are_the_same_after_messages(machines, irqchip):
 @clause("msi.direct")
 def test_rejected_message_does_not_change_the_routes(machines):
     machine = machines(vcpu_ids=range(2))
-    message = Message(vector=0x52, destination=1)
+    message = to(1, vector=0x52)
     machine.vm.set_gsi_routing([msi_route(GSI, message)])
-    machine.signal(Message(), flags=1 << 31).fails(EINVAL)
+    machine.signal(to(0), flags=1 << 31).fails(EINVAL)
     machine.raise_line(GSI, message).returns(1).accepted_by(1)
 
 
 @clause("msi.direct")
 def test_full_irqchip_routes_its_pins_after_messages(machine):
     for vector in range(16, 256):
-        machine.send(Message(vector=vector, destination=1))
+        machine.send(to(1, vector=vector))
     expect("status of IOAPIC pin 5", machine.vm.irq_line_status(5, 1) >= 0, True)
     machine.vm.irq_line_status(5, 0)
 
 
-# --- rules of routes that are those of messages ---------------------------------------------------
+# --- routing.flags: a route obeys the rules of a message ------------------------------------------
 
 
-def set_route(vm, entry, table_flags=0):
-    vm.set_gsi_routing([entry], flags=table_flags)
-
-
-def refused(vm, entry, table_flags=0):
-    with pytest.raises(KvmError) as error:
-        set_route(vm, entry, table_flags)
-    expect("errno", error.value.name, "EINVAL")
+def expect_route(vm, entry, outcome, table_flags=0):
+    """Raise Mismatch unless a table with this entry is "accepted", or refused with an errno."""
+    expect("outcome", outcome_of(vm.set_gsi_routing, [entry], flags=table_flags), outcome)
 
 
 @clause("routing.flags")
-@pytest.mark.parametrize("bit", range(1, 32), ids="bit{}".format)
+@each.bit(range(1, 32))
 def test_undefined_flag_of_a_route_is_refused(machines, bit):
-    refused(machines(vcpu_ids=()).vm, msi_route(GSI, Message(), flags=1 << bit))
+    expect_route(machines(vcpu_ids=()).vm, msi_route(GSI, to(0), flags=1 << bit), "EINVAL")
 
 
 @clause("routing.flags")
-@pytest.mark.parametrize("bit", range(32), ids="bit{}".format)
+@each.bit(range(32))
 def test_flag_of_a_table_is_refused(machines, bit):
-    refused(machines(vcpu_ids=()).vm, msi_route(GSI, Message()), table_flags=1 << bit)
+    vm = machines(vcpu_ids=()).vm
+    expect_route(vm, msi_route(GSI, to(0)), "EINVAL", table_flags=1 << bit)
 
 
 @clause("routing.flags")
-@pytest.mark.parametrize("bit", range(8), ids="bit{}".format)
+@each.bit(range(8))
 def test_address_hi_7_0_of_a_route_must_be_zero(machines, bit):
-    vm = machines(vcpu_ids=(), x2apic_api=1).vm
-    refused(vm, msi_route(GSI, Message(address_hi_reserved=1 << bit)))
+    vm = machines(vcpu_ids=(), x2apic_api=USE_32BIT_IDS).vm
+    expect_route(vm, msi_route(GSI, to(0, address_hi_reserved=1 << bit)), "EINVAL")
 
 
 @clause("routing.flags")
 def test_address_hi_of_a_route_is_ignored_without_32bit_ids(machines):
     machine = machines(vcpu_ids=range(2))
-    message = Message.decode(Message(destination=1).address_lo, 0xFFFFFFFF, 0x41)
+    message = with_address_hi(0xFFFFFFFF)
     machine.vm.set_gsi_routing([msi_route(GSI, message)])
     machine.raise_line(GSI, message).returns(1).accepted_by(1)
 
@@ -125,48 +132,50 @@ def test_address_hi_of_a_route_is_ignored_without_32bit_ids(machines):
 @clause("routing.flags")
 def test_valid_devid_of_a_route_is_accepted_or_refused_as_of_a_message(machines):
     machine = machines(vcpu_ids=(0,))
-    accepted = machine.signal(Message(), flags=1, devid=7).result > 0
-    if accepted:
-        machine.vm.set_gsi_routing([msi_route(GSI, Message(), flags=1, devid=7)])
-    else:
-        refused(machine.vm, msi_route(GSI, Message(), flags=1, devid=7))
+    injection = machine.signal(to(0), flags=abi.KVM_MSI_VALID_DEVID, devid=7)
+    route = msi_route(GSI, to(0), flags=abi.KVM_MSI_VALID_DEVID, devid=7)
+    expect_route(machine.vm, route, "accepted" if injection.result > 0 else "EINVAL")
 
 
 @clause("routing.flags")
 def test_gsi_above_the_limit_is_refused(machines):
     vm = machines(vcpu_ids=()).vm
-    refused(vm, msi_route(vm.check_extension(abi.KVM_CAP_IRQ_ROUTING), Message()))
+    limit = vm.check_extension(abi.KVM_CAP_IRQ_ROUTING)
+    expect_route(vm, msi_route(limit, to(0)), "EINVAL")
 
 
 @clause("split.msi-routes-only")
-@pytest.mark.parametrize("kind, taken", [("full", True), ("split", False)], ids=["full", "split"])
-def test_irqchip_routes_are_for_a_full_irqchip(machines, kind, taken):
-    vm = machines(irqchip=kind, vcpu_ids=()).vm
+@pytest.mark.parametrize(
+    "irqchip, outcome", [("full", "accepted"), ("split", "EINVAL")], ids=["full", "split"]
+)
+def test_irqchip_routes_are_for_a_full_irqchip(machines, irqchip, outcome):
+    vm = machines(irqchip=irqchip, vcpu_ids=()).vm
     entry = abi.kvm_irq_routing_entry(gsi=1, type=abi.KVM_IRQ_ROUTING_IRQCHIP)
     entry.u.irqchip.irqchip, entry.u.irqchip.pin = abi.KVM_IRQCHIP_IOAPIC, 1
-    set_route(vm, entry) if taken else refused(vm, entry)
+    expect_route(vm, entry, outcome)
 
 
-# --- EOI with a split irqchip ---------------------------------------------------------------------
+# --- split.eoi-exit -------------------------------------------------------------------------------
 
 
 def exit_of_eoi(machines, route, message, pins=24):
-    """The vector of the KVM_EXIT_IOAPIC_EOI that ``message``'s handler causes, or None."""
+    """Return the vector of the KVM_EXIT_IOAPIC_EOI that ``message``'s handler causes, or None.
+
+    ``route`` is that of IOAPIC pin 5, where the IOAPIC has so many.
+    """
     machine = machines(irqchip="none", vcpu_ids=())
-    machine.vm.split_irqchip(pins)
-    machine.irqchip = "split"
-    machine.add_cpu(0).power_on()
+    make_irqchip(machine, "split", pins)
     machine.vm.set_gsi_routing([msi_route(5, route)])
-    machine[0].step()  # the routes are scanned on entry
+    machine[0].step()  # KVM scans the routes when a vCPU is entered.
     machine.signal(message).returns(1).accepted_by(0)
     return machine[0].eoi_exit()
 
 
 @clause("split.eoi-exit")
-@pytest.mark.parametrize("trigger", TriggerMode, ids=lambda mode: mode.name)
-def test_eoi_of_a_level_route_exits(machines, trigger):
-    route = Message(vector=0x61, trigger_mode=LEVEL, level=1)
-    sent = Message(vector=0x61, trigger_mode=trigger)
+@each.trigger_mode
+def test_eoi_of_a_level_route_exits(machines, trigger_mode):
+    route = to(0, vector=0x61, trigger_mode=LEVEL, level=1)
+    sent = to(0, vector=0x61, trigger_mode=trigger_mode)
     expect("vector of KVM_EXIT_IOAPIC_EOI", exit_of_eoi(machines, route, sent), 0x61)
 
 
@@ -174,9 +183,9 @@ def test_eoi_of_a_level_route_exits(machines, trigger):
 @pytest.mark.parametrize(
     "route, sent",
     [
-        (Message(vector=0x61), Message(vector=0x61, trigger_mode=LEVEL)),
-        (Message(vector=0x62, trigger_mode=LEVEL), Message(vector=0x61, trigger_mode=LEVEL)),
-        (Message(vector=0x61, destination=1, trigger_mode=LEVEL), Message(vector=0x61)),
+        (to(0, vector=0x61), to(0, vector=0x61, trigger_mode=LEVEL)),
+        (to(0, vector=0x62, trigger_mode=LEVEL), to(0, vector=0x61, trigger_mode=LEVEL)),
+        (to(1, vector=0x61, trigger_mode=LEVEL), to(0, vector=0x61)),
     ],
     ids=["edge-route", "other-vector", "other-destination"],
 )
@@ -186,21 +195,16 @@ def test_eoi_without_a_level_route_does_not_exit(machines, route, sent):
 
 @clause("split.eoi-exit")
 def test_eoi_of_a_route_behind_the_pins_does_not_exit(machines):
-    message = Message(vector=0x61, trigger_mode=LEVEL)
-    exit_ = exit_of_eoi(machines, message, message, pins=5)
-    expect("vector of KVM_EXIT_IOAPIC_EOI", exit_, None)
+    message = to(0, vector=0x61, trigger_mode=LEVEL)
+    vector = exit_of_eoi(machines, message, message, pins=5)
+    expect("vector of KVM_EXIT_IOAPIC_EOI", vector, None)
 
 
-# --- equivalence ----------------------------------------------------------------------------------
+# --- equivalence.routes: a route does what a message does -----------------------------------------
 
 
 def software_disabled(machine):
     machine[1].configure(svr=SVR_RESET)
-
-
-def mixed(machine):
-    for index, ldr in ((2, 0x11), (3, 0x12)):
-        machine[index].configure(dfr=DFR_CLUSTER, ldr=ldr)
 
 
 def one_x2apic(machine):
@@ -211,8 +215,8 @@ def plain(machine):
     pass
 
 
-# In the order in which they are sent to one machine: every vector once, and INIT, which resets
-# what it reaches, last.
+# Sent to one machine, in this order. Each vector stands once, since sending a pending vector again
+# shows no effect. INIT is last, since it resets its target.
 MESSAGES = (
     Message(0x41, 1),
     Message(0x42, 1, trigger_mode=LEVEL, level=1),
@@ -233,21 +237,17 @@ MESSAGES = (
     Message(0x5A, 1, delivery_mode=REMRD),
     Message(0x5B, 1, delivery_mode=INIT),
 )
-SETUPS = {"plain": plain, "disabled": software_disabled, "mixed": mixed, "x2apic": one_x2apic}
+SETUPS = {"plain": plain, "disabled": software_disabled, "mixed": mix_models, "x2apic": one_x2apic}
 
 
 @pytest.fixture(params=SETUPS.values(), ids=SETUPS)
 def alike(request, machines):
-    """Two machines set up alike; the second one has routes to MESSAGES, from GSI on."""
+    """Two machines set up alike. The second has routes to MESSAGES, from GSI on."""
     direct, routed = machines(vcpu_ids=range(4)), machines(vcpu_ids=range(4))
     for machine in (direct, routed):
         request.param(machine)
     routed.vm.set_gsi_routing(starmap(msi_route, enumerate(MESSAGES, GSI)))
     return direct, routed
-
-
-def expect_same_effects(message, effects, expected):
-    expect(f"effects of {message}", effects, expected, show=lambda e: "; ".join(map(str, e)))
 
 
 @clause("equivalence.routes")
@@ -268,17 +268,17 @@ def test_irqfd_does_the_same(alike):
 
 
 @clause("equivalence.routes")
-@BOTH
+@each.irqchip
 def test_line_set_to_0_injects_nothing(machines, irqchip):
     machine = machines(irqchip=irqchip, vcpu_ids=range(2))
-    machine.vm.set_gsi_routing([msi_route(GSI, Message(destination=1))])
+    machine.vm.set_gsi_routing([msi_route(GSI, to(1))])
     expect("status", machine.vm.irq_line_status(GSI, 0), -1)
     expect("IRR", machine[1].lapic.irr, set())
 
 
 @clause("equivalence.routes")
 def test_guest_takes_a_routed_message_like_a_direct_one(machine):
-    message = Message(vector=0x52, destination=1, trigger_mode=LEVEL)
+    message = to(1, vector=0x52, trigger_mode=LEVEL)
     machine.vm.set_gsi_routing([msi_route(GSI, message)])
     machine.send(message)
     direct = machine[1].take()

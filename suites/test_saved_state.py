@@ -1,19 +1,26 @@
-"""What a message left pending is saved and restored with a vCPU's state, as in live migration."""
+"""Interrupts that are pending when a vCPU's state is saved and restored, as in live migration.
+
+Clauses: state.saved.
+
+A message that a LAPIC has accepted must not be lost when the vCPU moves to another host: after
+KVM_GET_* there and KVM_SET_* here the guest takes it.
+"""
 
 import pytest
 
-from helpers.apic import ApicMode, DeliveryMode, DestinationMode, Message, Register
-from helpers.apic.topology import show_mp_state
+from helpers.apic import Register
+from helpers.apic.lapic import SVR_RESET
+from helpers.apic.topology import MpState
 from helpers.guest import expect
-from helpers.kvm import abi
 from helpers.verdicts import clause
-
-FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
+from suites import each
+from suites.common import NEEDS_SMM, expect_mp_state, expect_taken, fixed, to
+from suites.names import INIT, LOGICAL, NMI, REMRD, SIPI, SMI
 
 
 @pytest.fixture
 def migrated(machines):
-    """A new machine of the same kind, its vCPUs in the state that another's are in."""
+    """Return a function that copies the state of a machine's vCPUs to a new machine."""
 
     def migrate(machine, **options):
         new = machines(vcpu_ids=range(len(machine.cpus)), **options)
@@ -29,21 +36,12 @@ def migrated(machines):
     return migrate
 
 
-def to_one(delivery_mode, vector=0x41):
-    return Message(vector=vector, destination=1, delivery_mode=delivery_mode)
-
-
-def expect_taken(cpu, *expected):
-    expect("vectors taken", [record.vector for record in cpu.take()], list(expected))
-
-
 @clause("state.saved")
-@pytest.mark.parametrize("apic_mode", [ApicMode.XAPIC, ApicMode.X2APIC], ids=lambda mode: mode.name)
-@pytest.mark.parametrize("irqchip", ["full", "split"])
-def test_pending_vectors_are_taken(machines, migrated, irqchip, apic_mode):
-    machine = machines(vcpu_ids=range(2), irqchip=irqchip, apic_mode=apic_mode)
+@each.apic_mode
+@each.irqchip
+def test_pending_vectors_are_taken(machine, migrated, irqchip, apic_mode):
     for vector in (0x41, 0x31, 0xFF):
-        machine.signal(to_one(FIXED, vector)).returns(1)
+        machine.signal(fixed(vector)).returns(1)
     new = migrated(machine, irqchip=irqchip, apic_mode=apic_mode)
     expect_taken(new[1], 0xFF, 0x41, 0x31)
     expect_taken(new[0])
@@ -51,17 +49,16 @@ def test_pending_vectors_are_taken(machines, migrated, irqchip, apic_mode):
 
 @clause("state.saved")
 def test_pending_nmi_is_taken(machine, migrated):
-    machine.signal(to_one(NMI)).returns(1)
+    machine.signal(to(1, delivery_mode=NMI)).returns(1)
     new = migrated(machine)
     expect("NMIs pending", new[1].snapshot().nmi_pending, 1)
     expect_taken(new[1], 2)
 
 
 @clause("state.saved")
-def test_pending_smi_enters_its_handler(machine, migrated, kernel):
-    if not kernel.has_smm:
-        pytest.skip("the kernel has no SMM (KVM_CAP_X86_SMM is 0)")
-    machine.signal(to_one(SMI)).returns(1)
+@NEEDS_SMM
+def test_pending_smi_enters_its_handler(machine, migrated):
+    machine.signal(to(1, delivery_mode=SMI)).returns(1)
     new = migrated(machine)
     new[1].step()
     expect("SMIs handled", new.smis_handled, 1)
@@ -69,18 +66,18 @@ def test_pending_smi_enters_its_handler(machine, migrated, kernel):
 
 @clause("state.saved")
 def test_unhalted_processor_runs(machine, migrated):
-    machine[1].mp_state = abi.KVM_MP_STATE_HALTED
-    machine.signal(to_one(REMRD)).returns(1)
+    machine[1].mp_state = MpState.HALTED
+    machine.signal(to(1, delivery_mode=REMRD)).returns(1)
     new = migrated(machine)
-    expect("mp_state", show_mp_state(new[1].mp_state), "RUNNABLE")
+    expect_mp_state(new[1], MpState.RUNNABLE)
     new[1].step()
 
 
 @clause("state.saved")
 def test_processor_after_init_waits_for_sipi(machine, migrated):
-    machine.signal(to_one(INIT)).returns(1)
+    machine.signal(to(1, delivery_mode=INIT)).returns(1)
     new = migrated(machine)
-    new.signal(to_one(SIPI, new.start_page)).returns(1).accepted_by(1)
+    new.signal(to(1, vector=new.start_page, delivery_mode=SIPI)).returns(1).accepted_by(1)
     new[1].step()
 
 
@@ -88,13 +85,12 @@ def test_processor_after_init_waits_for_sipi(machine, migrated):
 def test_ids_are_who_is_addressed(machine, migrated):
     machine[1].configure(id=9, ldr=0x40)
     new = migrated(machine)
-    new.signal(Message(vector=0x41, destination=9)).returns(1).accepted_by(1)
-    logical = DestinationMode.LOGICAL
-    new.signal(Message(vector=0x42, destination=0x40, destination_mode=logical)).accepted_by(1)
+    new.signal(to(9)).returns(1).accepted_by(1)
+    new.signal(to(0x40, LOGICAL, vector=0x42)).accepted_by(1)
 
 
 @clause("state.saved")
 def test_disabled_lapic_blocks(machine, migrated):
-    machine[1].write(Register.SVR, 0xFF)
+    machine[1].write(Register.SVR, SVR_RESET)
     new = migrated(machine)
-    new.signal(to_one(FIXED)).blocked().reached_nobody()
+    new.signal(to(1)).blocked().reached_nobody()

@@ -1,12 +1,14 @@
-"""The message space: what is sent to a topology is answered as the model says.
+"""The message space: every message to every topology does what the model says.
+
+Clauses: model.swept.
 
     pytest suites/test_sweep.py --exhaustive -n auto
 
 sends every message there is: 256 destinations, 256 vectors, 8 delivery modes, both destination
-modes, redirection hints, trigger modes and levels. Without the option it is one of each kind.
+modes, redirection hints, trigger modes and levels. Without the option, one destination stands for
+all destinations by which the model addresses the same vCPUs.
 """
 
-from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -20,13 +22,13 @@ from helpers.verdicts import clause
 
 FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
 
-# INIT and SIPI last: they leave vCPUs that cannot be run again.
+# INIT and SIPI come last: they leave vCPUs that cannot run again.
 IN_ORDER = (REMRD, FIXED, LOWEST, EXTINT, NMI, SMI, INIT, SIPI)
 
 
 @pytest.fixture
 def on_this_kernel(kernel):
-    """A topology with what the kernel under test has."""
+    """Give a topology the vector hashing and the SMM of the kernel under test."""
 
     def complete(topology):
         return replace(topology, vector_hashing=kernel.vector_hashing, smm=kernel.has_smm)
@@ -39,19 +41,20 @@ EVERY_TOPOLOGY = pytest.mark.parametrize("topology", TOPOLOGIES.values(), ids=TO
 
 @clause("model.swept")
 @EVERY_TOPOLOGY
-def test_one_message_of_each_kind(system, switches, on_this_kernel, topology, swept):
-    with closing(Sweep(system, on_this_kernel(topology), switches)) as sweep:
-        swept(sum(sweep.run(mode, exhaustive=False) for mode in IN_ORDER))
+def test_one_message_of_each_kind(system, switches, on_this_kernel, topology, record_property):
+    with Sweep(system, on_this_kernel(topology), switches) as sweep:
+        sent = sum(sweep.run(delivery_mode, exhaustive=False) for delivery_mode in IN_ORDER)
+    record_property("messages", sent)
 
 
 @clause("model.swept")
 @pytest.mark.only_with("exhaustive")
 @pytest.mark.timeout(600)
 @EVERY_TOPOLOGY
-@pytest.mark.parametrize("mode", DeliveryMode, ids=lambda mode: mode.name)
-def test_every_message(system, switches, on_this_kernel, topology, mode, swept):
-    with closing(Sweep(system, on_this_kernel(topology), switches)) as sweep:
-        swept(sweep.run(mode, exhaustive=True))
+@pytest.mark.parametrize("delivery_mode", DeliveryMode, ids=lambda each: each.name)
+def test_every_message(system, switches, on_this_kernel, topology, delivery_mode, record_property):
+    with Sweep(system, on_this_kernel(topology), switches) as sweep:
+        record_property("messages", sweep.run(delivery_mode, exhaustive=True))
 
 
 @clause("model.swept")

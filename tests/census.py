@@ -1,4 +1,4 @@
-"""Which clauses and deviations the collected tests name: ``-p tests.census --census=FILE``."""
+"""Write the clauses and deviations that tests name: ``-p tests.census --census=FILE``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--census", metavar="FILE", help="write the ids that tests name to FILE")
+    parser.addoption("--census", metavar="FILE", help="file for the ids, as JSON")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

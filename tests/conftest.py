@@ -1,4 +1,4 @@
-"""What several tests of the suite need: copies of it with other tests in, and the lies' tally."""
+"""Fixtures and hooks of the tests that judge the suite itself."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ hypothesis.settings.load_profile("tests")
 
 @pytest.fixture
 def suite(tmp_path: Path) -> Suite:
-    """A copy of this suite that has no tests yet."""
+    """A copy of this project whose suites/ has no tests yet."""
     return Suite(tmp_path / "suite")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say which tests saw through which lie."""
+    """Report which tests caught which lie of tests/liar.py."""
     tallies = [
         value
         for report in terminalreporter.getreports("passed")

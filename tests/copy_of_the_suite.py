@@ -1,4 +1,4 @@
-"""A copy of the suite with other tests in it, run in a process of its own."""
+"""Copies of the project with other tests in suites/, run in a process of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-PRELUDE = """\
+PRELUDE = '''\
 import pytest
 from helpers.guest import Mismatch, expect
 from helpers.apic import Message
@@ -20,8 +20,10 @@ from helpers.spec import CLAUSES, Deviation
 from helpers.verdicts import clause
 from helpers.verdicts.kernel import running_kernel
 
+EXPECTED = ("-1 EINVAL", "0", "other", "x")
+
 def known(bound="every", applies=True, shows="1", id="made-up"):
-    '''A deviation: "return value" is `shows`, on kernels bound in some way.'''
+    """Mark a test with a deviation: "return value" is `shows`, and one of EXPECTED is expected."""
     kernel = running_kernel()
     major, minor = kernel.version
     given = {}
@@ -30,15 +32,21 @@ def known(bound="every", applies=True, shows="1", id="made-up"):
     if bound == "host":
         given = {"vendor": kernel.vendor if applies else "kvm_other"}
     return pytest.mark.deviation(
-        Deviation(id, "A summary.", (("return value", shows),), "no evidence", **given)
+        Deviation(
+            id,
+            "A summary.",
+            tuple(("return value", expected, shows) for expected in EXPECTED),
+            "no evidence",
+            **given,
+        )
     )
 
-"""
+'''
 
 
 @dataclass(frozen=True)
 class Run:
-    """How a pytest run ended. ``outcomes`` is its last line: ``{"passed": 2, "failed": 1}``."""
+    """A finished pytest run. ``outcomes`` are the numbers of the last line: ``{"passed": 2}``."""
 
     exit_code: int
     output: str
@@ -53,7 +61,7 @@ class Run:
 
 
 class Suite:
-    """The project's files at ``path``, but for the tests."""
+    """A copy of the project at ``path``, with an empty suites/."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,22 +76,22 @@ class Suite:
         file.write_text(text)
 
     def add(self, tests: str, name: str = "suites/test_it.py") -> None:
-        """A file of tests, which need not import anything."""
+        """Write a file of tests, which start with PRELUDE."""
         self.write(name, PRELUDE + tests)
 
     def prepare(self, statements: str) -> None:
-        """Statements that are executed before the run starts."""
+        """Write statements that a run executes before the session starts."""
         self.write("suites/conftest.py", statements)
 
     def run(self, *arguments: str, **environment: str) -> Run:
-        """``pytest suites ARGUMENTS``; ``environment`` is added to this process's own."""
+        """Run ``pytest suites ARGUMENTS`` with ``environment`` added to this process's."""
         return run_pytest(self.path, "suites", *arguments, **environment)
 
 
 def run_pytest(directory: Path, *arguments: str, remember: bool = False, **environment: str) -> Run:
-    """pytest as a user in ``directory`` runs it; ``remember`` the failures, for --lf."""
+    """Run pytest as a user does in ``directory``; ``remember`` the failures, for --lf."""
     forget = [] if remember else ["-p", "no:cacheprovider"]
-    forget += ["-p", "no:benchmark"]  # a user does not have it; it leaves a directory
+    forget += ["-p", "no:benchmark"]  # A user has no pytest-benchmark, which leaves a directory.
     inherited = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *forget, *arguments],

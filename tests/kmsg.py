@@ -8,7 +8,7 @@ from helpers.verdicts.kernel_log import KernelLog
 
 
 class Kmsg(KernelLog):
-    """Like /dev/kmsg: each read is one record, EAGAIN when there is none."""
+    """A pipe that behaves as /dev/kmsg: a read returns one record, or fails with EAGAIN."""
 
     def __init__(self) -> None:
         super().__init__(os.devnull)
@@ -17,7 +17,7 @@ class Kmsg(KernelLog):
         os.close(reader)
 
     def say(self, text: str, properties: str = "") -> None:
-        """Log ``text`` as the kernel would."""
+        """Log ``text`` in the format of the kernel."""
         os.write(self._writer, f"4,1234,5678901,-;{text}\n{properties}".encode())
 
     def close(self) -> None:

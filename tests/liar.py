@@ -1,8 +1,8 @@
-"""A KVM that lies: a plugin between the suite and the kernel, with one lie about KVM_SIGNAL_MSI.
+"""A KVM that lies: a plugin between suite and kernel that tells one lie about KVM_SIGNAL_MSI.
 
     pytest suites -p tests.liar --lie=always-1 --caught=caught.json
 
-Every other ioctl is the kernel's own answer. ``--caught`` takes down which tests failed.
+Every other ioctl has the answer of the kernel. ``--caught`` writes the tests that failed to a file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from helpers.apic import DeliveryMode, DestinationMode, LapicPage, Message, Register, TriggerMode
-from helpers.guest import machine, sender
+from helpers.guest import running, sender
 from helpers.kvm import abi, ioctl
 from helpers.sweep import sequences
 
@@ -29,10 +29,10 @@ Outcome = tuple[int, int]
 """Return value, and errno or 0."""
 
 kernel = ioctl.raw_ioctl
-"""The truth."""
+"""The call that every lie is told about: the answer of the kernel."""
 
 
-# --- this process's memory, as carefully as the kernel handles it ---------------------------------
+# --- memory of this process, which may be unreadable or read-only -------------------------------
 
 
 class IoVec(ctypes.Structure):
@@ -49,13 +49,13 @@ def _copy(by: Callable[..., int], struct: ctypes.Structure, address: int) -> boo
 
 
 def read_msi(address: int) -> abi.kvm_msi | None:
-    """The structure at ``address``, if there is one."""
+    """Return a copy of the structure at ``address``, None if the memory cannot be read."""
     msi = abi.kvm_msi()
     return msi if _copy(_libc.process_vm_readv, msi, address) else None
 
 
 def write_msi(msi: abi.kvm_msi, address: int) -> None:
-    """Put ``msi`` at ``address``, if it can be written."""
+    """Write ``msi`` to ``address``, or nothing if the memory cannot be written."""
     _copy(_libc.process_vm_writev, msi, address)
 
 
@@ -64,7 +64,7 @@ def write_msi(msi: abi.kvm_msi, address: int) -> None:
 
 @dataclass(frozen=True)
 class Call:
-    """One KVM_SIGNAL_MSI; ``msi`` is a copy of what is at ``address``, None if nothing is."""
+    """One KVM_SIGNAL_MSI. ``msi``: a copy of the structure at ``address``, None if unreadable."""
 
     liar: Liar
     fd: int
@@ -77,7 +77,7 @@ class Call:
         return Message.decode(msi.address_lo, msi.address_hi, msi.data)
 
     def send(self, **changes: Any) -> Outcome:
-        """What the kernel makes of it, with these fields of the message (or the flags) changed."""
+        """Send the message with ``changes`` to its fields or to the flags. Return the outcome."""
         if self.msi is None or not changes:
             return kernel(self.fd, abi.KVM_SIGNAL_MSI.number, self.address)
         flags = changes.pop("flags", self.msi.flags)
@@ -89,7 +89,7 @@ class Call:
 
     @property
     def idle_vcpus(self) -> list[int]:
-        """The VM's vCPUs that are not running, whose LAPICs can be asked."""
+        """Return the vCPUs of the VM that are not running: their LAPICs can be read."""
         return [fd for fd in self.liar.vcpus[self.fd] if fd not in self.liar.running]
 
     @property
@@ -98,7 +98,7 @@ class Call:
 
     @contextmanager
     def lapics_unchanged(self) -> Iterator[None]:
-        """Undo what happens to the LAPICs."""
+        """Restore every LAPIC that changes meanwhile."""
         before = {vcpu: get_lapic(vcpu) for vcpu in self.idle_vcpus}
         yield
         for vcpu, page in before.items():
@@ -123,24 +123,24 @@ INTERRUPTS = (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY)
 
 
 def no_lie(call: Call) -> Outcome:
-    """The truth: the control of the experiment."""
+    """No lie: the control of the experiment."""
     return call.send()
 
 
 def always_1(call: Call) -> Outcome:
-    """The return value is 1, whatever happened."""
+    """The return value is always 1."""
     call.send()
     return 1, 0
 
 
 def always_0(call: Call) -> Outcome:
-    """The return value is 0, whatever happened."""
+    """The return value is always 0."""
     call.send()
     return 0, 0
 
 
 def always_einval(call: Call) -> Outcome:
-    """The call fails with EINVAL, whatever happened."""
+    """The call always fails with EINVAL."""
     call.send()
     return -1, EINVAL
 
@@ -151,7 +151,7 @@ def flags_not_checked(call: Call) -> Outcome:
 
 
 def delivers_to_all(call: Call) -> Outcome:
-    """Every vCPU gets the message; the return value tells of those it was sent to."""
+    """Every vCPU gets the message. The return value counts the addressed vCPUs alone."""
     outcome = call.send()
     if outcome[0] > 0:
         physical = DestinationMode.PHYSICAL
@@ -160,10 +160,10 @@ def delivers_to_all(call: Call) -> Outcome:
 
 
 def never_delivers(call: Call) -> Outcome:
-    """No vCPU gets the message; the return value is as if it had been delivered.
+    """No vCPU gets the message. The return value counts deliveries.
 
-    An interrupt is taken out of IRR again; where that cannot be done the message is sent with the
-    reserved delivery mode, which is accepted and does nothing.
+    An interrupt is removed from IRR again. Where a vCPU is running, or for other messages, the lie
+    sends the reserved delivery mode, which is accepted and without effect.
     """
     mode = call.message.delivery_mode
     if mode is not DeliveryMode.EXTINT and not (mode in INTERRUPTS and call.all_idle):
@@ -173,7 +173,7 @@ def never_delivers(call: Call) -> Outcome:
 
 
 def delivers_twice(call: Call) -> Outcome:
-    """When the guest has taken an interrupt it is pending once more."""
+    """An interrupt that the guest has taken becomes pending once more."""
     outcome = call.send()
     if call.message.delivery_mode in INTERRUPTS and outcome[0] > 0:
         for vcpu in call.idle_vcpus:
@@ -182,12 +182,12 @@ def delivers_twice(call: Call) -> Outcome:
 
 
 def next_vector(call: Call) -> Outcome:
-    """The interrupt arrives with the vector above its own."""
+    """The interrupt arrives with the next higher vector."""
     return call.send(vector=call.message.vector + 1 & 0xFF)
 
 
 def wrong_vcpu(call: Call) -> Outcome:
-    """A physical destination's neighbour gets the message."""
+    """The vCPU with a neighbouring ID gets a message to a physical destination."""
     message = call.message
     if message.destination_mode is DestinationMode.LOGICAL or message.destination & 0xFF == 0xFF:
         return call.send()
@@ -195,7 +195,7 @@ def wrong_vcpu(call: Call) -> Outcome:
 
 
 def tmr_wrong(call: Call) -> Outcome:
-    """Edge arrives as level, and level as edge."""
+    """An edge-triggered message arrives as level-triggered, and the reverse."""
     return call.send(trigger_mode=TriggerMode(1 - call.message.trigger_mode))
 
 
@@ -209,7 +209,7 @@ def writes_to_the_struct(call: Call) -> Outcome:
 
 
 def null_accepted(call: Call) -> Outcome:
-    """A NULL pointer is a delivered message."""
+    """A NULL pointer counts as a delivered message."""
     outcome = call.send()
     return (1, 0) if call.address == 0 and outcome == (-1, EFAULT) else outcome
 
@@ -230,7 +230,11 @@ LIES: dict[str, Lie] = {
 
 
 class Liar:
-    """Stands in for ``helpers.kvm.ioctl.raw_ioctl``."""
+    """Replaces ``helpers.kvm.ioctl.raw_ioctl``.
+
+    ``vcpus``: file descriptors of the vCPUs by that of their VM. ``running``: vCPUs inside KVM_RUN.
+    ``owed``: vectors by vCPU that become pending again when the guest has taken them.
+    """
 
     def __init__(self, lie: Lie) -> None:
         self.lie = lie
@@ -264,7 +268,7 @@ class Liar:
         return outcome
 
     def _pay(self, vcpu: int) -> None:
-        """Make pending again what is owed and has been taken."""
+        """Make owed vectors pending again that the guest has taken."""
         page = get_lapic(vcpu)
         taken = self.owed[vcpu] - page.irr
         self.owed[vcpu] -= taken
@@ -275,7 +279,7 @@ class Liar:
 def send(
     fd: int, msi: abi.kvm_msi, word: str, values: Iterable[int], expected: Iterable[int]
 ) -> Outcome:
-    """``helpers.guest.sender.send``, which does not pass through the door, through the door."""
+    """Replace ``helpers.guest.sender.send_values``, whose C loop makes no call of raw_ioctl()."""
     base, sent, got = getattr(msi, word), 0, 0
     for value, wanted in zip(values, expected, strict=True):
         setattr(msi, word, base | value)
@@ -289,7 +293,7 @@ def send(
 
 
 class Record:
-    """Takes down which tests failed, and which could not be run."""
+    """Writes the node ids of failed tests, of errors and of all other tests to a file."""
 
     def __init__(self, path: str) -> None:
         self.path = Path(path)
@@ -315,7 +319,7 @@ def pytest_configure(config: pytest.Config) -> None:
     ioctl.raw_ioctl = Liar(LIES[config.option.lie])
     sender.send_values = send
     if config.option.lie != "no-lie":
-        machine.DEADLINE = 1.0  # many a test waits in vain
-        sequences.engine.MAX_SHRINKING_SECONDS = 1  # well within the timeout
+        running.DEADLINE = 1.0  # A lie makes many tests wait until the deadline.
+        sequences.SHRINKING_SECONDS = 1  # Well within the timeout of test_liar.py.
     if config.option.caught and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Record(config.option.caught))

@@ -1,8 +1,8 @@
-"""The sweep's messages, predicted for the kernels and parameters that this machine does not have.
+"""Predict a message of each kind for the kernels and parameters that are not here.
 
     python -m tests.other_kernels
 
-What the sweep and the generated sequences do on those, but for the kernel.
+Covers the parts of the model that only other kernels reach. No kernel is involved.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from itertools import product
 from helpers.apic import DeliveryMode
 from helpers.apic.model import REFERENCE, Model, Switches
 from helpers.apic.topologies import TOPOLOGIES
-from helpers.sweep.engine import one_of_each
+from helpers.sweep.plan import to_each_class
 
 GENERATIONS = [replace(REFERENCE, **{each.name: False}) for each in fields(Switches)]
 
 
 def main() -> None:
-    """Predict one message of each kind for every generation, and for kvm.vector_hashing=N."""
+    """Predict for every switch of the model off, with and without kvm.vector_hashing."""
     for topology, switches in product(TOPOLOGIES.values(), [REFERENCE, *GENERATIONS]):
-        for hashing in (True, False):
-            model = Model(replace(topology, vector_hashing=hashing), switches)
-            for mode in DeliveryMode:
-                for aim in one_of_each(model, mode):
-                    model.predict(aim.message())
+        for vector_hashing in (True, False):
+            model = Model(replace(topology, vector_hashing=vector_hashing), switches)
+            for delivery_mode in DeliveryMode:
+                for message in to_each_class(model, delivery_mode):
+                    model.predict(message)
 
 
 if __name__ == "__main__":

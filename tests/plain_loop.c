@@ -1,4 +1,6 @@
-/* What the sweep is measured against: nothing but the ioctl. */
+/*
+ * The least time that a sweep can take: the same ioctls and nothing else.
+ */
 #include <stdint.h>
 #include <sys/ioctl.h>
 

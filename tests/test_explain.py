@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import io
-import re
 import shlex
 import subprocess
 import sys
-import textwrap
 
 import pytest
 from hypothesis import given
@@ -246,12 +244,3 @@ def test_command_runs():
 )
 def test_help_describes_the_input(text):
     assert text in python("explain", "--help").stdout
-
-
-def test_readme_shows_what_explain_prints(capsys):
-    readme = (ROOT / "README.md").read_text().partition("python -m helpers.apic explain")[2]
-    message, topology = re.findall("'([^']*)'", readme)[:2]
-    shown = explained(capsys, message, topology)
-    assert textwrap.indent(shown[shown.index("rules that") :], "    ", str.strip) in readme
-    [same] = re.findall(r"`([0-9a-f]+:[0-9a-f]+:[0-9a-f]+)`", readme)
-    assert Message.parse(same) == Message.parse(message)

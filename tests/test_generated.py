@@ -1,51 +1,57 @@
-"""Generated topologies: what a wrong model makes of them, seeds, and --generate."""
+"""Made-up sequences: the wrong models that they notice, seeds, and --generate."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-from hypothesis.internal.conjecture import engine
+from hypothesis import core
+from hypothesis.internal.conjecture import engine, providers
 
 from helpers.apic import model
-from helpers.guest import Mismatch, generated
+from helpers.guest import Mismatch
 from helpers.kvm import System
+from helpers.sweep import sequences
+from helpers.sweep.sequences import STEPS, Campaign, run_sequences
 from tests.copy_of_the_suite import ROOT, run_pytest
 
 TEST = "suites/test_generated.py"
 
 
 @pytest.fixture
-def world():
+def campaign():
     with System() as system:
-        yield generated.World(system, model.REFERENCE, vector_hashing=True)
+        yield Campaign(system, model.REFERENCE, vector_hashing=True)
 
 
-def hunt(world, seeds):
-    for seed in range(seeds):
-        generated.run_sequences(world, seed)
+def run_seeds(campaign, count):
+    for seed in range(count):
+        run_sequences(campaign, seed)
+
+
+# --- sequences ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "name, wrong",
     [("XAPIC_BROADCAST", 0xFE), ("MOST_NMIS", 1), ("KVM_MSI_VALID_DEVID", 2)],
 )
-def test_wrong_model_is_noticed(world, monkeypatch, name, wrong):
+def test_wrong_model_is_noticed(campaign, monkeypatch, name, wrong):
     monkeypatch.setattr(model, name, wrong)
-    monkeypatch.setattr(engine, "MAX_SHRINKING_SECONDS", 2)
+    monkeypatch.setattr(sequences, "SHRINKING_SECONDS", 2)
     with pytest.raises(Mismatch, match=r"expected .*, got .*, of <Message .*> .*to .*") as caught:
-        hunt(world, 50)
+        run_seeds(campaign, 50)
     assert any("state.start(" in note for note in caught.value.__notes__)
 
 
-def test_same_seed_is_the_same_sequence(world):
+def test_same_seed_is_the_same_sequence(campaign):
     counts = []
     for _ in range(2):
-        world.steps = world.messages = 0
-        hunt(world, 2)
-        counts.append((world.steps, world.messages))
+        campaign.steps = campaign.messages = 0
+        run_seeds(campaign, 2)
+        counts.append((campaign.steps, campaign.messages))
     assert counts[0] == counts[1]
-    assert counts[0][0] > generated.STEPS
+    assert counts[0][0] > STEPS
 
 
 def test_nothing_is_left_behind(tmp_path):
@@ -53,8 +59,31 @@ def test_nothing_is_left_behind(tmp_path):
     assert (run.exit_code, list(tmp_path.iterdir())) == (0, [])
 
 
+# --- Hypothesis' internals ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "module, name",
+    [
+        (engine, "MAX_SHRINKING_SECONDS"),
+        (providers, "_get_local_constants"),
+        (core, "failure_exceptions_to_catch"),
+    ],
+    ids=["shrinking", "constants", "failures"],
+)
+def test_missing_internal_is_named(monkeypatch, module, name):
+    monkeypatch.delattr(module, name)
+    with pytest.raises(
+        AssertionError, match=rf"^Hypothesis [\d.]+ has no {module.__name__}.{name}"
+    ):
+        sequences.patch_hypothesis()
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
 @pytest.mark.timeout(120)
-def test_hunt_is_shared_and_says_what_was_done():
+def test_sequences_are_shared_by_the_workers_and_counted():
     run = run_pytest(ROOT, TEST, "-n", "2", "--generate=0.02", "--hypothesis-seed=7")
     assert run.outcomes == {"passed": 2}
     said = " ".join(run.lines_with("generated: "))

@@ -1,4 +1,4 @@
-"""The guest on the real /dev/kvm: its assembling, its log, its faults, and that it always ends."""
+"""The guest on the real /dev/kvm: assembling, the log, faults, threads, and machines in a pool."""
 
 from __future__ import annotations
 
@@ -9,17 +9,14 @@ from pathlib import Path
 import pytest
 
 from helpers.apic import ApicMode, DeliveryMode, Message, Register
-from helpers.apic.topology import Topology
 from helpers.cache import cache_directory
-from helpers.guest import GuestError, Machine, assemble, layout
-from helpers.guest import machine as machine_module
+from helpers.guest import GuestError, Machine, assemble, layout, running
 from helpers.guest.assemble import AssemblyError
-from helpers.guest.machine import Running
+from helpers.guest.pool import MachinePool
 from helpers.kvm import KvmError, System, abi
 
 EFER = 0xC0000080
 KERNEL_GS_BASE = 0xC0000102
-IA32_APIC_BASE = 0x1B
 
 # --- assembling -----------------------------------------------------------------------------------
 
@@ -33,7 +30,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of probe.S that can be changed."""
+    """A copy of probe.S that the test may change."""
     copy = tmp_path / "probe.S"
     copy.write_bytes(assemble.PROBE.read_bytes())
     monkeypatch.setattr(assemble, "PROBE", copy)
@@ -42,7 +39,7 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The tools that were run, in order."""
+    """The names of the tools that the test has run, in order."""
     ran: list[str] = []
     run = subprocess.run
 
@@ -55,7 +52,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def assembled() -> bytes:
-    """The probe, as a new process gets it."""
+    """Return the probe as a new process gets it, from the file."""
     return assemble.probe.__wrapped__()
 
 
@@ -69,7 +66,7 @@ def test_probe_is_assembled_once(commands):
 
 @pytest.fixture
 def new_process() -> Iterator[Callable[[], None]]:
-    """Forget what this process has built, now and after the test."""
+    """Return a function that forgets the builds of this process. Called around the test too."""
 
     def forget() -> None:
         assemble.probe.cache_clear()
@@ -245,16 +242,16 @@ def test_kicked_vcpu_runs_on(machine):
 
 
 def test_waiting_in_vain_is_an_error(machine, monkeypatch):
-    monkeypatch.setattr(machine_module, "DEADLINE", 0.0)
+    monkeypatch.setattr(running, "DEADLINE", 0.0)
     with pytest.raises(GuestError, match=r"^vCPU 1: waited 0 s for Godot$"):
-        Running(machine[1]).wait_for(lambda: False, "Godot")
+        machine[1].in_thread().wait_for(lambda: False, "Godot")
 
 
 def test_failure_in_the_thread_is_raised_where_it_is_waited_for(machine):
     machine[1].vcpu.run = lambda: machine[1].vcpu.set_mp_state(0xFF)
     refused = pytest.raises(KvmError, match=r"^KVM_SET_MP_STATE: EINVAL")
-    with refused, Running(machine[1]) as running:
-        running.finish()
+    with refused, machine[1].in_thread() as thread:
+        thread.finish()
 
 
 # --- machines that serve many tests ---------------------------------------------------------------
@@ -276,7 +273,7 @@ def test_reset_takes_nmis_back(machine):
     machine[1].handler(pause=True)
     for _ in range(3):
         machine.signal(nmi)
-    machine[1].run_to_handler()  # one in its handler, which holds the next back, and one pending
+    machine[1].run_to_handler()  # the handler blocks further NMIs: one is pending
     assert machine.reset()
     assert machine[1].take() == []
     machine.signal(nmi)
@@ -284,12 +281,12 @@ def test_reset_takes_nmis_back(machine):
 
 
 @pytest.mark.parametrize(
-    "mode",
+    "delivery_mode",
     [DeliveryMode.REMRD, DeliveryMode.INIT, DeliveryMode.SIPI],
-    ids=lambda mode: mode.name,
+    ids=lambda delivery_mode: delivery_mode.name,
 )
-def test_machine_that_took_a_signal_is_not_shared(machine, mode):
-    machine.signal(Message(destination=1, delivery_mode=mode))
+def test_machine_that_took_a_signal_is_not_shared(machine, delivery_mode):
+    machine.signal(Message(destination=1, delivery_mode=delivery_mode))
     assert not machine.reset()
 
 
@@ -298,7 +295,7 @@ def test_machine_whose_guest_wrote_an_msr_is_not_shared(machine):
     assert not machine.reset()
 
 
-def test_machine_in_another_mode_is_not_shared(machine):
+def test_machine_in_another_apic_mode_is_not_shared(machine):
     machine[1].apic_mode = ApicMode.X2APIC
     assert not machine.reset()
 
@@ -314,35 +311,32 @@ def test_machine_with_a_pending_sipi_is_not_shared(machine):
     assert not machine.reset()
 
 
-# --- before an injection --------------------------------------------------------------------------
+# --- the pool -------------------------------------------------------------------------------------
 
 
-def test_state_that_nobody_touched_is_not_read_again(machine):
-    first = machine.signal(Message(destination=1))
-    second = machine.signal(Message(vector=0x42, destination=1))
-    assert second.before is first.after
+@pytest.fixture
+def pool(system: System) -> Iterator[MachinePool]:
+    """A pool without machines."""
+    with MachinePool(system) as made:
+        yield made
 
 
-@pytest.mark.parametrize(
-    "touch",
-    [
-        lambda machine: machine[1].configure(tpr=0x20),
-        lambda machine: machine[1].step(),
-        lambda machine: machine.send(Message(vector=0x43, destination=1)),
-    ],
-    ids=["host", "guest", "message"],
-)
-def test_state_that_was_touched_is_read_again(machine, touch):
-    first = machine.signal(Message(destination=1))
-    touch(machine)
-    second = machine.signal(Message(vector=0x42, destination=1))
-    assert second.before != first.after
+@pytest.mark.parametrize("vcpu_ids", [[0, 1], range(2)], ids=["list", "range"])
+def test_vcpu_ids_of_any_type_mean_the_same_machine(pool, vcpu_ids):
+    shared = pool.machine(vcpu_ids=(0, 1))
+    assert pool.machine(vcpu_ids=vcpu_ids) is shared
+    assert [cpu.vcpu.vcpu_id for cpu in shared.cpus] == [0, 1]
 
 
-def test_state_that_reading_changes_is_read_again(machine):
-    first = machine.signal(Message(destination=1, delivery_mode=DeliveryMode.INIT))
-    second = machine.signal(Message(vector=0x42, destination=0))
-    assert second.before != first.after
+def test_other_options_mean_another_machine(pool):
+    assert pool.machine(vcpu_ids=[0, 1]) is not pool.machine(vcpu_ids=[1, 0])
+
+
+def test_machine_that_cannot_be_reset_is_closed_and_replaced(pool):
+    machine = pool.machine()
+    machine.add_cpu(1)
+    assert [cpu.index for cpu in pool.machine().cpus] == [0]
+    assert machine.fd == -1
 
 
 # --- nothing hangs --------------------------------------------------------------------------------
@@ -369,60 +363,3 @@ def test_vcpu_that_never_exits_ends_its_test_and_no_other(suite, workers):
     run = suite.run("-n", str(workers), "--timeout=1", "--dist=loadfile")
     assert run.outcomes == {"failed": 1, "passed": 1}
     assert run.lines_with("Timeout (>1.0s) from pytest-timeout")
-
-
-# --- what the kernel's map of LAPICs was built from -----------------------------------------------
-
-
-@pytest.fixture
-def stale() -> Iterator[Machine]:
-    """A machine whose map lacks the newest vCPU, and is of before 32-bit IDs were enabled."""
-    with System() as system, Machine(system, vcpu_ids=(0,)) as machine:
-        machine.add_cpu(1)
-        machine.vm.enable_cap(abi.KVM_CAP_X2APIC_API, abi.KVM_X2APIC_API_USE_32BIT_IDS)
-        yield machine
-
-
-def test_stale_map_is_in_the_topology(stale):
-    topology = stale.topology()
-    assert (topology.mapped_api, topology.vcpus[1].mapped) == (0, False)
-    assert Topology.parse(str(topology)) == topology
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda machine: machine[0].configure(),
-        lambda machine: machine[0].write(Register.LDR, 1 << 24),
-        lambda machine: machine[0].write(Register.SVR, 0xFF),
-        lambda machine: machine[0].wrmsr(
-            IA32_APIC_BASE, 0xFEE00000 | 0x100 | ApicMode.X2APIC.value
-        ),
-        lambda machine: setattr(machine[0], "apic_mode", ApicMode.DISABLED),
-        lambda machine: machine.signal(Message(delivery_mode=DeliveryMode.INIT)),
-    ],
-    ids=["KVM_SET_LAPIC", "guest-ldr", "guest-svr", "guest-mode", "KVM_SET_SREGS", "INIT"],
-)
-def test_map_is_built_again_by(stale, change):
-    change(stale)
-    topology = stale.topology()
-    assert (topology.mapped_api, topology.vcpus[1].mapped) == (None, True)
-    nmi = Message(destination=1, delivery_mode=DeliveryMode.NMI)
-    assert stale.signal(nmi).returned == "1"
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda machine: machine[0].write(Register.SVR, 0x1F0),
-        lambda machine: machine[0].write(Register.TPR, 0),
-        lambda machine: setattr(machine[0], "mode", ApicMode.XAPIC),
-    ],
-    ids=["guest-svr-still-enabled", "guest-tpr", "same-mode"],
-)
-def test_map_is_not_built_again_by(stale, change):
-    change(stale)
-    topology = stale.topology()
-    assert (topology.mapped_api, topology.vcpus[1].mapped) == (0, False)
-    nmi = Message(destination=1, delivery_mode=DeliveryMode.NMI)
-    assert stale.signal(nmi).returned == "0"

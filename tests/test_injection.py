@@ -1,4 +1,4 @@
-"""Effects and the checks of an injection, on snapshots made by hand."""
+"""Effects, the checks of an injection and ``expect()``, on snapshots made by hand."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ IDLE = Snapshot(LapicPage(), nmi_pending=0, smi_pending=0, latched_init=0, mp_st
 
 
 def having(before: Snapshot = IDLE, **changes: Any) -> Snapshot:
-    """``before`` with other vectors (``irr=[0x41]``), registers (``tpr=0x10``) or latches."""
+    """Return ``before`` with other vectors (``irr=[0x41]``), registers or latches."""
     page = before.lapic.copy()
     latches = {}
     for name, value in changes.items():
@@ -104,18 +104,18 @@ def accepted_effect(message, before, index=1):
 vectors = st.frozensets(st.sampled_from([0x40, 0x41, 0x5F, 0xFF]))
 
 
-@pytest.mark.parametrize("mode", [FIXED, LOWEST], ids=lambda mode: mode.name)
-@pytest.mark.parametrize("trigger", TriggerMode, ids=lambda trigger: trigger.name)
+@pytest.mark.parametrize("delivery_mode", [FIXED, LOWEST], ids=lambda mode: mode.name)
+@pytest.mark.parametrize("trigger_mode", TriggerMode, ids=lambda mode: mode.name)
 @given(vector=st.sampled_from([0x41, 0x60]), irr=vectors, tmr=vectors)
-def test_interrupt_sets_its_irr_bit_and_its_tmr_bit(mode, trigger, vector, irr, tmr):
+def test_interrupt_sets_its_irr_bit_and_its_tmr_bit(delivery_mode, trigger_mode, vector, irr, tmr):
     before = having(irr=irr, tmr=tmr)
-    after = having(irr=irr | {vector}, tmr=tmr | {vector} if trigger else tmr - {vector})
-    message = Message(vector, delivery_mode=mode, trigger_mode=trigger)
+    after = having(irr=irr | {vector}, tmr=tmr | {vector} if trigger_mode else tmr - {vector})
+    message = Message(vector, delivery_mode=delivery_mode, trigger_mode=trigger_mode)
     assert accepted_effect(message, before) == effect_between(before, after)
 
 
 @pytest.mark.parametrize(
-    "mode, before, after",
+    "delivery_mode, before, after",
     [
         (NMI, IDLE, having(nmi_pending=1)),
         (NMI, having(nmi_pending=1), having(nmi_pending=2)),
@@ -137,8 +137,8 @@ def test_interrupt_sets_its_irr_bit_and_its_tmr_bit(mode, trigger, vector, irr, 
         *("REMRD-to-halted", "REMRD-to-runnable", "EXTINT"),
     ],
 )
-def test_signal_raises_what_it_names(mode, before, after):
-    message = Message(delivery_mode=mode, trigger_mode=TriggerMode.LEVEL)
+def test_delivery_mode_has_its_effect(delivery_mode, before, after):
+    message = Message(delivery_mode=delivery_mode, trigger_mode=TriggerMode.LEVEL)
     assert accepted_effect(message, before) == effect_between(before, after)
 
 
@@ -154,20 +154,20 @@ MSI = abi.kvm_msi(address_lo=TO_ONE.address_lo, data=TO_ONE.data)
 PENDING = having(irr=[0x41])
 
 
-def shot(result: int, code: int = 0, after: tuple[Snapshot, ...] = (IDLE, IDLE, IDLE)) -> Injection:
-    """A fixed message with vector 0x41 to three idle vCPUs."""
+def sent(result: int, code: int = 0, after: tuple[Snapshot, ...] = (IDLE, IDLE, IDLE)) -> Injection:
+    """Return the injection of a fixed message with vector 0x41 on a machine of three idle vCPUs."""
     return Injection(MSI, result, code, (IDLE, IDLE, IDLE), after, SETTING)
 
 
-ONE = shot(1, after=(IDLE, PENDING, IDLE))
-TWO = shot(2, after=(IDLE, PENDING, PENDING))
-BLOCKED = shot(0)
-UNMATCHED = shot(-1, errno.EPERM)
-REJECTED = shot(-1, errno.EINVAL)
-REJECTED_BUT_PENDING = shot(-1, errno.EINVAL, after=(IDLE, PENDING, IDLE))
-NEXT_VECTOR = shot(1, after=(IDLE, having(irr=[0x42]), IDLE))
-LEVEL = shot(1, after=(IDLE, having(irr=[0x41], tmr=[0x41]), IDLE))
-ALSO_TPR = shot(1, after=(IDLE, having(irr=[0x41], tpr=0x10), IDLE))
+ONE = sent(1, after=(IDLE, PENDING, IDLE))
+TWO = sent(2, after=(IDLE, PENDING, PENDING))
+BLOCKED = sent(0)
+UNMATCHED = sent(-1, errno.EPERM)
+REJECTED = sent(-1, errno.EINVAL)
+REJECTED_BUT_PENDING = sent(-1, errno.EINVAL, after=(IDLE, PENDING, IDLE))
+NEXT_VECTOR = sent(1, after=(IDLE, having(irr=[0x42]), IDLE))
+LEVEL = sent(1, after=(IDLE, having(irr=[0x41], tmr=[0x41]), IDLE))
+ALSO_TPR = sent(1, after=(IDLE, having(irr=[0x41], tpr=0x10), IDLE))
 
 Check = Callable[[Injection], Injection]
 
@@ -264,7 +264,7 @@ def test_acceptors_are_the_vcpus_that_changed():
     assert BLOCKED.acceptors() == []
 
 
-def test_explanation_tells_message_outcome_and_every_vcpu():
+def test_explanation_has_message_outcome_and_every_vcpu():
     first, words, outcome, *vcpus = REJECTED_BUT_PENDING.explain().splitlines()
     assert first == repr(TO_ONE)
     assert "address_lo=0xfee01000" in words
@@ -283,7 +283,7 @@ def test_explanation_is_short_on_many_vcpus():
 # --- expect ---------------------------------------------------------------------------------------
 
 
-def test_expect_passes_what_is_equal():
+def test_expect_passes_equal_values():
     expect("IRR", {0x41}, frozenset({0x41}))
 
 
@@ -296,23 +296,23 @@ def test_expect_passes_what_is_equal():
     ],
     ids=["vectors", "numbers", "words"],
 )
-def test_expect_says_what_differs(actual, expected, said):
+def test_expect_names_subject_and_both_values(actual, expected, said):
     with pytest.raises(Mismatch) as mismatch:
         expect("IRR", actual, expected)
     assert str(mismatch.value) == said
 
 
-def test_expect_shows_as_it_is_told():
+def test_expect_shows_values_by_the_given_function():
     with pytest.raises(Mismatch, match=r"^LDR: expected 0x1, got 0x2$"):
         expect("LDR", 2, 1, show=hex)
 
 
-# --- as the model sees it -------------------------------------------------------------------------
+# --- in the terms of the model --------------------------------------------------------------------
 
 
 def test_state_that_no_vcpu_can_have_has_no_topology():
-    sent = Injection(abi.kvm_msi(), 0, 0, [IDLE], [IDLE], SETTING)
-    assert str(topology_before(sent)).startswith("no-smm" if not running_kernel().has_smm else "0")
-    unheard_of = replace(sent, before=[having(mp_state=77)])
-    assert topology_before(unheard_of) is None
-    assert topology_before(replace(sent, before=[], after=[])) is None
+    injection = Injection(abi.kvm_msi(), 0, 0, [IDLE], [IDLE], SETTING)
+    first = "0" if running_kernel().has_smm else "no-smm"
+    assert str(topology_before(injection)).startswith(first)
+    assert topology_before(replace(injection, before=[having(mp_state=77)])) is None
+    assert topology_before(replace(injection, before=[], after=[])) is None

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from helpers.apic import Message
-from helpers.guest import GuestError, Machine
-from helpers.guest.machine import Running, msi_route
+from helpers.guest import GuestError, Machine, msi_route
 from helpers.kvm import KvmError, System, UserPages, Vcpu, abi, ioctl
 from helpers.kvm.compat import compat_ioctl, has_compat_entry
 
@@ -274,7 +273,7 @@ def test_vcpu_that_left_elsewhere_is_released(system):
     with pytest.raises(GuestError, match="port 0x1f1"), Machine(system) as machine:
         machine[0].handler(pause=True)
         machine.signal(Message())
-        with Running(machine[0]) as running:
+        with machine[0].in_thread() as running:
             running.finish()
     del machine, running
     assert held() == before

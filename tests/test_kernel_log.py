@@ -1,4 +1,4 @@
-"""The kernel log: every complaint is seen once, and nothing else is taken for one."""
+"""KernelLog reports each complaint of the kernel once, and no other line."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ HARMLESS = {
 
 @pytest.fixture
 def log() -> Iterator[Kmsg]:
-    """A kernel log that has said nothing yet."""
+    """An empty kernel log."""
     kmsg = Kmsg()
     yield kmsg
     kmsg.close()
@@ -51,7 +51,7 @@ def log() -> Iterator[Kmsg]:
 
 @contextmanager
 def taint_flags(directory: Path) -> Iterator[Path]:
-    """The kernel's taint flags, 0; the true ones again before this run looks at them."""
+    """Replace the kernel's taint flags by a file with 0, for the body of the ``with`` alone."""
     file = directory / "tainted"
     file.write_text("0\n")
     with pytest.MonkeyPatch.context() as patched:
@@ -71,7 +71,7 @@ def test_other_lines_are_no_complaints(log, text):
     assert log.complaints() == []
 
 
-def test_complaints_are_told_in_order_and_once(log):
+def test_complaints_are_reported_in_order_and_once(log):
     for text in ("WARNING: one", "nothing", "BUG: two"):
         log.say(text)
     assert log.complaints() == ["WARNING: one", "BUG: two"]
@@ -84,8 +84,8 @@ def test_reading_goes_on_when_the_log_was_overrun(log, monkeypatch):
     read = Mock(side_effect=[BrokenPipeError, b"4,1,1,-;WARNING: late\n", BlockingIOError])
     with monkeypatch.context() as patched:
         patched.setattr(os, "read", read)
-        said = log.complaints()
-    assert said == ["WARNING: late"]
+        complaints = log.complaints()
+    assert complaints == ["WARNING: late"]
 
 
 def test_this_machines_log_is_read_from_now_on():

@@ -1,4 +1,4 @@
-"""A KVM that lies makes the suite red, and the test that is there for that lie says so."""
+"""A KVM that lies fails the suite, and the test made for the lie is among the failures."""
 
 from __future__ import annotations
 
@@ -28,12 +28,16 @@ CAUGHT_BY = {
 
 
 UNSWEPT = {"flags-not-checked", "delivers-twice", "writes-to-the-struct", "null-accepted"}
-"""What no return value and no state right after a message shows, or no message of a sweep has."""
+"""Lies that the sweep cannot see.
+
+No message of the sweep has flags, padding or a NULL pointer. A second delivery shows only when the
+guest runs.
+"""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the suite said of a KVM: the tests that failed, that broke, and the others."""
+    """The verdict of the suite: tests that failed, tests with an error, and all others."""
 
     exit_code: int
     failed: list[str]
@@ -41,7 +45,7 @@ class Judgement:
     others: list[str]
 
     def names(self, test: str) -> bool:
-        """Whether ``test``, with any parameters unless it has some, failed."""
+        """Whether ``test`` failed. Without parameters in its name, any parameters count."""
         return any(f"{nodeid}[".startswith(f"suites/{test}[") for nodeid in self.failed)
 
 

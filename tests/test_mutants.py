@@ -1,14 +1,18 @@
-"""Kernel mutants: what they are made of, and what is said of them. Judging them takes an hour."""
+"""Test the kernel mutants' tables, edits and results, without building a kernel."""
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 
 import pytest
 
+from helpers.spec.table import SpecError
 from tests.copy_of_the_suite import ROOT
 from tests.mutants import __main__ as program
-from tests.mutants.judge import Fate, batches
+from tests.mutants.judge import MutantResult, batches
 from tests.mutants.mutant import Edit, Mutant, MutantError, mutants
 
 REPORTS = ROOT / "reports"
@@ -38,8 +42,8 @@ checked(struct kvm *kvm,
 
 
 def mutant(**given) -> Mutant:
-    made = {"name": "it", "area": "entry", "breaks": "all", "clause": "msi.flags"}
-    return Mutant(**{**made, "edit": Edit("checked", "!kvm || flags", "0"), **given})
+    fields = {"id": "it", "breaks": "all", "clause": "msi.flags"}
+    return Mutant(**{**fields, "function": "checked", "old": "!kvm || flags", **given})
 
 
 def test_edit_changes_its_place_only():
@@ -51,11 +55,11 @@ def test_edit_changes_its_place_only():
 @pytest.mark.parametrize(
     "function, old, reason",
     [
-        ("absent", "flags", "there is no absent"),
-        ("checked", "return 1;", "checked has 0 times: return 1;"),
-        ("checked", "flags", "checked has 3 times: flags"),
-        ("checked", "return -1;", "checked has 0 times: return -1;"),
-        ("checked", "lags)", "checked has 0 times"),
+        ("absent", "flags", "no function absent"),
+        ("checked", "return 1;", "0 places in checked, not 1: return 1;"),
+        ("checked", "flags", "3 places in checked, not 1: flags"),
+        ("checked", "return -1;", "0 places in checked, not 1: return -1;"),
+        ("checked", "lags)", "0 places in checked, not 1: lags)"),
     ],
 )
 def test_edit_that_does_not_fit_is_an_error(function, old, reason):
@@ -69,10 +73,15 @@ def test_function_of_two_files_is_the_one_with_the_text(old, file):
 
 
 def test_older_kernels_have_their_own_edit():
-    newer, older = Edit("newer", "0", "1"), Edit("checked", "return 0;", "return 1;")
-    assert mutant(edit=newer, older=older).apply(SOURCES) == older.apply(SOURCES)
-    with pytest.raises(MutantError, match="there is no newer"):
-        mutant(edit=newer).apply(SOURCES)
+    older = Edit("checked", "return 0;", "return 1;")
+    assert mutant(function="newer", older=older).apply(SOURCES) == older.apply(SOURCES)
+    with pytest.raises(MutantError, match="no function newer"):
+        mutant(function="newer").apply(SOURCES)
+
+
+def test_edit_without_new_text_deletes():
+    _, text = mutant(old="!kvm ||").apply(SOURCES)
+    assert "if (\n\t\tflags)" in text
 
 
 @pytest.mark.parametrize(
@@ -84,32 +93,32 @@ def test_older_kernels_have_their_own_edit():
         ({"since": "6.3", "until": "6.12"}, "6.3"),
     ],
 )
-def test_kernels_a_mutant_is_for(bounds, kernels):
+def test_since_and_until_bound_the_kernels(bounds, kernels):
     names = {"6.1": "6.1.0-56-amd64", "6.3": "6.3.1-amd64", "6.12": "6.12.9+deb13-amd64"}
     found = [version for version, name in names.items() if mutant(**bounds).is_for(name)]
     assert " ".join(found) == kernels
 
 
-def test_every_mutant_is_whole():
+def test_every_mutant_is_well_formed():
     every = mutants()
-    assert len({each.name for each in every}) == len(every)
+    assert len({each.id for each in every}) == len(every)
     for each in every:
-        assert re.fullmatch(r"([0-9a-f]{12} \(\d+(\.\d+)+\))?", each.undoes), each.name
-        assert each.edit.old != each.edit.new
+        assert re.fullmatch(r"([0-9a-f]{12} \(\d+(\.\d+)+\))?", each.undoes), each.id
+        assert each.old != each.new
         assert "|" not in each.breaks
 
 
 @pytest.mark.parametrize(
     "text, reason",
     [
-        ('breaks = "it"', "'function'"),
-        ('function = "f"\nold = "1"\nnew = "2"\nbreaks = "it"\nclause = "no.clause"', "no clause"),
-        ('function = "f"\nold = "1"\nnew = "2"\nbreak = "it"\nclause = "msi.flags"', "'break'"),
+        ('clause = "msi.flags"', "function is missing"),
+        ('function = "f"\nold = "1"\nclause = "no.clause"', "no clause no.clause"),
+        ('function = "f"\nold = "1"\nclause = "msi.flags"\nnote = "2"', "no field 'note'"),
     ],
 )
-def test_table_that_is_not_whole_is_named(tmp_path, text, reason):
-    (tmp_path / "1-entry.toml").write_text(f"[it]\n{text}\n")
-    with pytest.raises(MutantError, match=rf"1-entry.toml, it: .*{reason}"):
+def test_error_names_file_mutant_and_field(tmp_path, text, reason):
+    (tmp_path / "1-entry.toml").write_text(f'[it]\nbreaks = "all"\n{text}\n')
+    with pytest.raises(SpecError, match=f"1-entry.toml: it: {reason}"):
         mutants(tmp_path)
 
 
@@ -117,52 +126,55 @@ TEST, OTHER = "suites/test_flags.py::test_it", "suites/test_abi.py::test_it"
 
 
 @pytest.mark.parametrize(
-    "fate, given, cell, is_fine",
+    "result, cell, caught",
     [
-        (Fate(), {}, "SURVIVED", False),
-        (Fate(), {"argued": "nobody can tell"}, "argued", True),
-        (Fate(error="it does not load"), {"argued": "so"}, "ERROR: it does not load", False),
-        (Fate({TEST: 7, OTHER: 3}, run=9), {}, "`test_abi.py::test_it` (2 of 9)", True),
+        (MutantResult(), "SURVIVED", False),
+        (MutantResult(error="no test ran"), "ERROR: no test ran", False),
+        (MutantResult({TEST: 7, OTHER: 3}, tests=9), "`test_abi.py::test_it` (2 of 9)", True),
         (
-            Fate({TEST: 7}, 9, is_whole=True),
-            {},
+            MutantResult({TEST: 7}, tests=9, whole_suite=True),
             "`test_flags.py::test_it`, none of msi.flags",
             False,
         ),
     ],
 )
-def test_what_became_of_a_mutant(fate, given, cell, is_fine):
-    assert (fate.says(mutant(**given)), fate.is_fine(mutant(**given))) == (cell, is_fine)
+def test_result_is_a_cell_of_the_table(result, cell, caught):
+    assert (result.cell("msi.flags"), result.caught) == (cell, caught)
 
 
-def test_those_that_damage_memory_are_alone():
-    chosen = [mutant(name=str(n), alone=n in (1, 2)) for n in range(15)]
+def test_mutants_that_damage_memory_have_their_own_boot():
+    chosen = [mutant(id=str(n), alone=n in (1, 2)) for n in range(15)]
     sizes = [len(batch) for batch in batches(chosen)]
     assert sizes == [12, 1, 1, 1]
-    assert [batch[0].name for batch in batches(chosen)[-2:]] == ["1", "2"]
+    assert [batch[0].id for batch in batches(chosen)[-2:]] == ["1", "2"]
+
+
+def test_record_is_a_run_of_pytest(tmp_path):
+    job = tmp_path / "job"
+    job.write_text(json.dumps({"clauses": {}, "record": str(tmp_path / "record")}))
+    command = [sys.executable, "-m", "tests.mutants.record", str(job), "suites/test_flags.py"]
+    done = subprocess.run(
+        [*command, "--collect-only", "-q"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
 
 
 def test_unknown_mutant_is_one_line(capsys):
     assert program.main(["no-such-mutant"]) == 2
     said = capsys.readouterr().err
-    assert said == "error: no mutant no-such-mutant; --list shows them\n"
+    assert said == "error: no mutant no-such-mutant; --list shows all\n"
 
 
 def test_list(capsys):
     assert program.main(["--list", "flags-not-checked"]) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert said == "entry flags-not-checked undefined flags are accepted"
+    assert said == "flags-not-checked msi.flags undefined flags are accepted"
 
 
 @pytest.mark.parametrize("report", sorted(REPORTS.glob("mutants-*.md")), ids=lambda path: path.stem)
 def test_reports_have_every_mutant_and_none_that_survived(report):
     release = report.read_text().split()[4]
     cells = program.read(report)
-    assert cells.keys() == {each.name for each in mutants() if each.is_for(release)}
+    assert cells.keys() == {each.id for each in mutants() if each.is_for(release)}
     wrong = re.compile("SURVIVED|ERROR|none of")
     assert {name: cell for name, cell in cells.items() if wrong.search(cell)} == {}
-
-
-def test_readme_has_the_report():
-    rows = program.read(REPORTS / "mutants-6.12.md")
-    assert program.read(ROOT / "README.md").items() >= rows.items()

@@ -1,69 +1,25 @@
-"""--results and --compare: what is written, when it is not, and what has become of each test."""
+"""--results: the files, and when they are not written."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from pathlib import Path
 from platform import release
 
 import pytest
 
-from helpers.report.results import NoResults, read
+from helpers.report.results import read
 from tests.copy_of_the_suite import Run, Suite, run_pytest
-
-WORKERS = pytest.mark.parametrize("workers", [0, 2], ids="-n{}".format)
-
-BODIES = {
-    "passed": "def test_{}():\n    pass",
-    "passed, without made-up": "@known(bound='version')\ndef test_{}():\n    pass",
-    "xfailed: made-up": "@known()\ndef test_{}():\n    expect('return value', '1', 'other')",
-    "xfailed: other": "@known(id='other')\ndef test_{}():\n    expect('return value', '1', 'x')",
-    "skipped": "def test_{}():\n    pytest.skip('a precondition is missing')",
-    "failed": "def test_{}():\n    assert False",
-    "error": "def test_{}(no_such_fixture):\n    pass",
-}
-"""A test that ends with this verdict."""
-
-
-def ending(**verdicts: str) -> str:
-    """Tests of these names with these verdicts."""
-    bodies = (BODIES[verdict].format(name) for name, verdict in verdicts.items())
-    return "".join(f'@clause("msi.flags")\n{body}\n\n' for body in bodies)
-
-
-EVERY = dict(zip("abcdefg", BODIES, strict=True))
-"""A name for every verdict."""
-
-
-def record(suite: Suite, **files: dict[str, str]) -> None:
-    """Make an a.json: ``record(suite, it={"a": "passed"})``, of test_it.py and its test_a."""
-    tests = {
-        f"test_{file}.py": {f"test_{name}": {"": verdict} for name, verdict in verdicts.items()}
-        for file, verdicts in files.items()
-    }
-    kernel = {"release": "6.12.9", "vendor": "kvm_amd", "parameters": {}}
-    (suite.path / "a.json").write_text(json.dumps({"kernel": kernel, "results": tests}))
-
-
-def results(file: Path) -> dict[str, dict[str, dict[str, str]]]:
-    return json.loads(file.read_text())["results"]
-
-
-def write(suite: Suite, *arguments: str) -> Run:
-    """Write a.json, which must succeed."""
-    run = suite.run("--results=a.json", *arguments)
-    assert run.lines_with("a.json written: Linux "), run.output
-    return run
-
-
-def comparison(run: Run) -> list[str]:
-    """The lines of a comparison, but for its title."""
-    lines = run.output.splitlines()
-    [start] = [number for number, line in enumerate(lines) if "compared with " in line]
-    [end] = [number for number, line in enumerate(lines) if " the same" in line]
-    return lines[start + 1 : end + 1]
-
+from tests.result_files import (
+    EVERY,
+    TWO_KERNELS,
+    WORKERS,
+    add_two_files,
+    ending,
+    record,
+    results,
+    write,
+)
 
 # --- the file -------------------------------------------------------------------------------------
 
@@ -150,7 +106,7 @@ CUT_SHORT = {
     "nothing-judged": (
         "def test_b():\n    pass\npytest.skip('', allow_module_level=True)\n",
         [],
-        "nothing was judged",
+        "no test came to a verdict",
     ),
 }
 
@@ -186,11 +142,8 @@ SELECTIONS = {
 
 @pytest.fixture
 def two_files(suite: Suite) -> Suite:
-    """A suite of test_it.py with test_a and test_b, test_other.py with test_c; their a.json."""
-    suite.add(ending(a="passed", b="passed"))
-    suite.add(ending(c="passed"), name="suites/test_other.py")
-    record(suite, it={"a": "passed", "b": "passed"}, other={"c": "passed"})
-    return suite
+    """A suite of two files, and its a.json."""
+    return add_two_files(suite)
 
 
 def run_selection(suite: Suite, selection: list[str], *arguments: str) -> Run:
@@ -202,7 +155,7 @@ def run_selection(suite: Suite, selection: list[str], *arguments: str) -> Run:
 def test_part_of_the_suite_does_not_replace_the_whole(two_files, selection):
     before = (two_files.path / "a.json").read_text()
     run = run_selection(two_files, selection, "--results=a.json")
-    assert run.lines_with("tests that were not part of this run")
+    assert run.lines_with("tests of this file were not part of the run")
     assert run.exit_code == 1
     assert (two_files.path / "a.json").read_text() == before
 
@@ -232,34 +185,6 @@ def test_file_that_cannot_be_written_is_a_failure(suite):
 
 # --- several kernels ------------------------------------------------------------------------------
 
-TWO_KERNELS = """
-from copy import copy
-from dataclasses import replace
-import pytest
-from helpers.verdicts.kernel import running_kernel
-from helpers.verdicts.plugin import VERDICTS, Verdicts
-
-count = Verdicts.pytest_runtest_logreport
-
-@pytest.hookimpl(trylast=True)
-def pytest_sessionstart(session):
-    verdicts = session.config.stash[VERDICTS]
-    verdicts.tallies.clear()
-    for column in ("5.10", "6.12"):
-        verdicts.tally(column).kernel = replace(running_kernel(), release=column + ".99")
-
-def count_twice(self, report):
-    for column in self.tallies:
-        of_column = copy(report)
-        of_column.kvm_column = column
-        if column == "5.10" and "test_b" in report.nodeid and report.when == "call":
-            of_column.outcome = "failed"
-        count(self, of_column)
-
-Verdicts.pytest_runtest_logreport = count_twice
-"""
-"""A run of 5.10, on which test_b fails, and 6.12, on which it passes."""
-
 
 @pytest.fixture
 def two_kernels(suite: Suite) -> Suite:
@@ -278,17 +203,6 @@ def test_every_kernel_has_a_file(two_kernels, workers):
         assert results(file)["test_it.py"]["test_b"] == {"": verdict}
 
 
-@WORKERS
-def test_every_kernel_is_compared(two_kernels, workers):
-    two_kernels.run("--results=kernels")
-    run = two_kernels.run("--compare=kernels/6.12.json", "-n", str(workers))
-    titles = run.lines_with("compared with kernels/6.12.json (Linux 6.12.99, ")
-    assert [title.split()[1] for title in titles] == ["5.10", "6.12"]
-    assert run.lines_with("worse: suites/test_it.py::test_b: passed -> failed")
-    assert [line[:8] for line in run.lines_with(" the same")] == ["1 worse,", "0 worse,"]
-    assert run.exit_code == pytest.ExitCode.TESTS_FAILED
-
-
 def test_file_for_several_kernels_is_refused_before_they_are_booted(suite):
     suite.prepare("""
 import pytest
@@ -301,8 +215,8 @@ def pytest_cmdline_main(config):
     run = suite.run("--results=a.json")
     assert run.exit_code == pytest.ExitCode.USAGE_ERROR
     assert run.output == (
-        "ERROR: --results=a.json: a .json file has the results of one kernel (name a directory), "
-        "and --kernel names 2\n\n"
+        "ERROR: --results=a.json: --kernel names 2 kernels, and a .json file has the results of "
+        "one kernel; name a directory\n\n"
     )
 
 
@@ -316,7 +230,7 @@ def test_file_for_kernels_that_turn_out_to_be_several_is_not_written(two_kernels
 def test_kernel_that_did_not_say_which_it_is_has_no_file(suite):
     suite.prepare("""
 import pytest
-from helpers.verdicts.plugin import VERDICTS
+from helpers.verdicts.session import VERDICTS
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionstart(session):
@@ -324,214 +238,11 @@ def pytest_sessionstart(session):
 """)
     suite.add(ending(a="passed"))
     run = suite.run("--results=kernels")
-    assert run.lines_with("kernels not written: the kernel did not say which it is")
+    assert run.lines_with("kernels not written: the kernel did not report its release")
     assert run.exit_code == 1
 
 
-# --- comparing ------------------------------------------------------------------------------------
-
-BECOMES = {
-    ("passed", "xfailed: made-up"): "worse",
-    ("passed", "skipped"): "worse",
-    ("xfailed: made-up", "skipped"): "worse",
-    ("skipped", "failed"): "worse",
-    ("skipped", "error"): "worse",
-    ("passed, without made-up", "failed"): "worse",
-    ("failed", "passed"): "better",
-    ("error", "skipped"): "better",
-    ("skipped", "xfailed: other"): "better",
-    ("xfailed: made-up", "passed, without made-up"): "better",
-    ("xfailed: made-up", "xfailed: other"): "changed",
-    ("passed", "passed, without made-up"): "changed",
-    ("failed", "error"): "changed",
-    ("passed", "passed"): "",
-    ("xfailed: other", "xfailed: other"): "",
-    ("failed", "failed"): "",
-}
-"""(verdict in the file, verdict now): what has become of it."""
-
-BECOMES_IDS = [f"{before} to {after}" for before, after in BECOMES]
-
-
-@pytest.fixture(scope="module", params=[0, 2], ids="-n{}".format)
-def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of a test for each of BECOMES, and one that is new, without one that is gone."""
-    suite = Suite(tmp_path_factory.mktemp("compared") / "suite")
-    was = {f"t{number}": before for number, (before, _) in enumerate(BECOMES)}
-    now = {f"t{number}": after for number, (_, after) in enumerate(BECOMES)}
-    suite.add(ending(**was, old="passed"))
-    write(suite)
-    suite.add(ending(**now, young="passed"))
-    return suite.run("--compare=a.json", "-n", str(request.param))
-
-
-@pytest.mark.parametrize("number, becomes", list(enumerate(BECOMES.items())), ids=BECOMES_IDS)
-def test_every_test_is_in_its_group(compared, number, becomes):
-    (before, after), group = becomes
-    said = [line for line in comparison(compared) if f"::test_t{number}:" in line]
-    line = f"{group}: suites/test_it.py::test_t{number}: {before} -> {after}"
-    assert said == ([line] if group else [])
-
-
-def test_new_and_gone_tests_are_named(compared):
-    assert compared.lines_with("new: suites/test_it.py::test_young: absent -> passed")
-    assert compared.lines_with("gone: suites/test_it.py::test_old: passed -> absent")
-
-
-def test_comparison_is_summed_up_in_its_last_line(compared):
-    assert comparison(compared)[-1] == ("6 worse, 4 better, 3 changed, 1 new, 1 gone, 3 the same")
-
-
-def test_comparison_names_the_file_and_its_kernel(compared):
-    assert compared.lines_with(f" compared with a.json (Linux {release()}, ")
-
-
-@pytest.mark.parametrize(
-    "before, after, arguments, exit_code",
-    [
-        ("passed", "xfailed: made-up", [], 1),
-        ("passed", "xfailed: made-up", ["-n2"], 1),
-        ("xfailed: made-up", "xfailed: other", [], 0),
-        ("xfailed: made-up", "passed", [], 0),
-        ("passed", "passed", [], 0),
-    ],
-    ids=["worse", "worse-n2", "changed", "better", "same"],
-)
-def test_worse_is_a_failure(suite, before, after, arguments, exit_code):
-    record(suite, it={"a": before, "b": "passed"})
-    suite.add(ending(a=after, b="passed"))
-    assert suite.run("--compare=a.json", *arguments).exit_code == exit_code
-
-
-def test_worse_does_not_hide_that_nothing_was_judged(suite):
-    record(suite, it={"a": "passed"})
-    suite.add(ending(a="skipped"))
-    run = suite.run("--compare=a.json")
-    assert run.lines_with("worse: suites/test_it.py::test_a")
-    assert run.exit_code == pytest.ExitCode.NO_TESTS_COLLECTED
-
-
-def test_no_more_than_fifty_of_a_group_are_named(suite):
-    verdicts = {f"t{number}": "passed" for number in range(60)}
-    record(suite, it=verdicts)
-    suite.add(ending(**dict.fromkeys(verdicts, "skipped")))
-    lines = comparison(suite.run("--compare=a.json"))
-    assert [line.split()[0] for line in lines[:50]] == ["worse:"] * 50
-    assert lines[50:] == [
-        "... and 10 more worse",
-        "60 worse, 0 better, 0 changed, 0 new, 0 gone, 0 the same",
-    ]
-
-
-def test_file_may_be_compared_with_and_replaced_in_one_run(suite):
-    record(suite, it={"a": "passed", "b": "passed"})
-    suite.add(ending(a="xfailed: made-up", b="passed"))
-    run = write(suite, "--compare=a.json")
-    assert run.lines_with("worse: suites/test_it.py::test_a: passed -> xfailed: made-up")
-    assert results(suite.path / "a.json")["test_it.py"]["test_a"] == {"": "xfailed: made-up"}
-
-
-# --- what is gone, and what was not run -----------------------------------------------------------
-
-GONE = {
-    "whole": (["suites"], ["test_b", "test_d"]),
-    "whole-n2": (["suites", "-n2"], ["test_b", "test_d"]),
-    "no-argument": (["--verbose"], ["test_b", "test_d"]),
-    "file": (["suites/test_it.py"], ["test_b", "test_d"]),
-    "other-file": (["suites/test_other.py"], ["test_d"]),
-    "ignored": (["suites", "--ignore=suites/test_it.py"], ["test_d"]),
-    "node-id": (["suites/test_it.py::test_a"], []),
-    "keyword": (["suites", "-k", "test_a"], []),
-    "keyword-n2": (["suites", "-k", "test_a", "-n2"], []),
-    "deselected": (["suites", "--deselect=suites/test_it.py::test_a"], []),
-}
-"""pytest's arguments, and which tests are known to be gone then."""
-
-
-@pytest.mark.parametrize("arguments, gone", GONE.values(), ids=GONE)
-def test_gone_is_what_is_known_to_be(two_files, arguments, gone):
-    was = {"it": {"a": "passed", "b": "passed"}, "other": {"c": "passed"}}
-    record(two_files, **was, removed={"d": "passed"})
-    two_files.add(ending(a="passed"))
-    run = run_pytest(two_files.path, *arguments, "--compare=a.json")
-    assert run.exit_code == 0, run.output
-    said = [line.split(":")[-2].strip() for line in comparison(run) if line.startswith("gone: ")]
-    assert said == gone
-
-
-def test_tests_of_a_file_that_skips_itself_are_gone(two_files):
-    two_files.add("pytest.skip('a precondition is missing', allow_module_level=True)\n")
-    for workers in ("0", "2"):
-        run = two_files.run("--compare=a.json", "-n", workers)
-        assert len(run.lines_with("gone: suites/test_it.py::")) == 2
-
-
-@pytest.mark.parametrize("arguments", [["-x"], ["-x", "-n1"]], ids=["-n0", "-n1"])
-def test_tests_that_did_not_run_are_not_gone(suite, arguments):
-    verdicts = dict.fromkeys("abcde", "passed") | {"b": "failed"}
-    suite.add(ending(**verdicts))
-    record(suite, it=verdicts)
-    run = suite.run("--compare=a.json", *arguments)
-    assert "0 new, 0 gone, 2 the same; 3 did not run" in comparison(run)[-1]
-
-
 # --- bad input ------------------------------------------------------------------------------------
-
-BAD_FILES = {
-    "missing": (None, "No such file or directory"),
-    "directory": ("", "Is a directory"),
-    "empty": (b"", "no JSON: "),
-    "binary": (b"\xff\xfe", "no JSON: "),
-    "conflict": (b'{\n<<<<<<< HEAD\n"kernel": {}}', "no JSON: "),
-    "list": (b"[]", "JSON, but no results of this suite"),
-    "another": (b'{"kernel": "6.12", "results": {}}', "JSON, but no results of this suite"),
-    "flat": (
-        b'{"kernel": {"release": "6.12", "vendor": "kvm_amd"}, "results": {"a": "passed"}}',
-        "JSON, but no results of this suite",
-    ),
-    "outcome": (
-        b'{"kernel": {"release": "6", "vendor": "x"}, "results": {"a": {"b": {"": "fine"}}}}',
-        "JSON, but no results of this suite",
-    ),
-    "number": (
-        b'{"kernel": {"release": "6", "vendor": "x"}, "results": {"a": {"b": {"": 1}}}}',
-        "JSON, but no results of this suite",
-    ),
-    "nothing": (
-        b'{"kernel": {"release": "6", "vendor": "x"}, "results": {}}',
-        "results of no test",
-    ),
-}
-
-
-def bad_file(path: Path, content: bytes | str | None) -> Path:
-    """A file of this content; a directory if it is text, nothing if it is None."""
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is not None:
-        path.mkdir()
-    return path
-
-
-@pytest.mark.parametrize("content, why", BAD_FILES.values(), ids=BAD_FILES)
-def test_file_that_cannot_be_read_says_why(tmp_path, content, why):
-    with pytest.raises(NoResults, match=f"^{why}") as raised:
-        read(bad_file(tmp_path / "a.json", content))
-    assert "\n" not in str(raised.value)
-
-
-@WORKERS
-@pytest.mark.parametrize("name", ["missing", "conflict", "list"])
-def test_file_that_cannot_be_compared_with_is_one_line_before_any_test(suite, workers, name):
-    content, why = BAD_FILES[name]
-    bad_file(suite.path / "a.json", content)
-    suite.add(ending(a="passed"))
-    run = suite.run("--compare=a.json", "-n", str(workers))
-    assert run.exit_code == pytest.ExitCode.USAGE_ERROR
-    [line] = [line for line in run.output.splitlines() if line]
-    assert line.startswith(f"ERROR: --compare=a.json: {why}")
-    assert line.endswith("; to make it: pytest suites/ --results=a.json")
-
 
 OPTIONS = pytest.mark.parametrize("option", ["--results=b.json", "--compare=a.json"])
 
@@ -543,7 +254,8 @@ def test_strict_run_has_no_results(suite, option):
     run = suite.run(option, "--strict")
     assert run.exit_code == pytest.ExitCode.USAGE_ERROR
     assert run.output.strip() == (
-        "ERROR: --results and --compare are not for --strict, where known deviations are failures"
+        "ERROR: --results and --compare record known deviations, which --strict turns into "
+        "failures: leave out --strict"
     )
 
 
@@ -551,7 +263,10 @@ def test_directory_that_cannot_be_made_is_said_before_any_test(suite):
     suite.add(ending(a="passed"))
     run = suite.run("--results=pytest.ini")
     assert run.exit_code == pytest.ExitCode.USAGE_ERROR
-    assert run.output.strip() == "ERROR: --results=pytest.ini: pytest.ini: File exists"
+    assert run.output.strip() == (
+        "ERROR: --results=pytest.ini: cannot make the directory pytest.ini: File exists; "
+        "name a directory, or a file that ends in .json"
+    )
 
 
 @OPTIONS

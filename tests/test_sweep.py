@@ -1,21 +1,21 @@
-"""The sweep: what it leaves out, what it finds, and its options."""
+"""The sweep: the faults that it finds, and its options."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 
 import pytest
 
 from helpers.apic import DeliveryMode, Message
-from helpers.apic.model import REFERENCE, Model
+from helpers.apic.model import REFERENCE
 from helpers.apic.topologies import TOPOLOGIES
 from helpers.apic.topology import Topology
 from helpers.guest import Mismatch, build
 from helpers.guest.sender import combinations, windows
 from helpers.kvm import System
-from helpers.sweep.engine import SmallestCase, Sweep, aims, one_of_each
+from helpers.sweep.engine import Sweep
+from helpers.sweep.smallest import SmallestCase
 from helpers.verdicts.kernel import running_kernel
 from tests.copy_of_the_suite import ROOT, run_pytest
 
@@ -32,36 +32,13 @@ def on_this_kernel(topology):
     return replace(topology, smm=running_kernel().has_smm)
 
 
-# --- one of each kind -----------------------------------------------------------------------------
-
-
-def addressed(model, aim):
-    """Whom an aim addresses, and whether it may miss them."""
-    route = model.route(aim.message())
-    present = [slot for slot in route.slots if slot is not None]
-    may_miss = route.one and len(present) < len(route.slots)
-    return str((present, may_miss, route.delivery_mode, route.nobody))
-
-
-@EVERY_TOPOLOGY
-@pytest.mark.parametrize("mode", [DeliveryMode.LOWEST_PRIORITY, DeliveryMode.NMI])
-def test_whoever_can_be_addressed_is(topology, mode):
-    model = Model(topology)
-    every = {addressed(model, aim) for aim in aims(topology, mode)}
-    assert {addressed(model, aim) for aim in one_of_each(model, mode)} == every
-
-
-def test_exhaustive_is_every_message():
-    assert sum(1 for _ in aims(TOPOLOGIES["xapic-flat"], DeliveryMode.NMI)) == 256 * 2 * 2
-
-
-# --- what it finds --------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 
 
 def test_old_kernels_model_is_noticed_and_reduced(system):
     switches = replace(REFERENCE, aliased_ids_all_receive=False)
     topology = on_this_kernel(TOPOLOGIES["xapic-aliased-ids"])
-    with closing(Sweep(system, topology, switches)) as sweep, pytest.raises(SmallestCase) as found:
+    with Sweep(system, topology, switches) as sweep, pytest.raises(SmallestCase) as found:
         sweep.run(DeliveryMode.FIXED, exhaustive=False)
     case = found.value
     assert len(case.topology.vcpus) == 2
@@ -69,12 +46,12 @@ def test_old_kernels_model_is_noticed_and_reduced(system):
     assert case.expected != case.actual
 
 
-@pytest.mark.parametrize("mode", DeliveryMode, ids=lambda mode: mode.name)
-def test_state_that_a_message_did_not_make_is_noticed(system, mode):
-    with closing(Sweep(system, on_this_kernel(TOPOLOGIES["xapic-flat"]), REFERENCE)) as sweep:
+@pytest.mark.parametrize("delivery_mode", DeliveryMode, ids=lambda each: each.name)
+def test_state_that_a_message_did_not_make_is_noticed(system, delivery_mode):
+    with Sweep(system, on_this_kernel(TOPOLOGIES["xapic-flat"]), REFERENCE) as sweep:
         sweep.machine[3].configure(tpr=0x10)
         with pytest.raises(Mismatch, match=r"effect on vCPU 3: .* got .*changed TPR"):
-            sweep.run(mode, exhaustive=False)
+            sweep.run(delivery_mode, exhaustive=False)
 
 
 @EVERY_TOPOLOGY
@@ -90,7 +67,7 @@ def test_topology_that_cannot_be_made_is_refused(system):
         build(system, Topology.parse("0/init=1"))
 
 
-# --- floods ---------------------------------------------------------------------------------------
+# --- values of a word -----------------------------------------------------------------------------
 
 
 def test_combinations_are_all_values_of_the_bits():

@@ -1,9 +1,18 @@
-"""The test guest: machines, the probe inside them, injections and their effects."""
+"""The test guest: machines, the probe that they run, injections and their effects."""
 
 from helpers.guest.build import build, disagreement
+from helpers.guest.cpu import Cpu, Taken
 from helpers.guest.expect import Mismatch, expect
-from helpers.guest.injection import Injection, Snapshot, effect_between
-from helpers.guest.machine import Cpu, GuestError, Machine, Taken, journal, msi_of, msi_route
+from helpers.guest.injection import (
+    Injection,
+    Snapshot,
+    effect_between,
+    journal,
+    msi_of,
+    msi_route,
+)
+from helpers.guest.machine import Machine
+from helpers.guest.running import GuestError
 
 __all__ = [
     "Cpu",

@@ -1,4 +1,4 @@
-"""Building probe.S and sender.c, once per content: cached under XDG_CACHE_HOME."""
+"""Build probe.S and sender.c. The cache directory keeps the output, by content of the source."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ SENDER = Path(__file__).with_name("sender.c")
 
 
 class AssemblyError(RuntimeError):
-    """The guest cannot be assembled; one line says what to mend."""
+    """The guest cannot be built. The message names the tool or the source to mend."""
 
 
 @cache
 def probe() -> bytes:
-    """The probe's machine code, to be loaded at ``layout.PROBE``. Raises AssemblyError."""
+    """Return the machine code of the probe, for ``layout.PROBE``. Raises AssemblyError."""
     options = [f"-D{name}={value:#x}" for name, value in sorted(layout.defines().items())]
     return _built(PROBE, options, "bin", _assemble).read_bytes()
 
 
 @cache
 def sender() -> Path:
-    """The shared library made of sender.c. Raises AssemblyError."""
+    """Return the path of the shared library made of sender.c. Raises AssemblyError."""
     options = ["-shared", "-fPIC", "-O2", "-Wall", "-Werror"]
     return _built(SENDER, options, "so", _compile)
 
 
 def build_all() -> None:
-    """Fill the cache, for where there is no compiler. Raises AssemblyError."""
+    """Fill the cache, for a guest without a compiler. Raises AssemblyError."""
     probe()
     sender()
 
@@ -47,7 +47,7 @@ def _built(
     suffix: str,
     build: Callable[[Path, list[str], Path], None],
 ) -> Path:
-    """What ``build`` makes of ``source``, cached."""
+    """Return the path of the output of ``build``, which runs unless the cache has the output."""
     key = hashlib.sha256(source.read_bytes() + " ".join(options).encode()).hexdigest()[:16]
     cached = cache_directory() / f"{source.stem}-{key}.{suffix}"
     if cached.exists():
@@ -60,21 +60,21 @@ def _built(
         )
     try:
         cached.parent.mkdir(parents=True, exist_ok=True)
-        made = tempfile.TemporaryDirectory(dir=cached.parent)
-    except OSError:  # a read-only home costs a second a run, nothing else
-        made = tempfile.TemporaryDirectory()
-        _kept.append(made)
-        cached = Path(made.name, cached.name)
-    try:
-        output = Path(made.name, "output")
+        scratch = tempfile.TemporaryDirectory(dir=cached.parent)
+    except OSError:
+        # The cache cannot be written: build once per process, which takes a second.
+        cached = Path(_directory_of_process().name, cached.name)
+        scratch = tempfile.TemporaryDirectory(dir=cached.parent)
+    with scratch as directory:
+        output = Path(directory, "output")
         build(source, options, output)
         return output.replace(cached)
-    finally:
-        if made not in _kept:
-            made.cleanup()
 
 
-_kept: list[tempfile.TemporaryDirectory[str]] = []  # until this process ends
+@cache
+def _directory_of_process() -> tempfile.TemporaryDirectory[str]:
+    """Return a directory that Python removes when this process ends."""
+    return tempfile.TemporaryDirectory()
 
 
 def _assemble(source: Path, options: list[str], output: Path) -> None:
@@ -83,7 +83,7 @@ def _assemble(source: Path, options: list[str], output: Path) -> None:
     link = ["ld", "--oformat=binary", f"-Ttext={layout.PROBE:#x}", "-e", "_start"]
     _run(source, [*link, str(objects), "-o", str(output)])
     if layout.PROBE + output.stat().st_size > layout.PROBE_LIMIT:
-        raise AssemblyError(f"{source.name} is too large for its place once assembled")
+        raise AssemblyError(f"{source.name} is too large: its machine code exceeds PROBE_LIMIT")
 
 
 def _compile(source: Path, options: list[str], output: Path) -> None:

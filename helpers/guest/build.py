@@ -1,4 +1,4 @@
-"""A machine in a given state: the topology of a text becomes one of KVM."""
+"""Build the machine that a topology describes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from helpers.apic import ApicMode, Message, Register
 from helpers.apic.lapic import SVR_ENABLE, SVR_RESET
 from helpers.apic.model import Model, Switches
 from helpers.apic.topology import MpState, Topology, VcpuState
+from helpers.guest.cpu import Cpu
 from helpers.guest.expect import Mismatch
-from helpers.guest.machine import Cpu, Machine
+from helpers.guest.machine import Machine
 from helpers.kvm import System, abi
 
 
 def build(system: System, topology: Topology) -> Machine:
-    """A machine whose vCPUs are as ``topology`` says. Raises ValueError where none can be made."""
+    """Return a machine in the state of ``topology``.
+
+    Raises ValueError if no sequence of ioctls leads to the state.
+    """
     machine = Machine(
         system,
         irqchip=topology.irqchip,
@@ -22,14 +26,13 @@ def build(system: System, topology: Topology) -> Machine:
         x2apic_api=topology.x2apic_api if topology.mapped_api is None else topology.mapped_api,
         power_on=topology.irqchip != "none",
     )
-    machine.shared = False
     try:
         for vcpu in topology.vcpus:
             if not vcpu.mapped:
                 machine.add_cpu(vcpu.vcpu_id)
         if topology.irqchip != "none":
             for cpu, vcpu in zip(machine.cpus, topology.vcpus, strict=True):
-                _make(cpu, vcpu)
+                _set_state(cpu, vcpu)
             if topology.mapped_api is not None:
                 machine.vm.enable_cap(abi.KVM_CAP_X2APIC_API, topology.x2apic_api)
             _check(machine, topology)
@@ -42,22 +45,22 @@ def build(system: System, topology: Topology) -> Machine:
 def disagreement(
     system: System, topology: Topology, message: Message, switches: Switches
 ) -> Mismatch | None:
-    """How the kernel's answer to one message differs from the model's, if it does.
+    """Return the first difference between kernel and model for one message, None if they agree.
 
-    Raises ValueError for a topology that cannot be made.
+    Raises ValueError if the topology cannot be built.
     """
     with build(system, topology) as machine:
-        shot = machine.signal(message)
+        injection = machine.signal(message)
     try:
-        shot.answers(Model(topology, switches).predict(message))
+        injection.answers(Model(topology, switches).predict(message))
     except Mismatch as mismatch:
         return mismatch
     return None
 
 
-def _make(cpu: Cpu, vcpu: VcpuState) -> None:
+def _set_state(cpu: Cpu, vcpu: VcpuState) -> None:
     if not vcpu.mapped:
-        return  # whatever one writes would enter it in the map
+        return  # a write would enter the vCPU in the map
     if vcpu.is_x2apic:
         cpu.apic_mode = ApicMode.X2APIC
     page = cpu.lapic
@@ -83,6 +86,10 @@ def _make(cpu: Cpu, vcpu: VcpuState) -> None:
 
 
 def _check(machine: Machine, topology: Topology) -> None:
+    """Raise ValueError unless the machine is in the state of ``topology``.
+
+    ``arb_prio`` is not compared: KVM does not report it.
+    """
     wanted = tuple(replace(vcpu, arb_prio=0) for vcpu in topology.vcpus)
     made = machine.topology()
     for vcpu, became in zip(wanted, made.vcpus, strict=True):

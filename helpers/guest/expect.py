@@ -1,4 +1,8 @@
-"""The one way a test compares: a mismatch knows what was compared, expected and seen."""
+"""Comparisons with a structured failure: what was compared, the expected value, the actual value.
+
+The checks of an injection and ``expect()`` raise Mismatch, which a known deviation can explain. No
+deviation explains the failure of a plain ``assert``.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,14 @@ from typing import Any
 
 from helpers.apic import show_vectors
 
-__tracebackhide__ = True  # a failure is shown where the test asked
+__tracebackhide__ = True  # pytest shows a failure at the line of the test
 
 
 class Mismatch(AssertionError):
-    """``subject`` was ``actual`` where the clause wants ``expected``; all three as shown to people.
+    """``subject`` was ``actual`` where the clause requires ``expected``; all three are text.
 
-    ``sent`` is the message it is about, where there is one: a test may send many. Known deviations
-    are recognized by subject and actual (helpers/verdicts/deviations.py).
+    ``sent`` names the message in the text of the exception, since a test may send many. A known
+    deviation is recognized by ``subject`` and ``actual``.
     """
 
     def __init__(self, subject: str, expected: str, actual: str, sent: str = "") -> None:
@@ -26,13 +30,13 @@ class Mismatch(AssertionError):
 
 
 def show(value: object) -> str:
-    """How a compared value is shown: vectors as a set of hex numbers, ints in decimal."""
+    """Return a compared value as text: vectors as a set of hex numbers, all else by str()."""
     if isinstance(value, (set, frozenset)) and all(isinstance(item, int) for item in value):
         return show_vectors(value)
     return str(value)
 
 
 def expect(subject: str, actual: Any, expected: Any, show: Callable[[Any], str] = show) -> None:
-    """Raise :class:`Mismatch` unless ``actual == expected``."""
+    """Raise Mismatch unless ``actual == expected``. ``show`` turns both values into text."""
     if actual != expected:
         raise Mismatch(subject, show(expected), show(actual))

@@ -1,8 +1,9 @@
-"""One KVM_SIGNAL_MSI and what it did: the return value, and every vCPU before and after."""
+"""An injection: one KVM_SIGNAL_MSI, its return value, and every vCPU before and after it."""
 
 from __future__ import annotations
 
 import errno
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,13 +15,14 @@ from helpers.apic.topology import Irqchip, MpState, Topology, VcpuState, show_mp
 from helpers.guest.expect import Mismatch, show
 from helpers.kvm import abi, errno_name, show_result
 
-__tracebackhide__ = True  # a failure is shown where the test asked
+__tracebackhide__ = True  # pytest shows a failure at the line of the test
 
 
 class Snapshot(NamedTuple):
-    """A vCPU as the host sees it.
+    """The state of a vCPU that the host can read.
 
-    ``lapic`` is read first: reading the mp_state makes the kernel process a pending INIT or SIPI.
+    ``lapic`` is read first and ``mp_state`` last: KVM_GET_MP_STATE makes KVM process a pending INIT
+    or SIPI.
     """
 
     lapic: LapicPage
@@ -34,7 +36,7 @@ _VECTORS = (Register.IRR, Register.TMR)
 
 
 def effect_between(before: Snapshot, after: Snapshot) -> Effect:
-    """The difference of two snapshots, to the bit: no register of the page is left out."""
+    """Return the difference of two snapshots. Every register of the page is compared."""
     if before == after:
         return NOTHING
     old, new = before.lapic, after.lapic
@@ -54,7 +56,7 @@ def effect_between(before: Snapshot, after: Snapshot) -> Effect:
 
 
 def _other_registers(old: LapicPage, new: LapicPage) -> tuple[str, ...]:
-    """The names of those that differ, of all but IRR and TMR."""
+    """Return the names of the registers that differ, except IRR and TMR."""
     old_rest, new_rest = old.without(*_VECTORS), new.without(*_VECTORS)
     if old_rest == new_rest:
         return ()
@@ -75,11 +77,11 @@ def _register_name(offset: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """Of the machine a message was sent to, what no snapshot shows.
+    """The state of a machine that no snapshot shows.
 
-    ``apic_modes``: each vCPU's APIC mode. Until the kernel's map of LAPICs is built again,
-    ``unmapped`` is the vCPU created last, and ``mapped_api`` what KVM_CAP_X2APIC_API was before it
-    was enabled late; None afterwards.
+    ``apic_modes``: the APIC mode of each vCPU. ``unmapped``: index of the newest vCPU while the
+    kernel's map of LAPICs lacks the vCPU, else None. ``mapped_api``: features of
+    KVM_CAP_X2APIC_API when that map was built; None if still the same.
     """
 
     irqchip: Irqchip = "full"
@@ -90,14 +92,14 @@ class Setting:
     mapped_api: int | None = None
 
     def vcpu(self, index: int, snapshot: Snapshot) -> VcpuState:
-        """A vCPU as the model sees it."""
+        """Return the state of vCPU ``index`` in the terms of the model."""
         page = snapshot.lapic
         apic_mode = self.apic_modes[index]
         return VcpuState(
             vcpu_id=self.vcpu_ids[index],
             apic_mode=apic_mode,
             software_enabled=page.software_enabled,
-            id=-1 if apic_mode is ApicMode.X2APIC else page.xapic_id,  # it has none: the usual one
+            id=-1 if apic_mode is ApicMode.X2APIC else page.xapic_id,  # -1: unused
             ldr=page[Register.LDR],
             dfr=page[Register.DFR],
             irr=page.irr,
@@ -112,14 +114,20 @@ class Setting:
     def topology(
         self, snapshots: Sequence[Snapshot], vector_hashing: bool = True, smm: bool = True
     ) -> Topology:
-        """The whole machine as the model sees it; the last two are the kernel's."""
+        """Return the machine in the terms of the model.
+
+        ``vector_hashing`` and ``smm`` are properties of the kernel under test.
+        """
         vcpus = tuple(self.vcpu(index, snapshot) for index, snapshot in enumerate(snapshots))
         return Topology(vcpus, self.irqchip, self.x2apic_api, vector_hashing, smm, self.mapped_api)
 
 
 @dataclass(frozen=True, slots=True)
 class Injection:
-    """A message that was sent, and its outcome. The checks raise Mismatch and return self."""
+    """A message that was sent, with its outcome.
+
+    The checks, from ``returns()`` to ``reached_nobody()``, raise Mismatch and return self.
+    """
 
     msi: abi.kvm_msi
     result: int
@@ -134,11 +142,11 @@ class Injection:
 
     @property
     def returned(self) -> str:
-        """``1``, or ``-1 EINVAL``: the outcome as everybody writes it."""
+        """The outcome in strace's notation: ``1``, or ``-1 EINVAL``."""
         return show_result(self.result, self.errno)
 
     def explain(self, most: int = 8) -> str:
-        """The message, the outcome, and of at most ``most`` vCPUs their state and what changed."""
+        """Return the message, the outcome, and the change of at most ``most`` vCPUs as text."""
         names = ("address_lo", "address_hi", "data", "flags", "devid")
         words = {name: getattr(self.msi, name) for name in names}
         pad = bytes(self.msi.pad)
@@ -168,33 +176,36 @@ class Injection:
             raise self._differs(subject, expected, actual)
 
     def returns(self, count: int) -> Injection:
-        """Exactly ``count`` vCPUs accepted it, says the return value."""
+        """Check that the return value is ``count``."""
         self._expect("return value", self.returned, str(count))
         return self
 
     def delivered(self) -> Injection:
-        """Return value > 0."""
+        """Check that the return value is above 0."""
         if self.result <= 0:
             raise self._differs("return value", "> 0", self.returned)
         return self
 
     def blocked(self) -> Injection:
-        """Return value 0."""
+        """Check that the return value is 0."""
         return self.returns(0)
 
     def fails(self, code: int) -> Injection:
-        """Return value -1 with this errno."""
+        """Check that the return value is -1, with errno ``code``."""
         self._expect("return value", self.returned, f"-1 {errno_name(code)}")
         return self
 
     def blocked_or_unmatched(self) -> Injection:
-        """0, or -1 EPERM: both say that nobody accepted it, and the documents leave it open."""
+        """Check that the outcome is 0 or -1 EPERM.
+
+        Both mean that no vCPU accepted the message. The documents leave the choice open.
+        """
         if self.returned not in ("0", f"-1 {errno.errorcode[errno.EPERM]}"):
             raise self._differs("return value", "0 or -1 EPERM", self.returned)
         return self
 
     def accepted_by(self, *indices: int) -> Injection:
-        """These vCPUs accepted the message, to the bit; on all others nothing changed."""
+        """Check that these vCPUs changed as accepting the message requires, and no other vCPU."""
         message = self.message
         for index, effect in enumerate(self.effects()):
             wanted = NOTHING
@@ -205,16 +216,39 @@ class Injection:
         return self
 
     def answers(self, outcome: Outcome) -> Injection:
-        """The return value and every vCPU are as the model says."""
+        """Check the return value and the effect on every vCPU against the model."""
         self._expect("return value", self.returned, outcome.returned)
         for index, effect in enumerate(self.effects()):
             self._expect(f"effect on vCPU {index}", effect, outcome.effects[index])
         return self
 
     def reached_nobody(self) -> Injection:
-        """Nothing changed on any vCPU."""
+        """Check that no vCPU changed."""
         return self.accepted_by()
 
     def acceptors(self) -> list[int]:
-        """The vCPUs on which anything changed."""
+        """Return the indices of the vCPUs that changed."""
         return [index for index, effect in enumerate(self.effects()) if effect]
+
+
+journal: deque[Injection] = deque(maxlen=64)
+"""The latest injections, oldest first. The report shows the injections of one test."""
+
+
+def msi_of(message: Message, flags: int = 0, devid: int = 0, pad: bytes = bytes(12)) -> abi.kvm_msi:
+    """Return the argument of KVM_SIGNAL_MSI."""
+    words = (message.address_lo, message.address_hi, message.data)
+    msi = abi.kvm_msi(*words, flags, devid)
+    msi.pad[:] = pad
+    return msi
+
+
+def msi_route(
+    gsi: int, message: Message, flags: int = 0, devid: int = 0
+) -> abi.kvm_irq_routing_entry:
+    """Return a routing entry from ``gsi`` to ``message`` (api.rst, KVM_SET_GSI_ROUTING)."""
+    entry = abi.kvm_irq_routing_entry(gsi=gsi, type=abi.KVM_IRQ_ROUTING_MSI, flags=flags)
+    msi = entry.u.msi
+    msi.address_lo, msi.address_hi, msi.data = message.address_lo, message.address_hi, message.data
+    msi.devid = devid
+    return entry

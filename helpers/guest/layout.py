@@ -1,4 +1,4 @@
-"""Where things are in the guest, once: the assembler gets these numbers as -D options."""
+"""Addresses and structures of the guest. The assembler gets all numbers as -D options."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from ctypes import c_uint32, c_uint64
 
 from helpers.apic.lapic import APIC_BASE_ENABLE, APIC_BASE_X2APIC, SVR_ENABLE, Register
 
-# Guest-physical, identity-mapped.
+# Guest-physical addresses. The page tables map the first 4 GiB to the same virtual addresses.
 GDT = 0x1000
 IDT = 0x2000
 PML4 = 0x3000
 PDPT = 0x4000
 PAGE_DIRECTORIES = 0x5000  # four pages: 2 MiB pages for the first 4 GiB
-PROBE = 0xA000  # the real-mode start, so the SIPI vector is 0x0A
+PROBE = 0xA000  # starts in real mode: the SIPI vector is 0x0A
 PROBE_LIMIT = 0xD000
-SMBASE = 0x30000  # SDM vol. 3, 32.4: the default; the SMI handler starts at SMBASE + 0x8000
+# The default SMBASE. The SMI handler starts at SMBASE + 0x8000. Intel SDM vol. 3, "SMRAM".
+SMBASE = 0x30000
 SMI_COUNTER = SMBASE + 0x8100
 AREAS = 0x100000
 AREA_SIZE = 0x8000
@@ -30,12 +31,12 @@ GATE_SIZE = 16
 CODE64 = 0x08
 DATA = 0x10
 
-# In a vCPU's area.
+# Offsets into the area of a vCPU.
 LOG = 0x1000
 LOG_RECORDS = 128
 STACK_TOP = AREA_SIZE
 
-# Exits to the host: ports that no in-kernel device claims.
+# Ports of the exits to the host. No device in the kernel claims them.
 PORT_IDLE = 0x1F0
 PORT_HANDLER = 0x1F1
 PORT_FAULT = 0x1F2
@@ -53,12 +54,17 @@ OPERATIONS = (
 )
 
 FLAG_EOI = 1 << 0  # the handler writes EOI
-FLAG_PAUSE = 1 << 1  # the handler exits to PORT_HANDLER before that
-FLAG_NEST = 1 << 2  # ... with interrupts enabled
+FLAG_PAUSE = 1 << 1  # the handler exits to PORT_HANDLER before the EOI
+FLAG_NEST = 1 << 2  # the handler enables interrupts for the exit to PORT_HANDLER
 
 
 class Control(ctypes.Structure):
-    """The head of a vCPU's area: what the host asks and the guest answers."""
+    """The head of the area of a vCPU: requests of the host and answers of the guest.
+
+    The host sets ``operation`` and ``argument``, the guest clears ``operation`` and executes it.
+    ``value`` is the operand or the result. ``taken``, ``spins`` and ``halts`` are counters of the
+    guest. ``flags`` are FLAG_*.
+    """
 
     _fields_ = [
         ("self_address", c_uint64),
@@ -74,7 +80,7 @@ class Control(ctypes.Structure):
 
 
 class Record(ctypes.Structure):
-    """One entry of the log: the vector taken, and what the LAPIC says in the handler."""
+    """One record of the log: the vector, and the registers of the LAPIC in the handler."""
 
     _fields_ = [
         ("vector", c_uint32),
@@ -92,9 +98,12 @@ class Record(ctypes.Structure):
 
 
 def defines() -> dict[str, int]:
-    """Every constant probe.S needs."""
-    here = {name: value for name, value in globals().items() if name.isupper()}
-    constants = {name: value for name, value in here.items() if isinstance(value, int)}
+    """Return every constant of probe.S, by name."""
+    constants = {
+        name: value
+        for name, value in globals().items()
+        if name.isupper() and isinstance(value, int)
+    }
     for struct in (Control, Record):
         for field in struct._fields_:
             offset: int = getattr(struct, field[0]).offset

@@ -1,8 +1,9 @@
 /*
- * The guest: 256 gates into one handler that logs what the LAPIC says of itself, and an idle loop
- * that leaves to the host by port I/O. All numbers come from layout.py as -D options.
+ * The code that all vCPUs run: 256 gates into one handler, which logs the
+ * registers of its LAPIC, and an idle loop, which exits to the host by port I/O.
+ * All constants are -D options that layout.py defines.
  *
- * GS points to the vCPU's area (layout.Control, then the log, then the stack).
+ * GS points to the area of the vCPU: layout.Control, the log and the stack.
  */
 #define CTL(field) %gs:CONTROL_##field
 #define LOG_REGISTER(name) \
@@ -12,7 +13,7 @@
 	.globl _start
 _start:
 
-/* Offset 0: where a SIPI starts an AP, in real mode, CS = PROBE >> 4. */
+/* Offset 0: a SIPI starts an AP here, in real mode, with CS = PROBE >> 4. */
 	.code16
 real_mode:
 	cli
@@ -48,7 +49,7 @@ long_mode:
 	jmp	2f
 1:	mov	$(0x800 + (REG_ID >> 4)), %ecx
 	rdmsr
-2:	imul	$AREA_SIZE, %eax, %eax		/* an AP's APIC ID is its area's number */
+2:	imul	$AREA_SIZE, %eax, %eax		/* the APIC ID of an AP is the number of its area */
 	add	$AREAS, %eax
 	mov	%rax, %rsp
 	add	$STACK_TOP, %rsp
@@ -65,7 +66,10 @@ idt_pointer:
 	.word	0xFFF
 	.quad	IDT
 
-/* Offset ENTRY64: where the host starts a vCPU in long mode, GS and RSP set, IF as it likes. */
+/*
+ * Offset ENTRY64: the host starts a vCPU here, in long mode, with GS and RSP
+ * set. IF may have any value.
+ */
 	.org	ENTRY64
 idle:
 	mov	CTL(OPERATION), %eax
@@ -124,7 +128,7 @@ op_sti:
 	jmp	leave
 op_hlt:
 	incl	CTL(HALTS)
-	hlt					/* IF as it is */
+	hlt					/* does not change IF */
 	jmp	leave
 op_spin:
 	incq	CTL(SPINS)
@@ -132,7 +136,7 @@ op_spin:
 	je	op_spin
 	jmp	leave
 
-/* r8 = IA32_APIC_BASE; clobbers eax, ecx, edx. */
+/* Read IA32_APIC_BASE into r8. Clobbers rax, ecx, rdx. */
 lapic_base_to_r8:
 	mov	$0x1B, %ecx
 	rdmsr
@@ -141,7 +145,10 @@ lapic_base_to_r8:
 	mov	%rax, %r8
 	ret
 
-/* eax (x2APIC: rax) = the register at offset esi, 0 when the LAPIC is off; clobbers ecx, edx. */
+/*
+ * Read the LAPIC register at offset esi into eax, in x2APIC mode into rax.
+ * r8 is IA32_APIC_BASE. A disabled LAPIC reads as 0. Clobbers ecx, rdx.
+ */
 lapic_read:
 	test	$APIC_BASE_X2APIC, %r8d
 	jnz	1f
@@ -160,7 +167,10 @@ lapic_read:
 	or	%rdx, %rax
 	ret
 
-/* The register at offset esi = eax (x2APIC: rax); clobbers rax, ecx, rdx. */
+/*
+ * Write eax, in x2APIC mode rax, to the LAPIC register at offset esi. r8 is
+ * IA32_APIC_BASE. Clobbers rax, ecx, rdx.
+ */
 lapic_write:
 	test	$APIC_BASE_X2APIC, %r8d
 	jnz	1f
@@ -176,7 +186,7 @@ lapic_write:
 	wrmsr
 	ret
 
-/* On the stack: the vector (pushed by the gate), then the interrupt frame. */
+/* The stack holds the vector, pushed by the gate, and the interrupt frame. */
 handler:
 	push	%rax
 	push	%rbx
@@ -189,7 +199,7 @@ handler:
 	cmp	$2, %ebx
 	je	1f
 	cmp	$16, %ebx
-	jb	fault				/* an exception: a bug, or a corrupted guest */
+	jb	fault				/* an exception */
 1:	mov	CTL(TAKEN), %edi
 	and	$(LOG_RECORDS - 1), %edi
 	imul	$RECORD_SIZE, %edi, %edi
@@ -206,7 +216,7 @@ handler:
 	xor	%ebx, %ebx
 2:	mov	%ebx, %esi
 	shl	$4, %esi
-	add	$REG_ISR, %esi			/* ISR, TMR, IRR lie in a row: 24 words */
+	add	$REG_ISR, %esi			/* ISR, TMR and IRR are adjacent: 24 words */
 	call	lapic_read
 	mov	%eax, RECORD_ISR(%rdi, %rbx, 4)
 	inc	%ebx
@@ -224,7 +234,7 @@ handler:
 	cli
 4:	mov	56(%rsp), %rbx
 	cmp	$2, %ebx
-	je	5f				/* an NMI has no EOI */
+	je	5f				/* an NMI needs no EOI */
 	testl	$FLAG_EOI, CTL(FLAGS)
 	jz	5f
 	call	lapic_base_to_r8
@@ -247,14 +257,17 @@ fault:
 	out	%al, %dx
 	jmp	fault
 
-/* Offset SMI_HANDLER: copied to SMBASE + 0x8000; 16-bit, CS base = SMBASE. */
+/*
+ * Offset SMI_HANDLER: memory.py copies the handler to SMBASE + 0x8000. It runs
+ * in 16-bit mode, with SMBASE as the base of CS.
+ */
 	.org	SMI_HANDLER
 	.code16
 	incl	%cs:(SMI_COUNTER - SMBASE)
 	rsm
 	.code64
 
-/* Offset GATES: one stub per vector. */
+/* Offset GATES: a stub per vector. */
 	.org	GATES
 	.set	vector, 0
 	.rept	256

@@ -1,15 +1,15 @@
 /*
- * KVM_SIGNAL_MSI of one message with many values of one of its words. Python would spend four times
- * as long between the system calls as the kernel spends in them.
+ * Send KVM_SIGNAL_MSI with many values of one word of the message.
  */
 #include <errno.h>
 #include <stdint.h>
 #include <sys/ioctl.h>
 
 /*
- * Send *message with each of count values put into *word on top of what is there, until the first
- * whose return value, or negative errno, is not the expected one; that goes to *got. How many were
- * as expected.
+ * Or each of count values into *word and send *message. Stop after the first
+ * result, the return value or the negative errno, that differs from expected.
+ * Restore *word, store the last result in *got, and return the number of
+ * messages with the expected result.
  */
 int send_values(int fd, unsigned long request, void *message, uint32_t *word,
 		const uint32_t *values, int count, const int16_t *expected, int *got)

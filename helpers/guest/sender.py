@@ -1,4 +1,7 @@
-"""Many messages that differ in one word, sent by sender.c: for what is too much for Python."""
+"""Many messages that differ in one word, sent by sender.c.
+
+Python would spend four times as long between the system calls as the kernel spends in them.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +13,22 @@ from typing import Literal
 from helpers.apic import Message
 from helpers.apic.lapic import bits
 from helpers.guest.assemble import sender
-from helpers.guest.injection import Injection
-from helpers.guest.machine import Machine, msi_of
+from helpers.guest.injection import Injection, msi_of
+from helpers.guest.machine import Machine
 from helpers.kvm import abi
 
 Word = Literal["address_lo", "address_hi", "data"]
 Values = ctypes.Array[ctypes.c_uint32]
 Results = ctypes.Array[ctypes.c_int16]
 Sent = tuple[int, int]
-"""How many were as expected, and what the last one returned."""
+"""Number of messages with the expected result, and the result of the last message."""
 
 WINDOW = 14
-"""Of so many bits all combinations are sent."""
+"""Number of bits of which all combinations are sent: 16,384 messages."""
 
 
 def combinations(mask: int) -> list[int]:
-    """All values of the bits of ``mask``."""
+    """Return all values that the bits of ``mask`` can have."""
     values = [0]
     for bit in bits(mask):
         values += [value | 1 << bit for value in values]
@@ -33,18 +36,19 @@ def combinations(mask: int) -> list[int]:
 
 
 def windows(mask: int) -> list[int]:
-    """``mask`` in overlapping parts of WINDOW bits: the lowest, and the highest."""
+    """Return the lowest WINDOW bits and the highest WINDOW bits of ``mask``, as two masks."""
     places = list(bits(mask))
     return [sum(1 << bit for bit in part) for part in (places[:WINDOW], places[-WINDOW:])]
 
 
 def send_values(fd: int, msi: abi.kvm_msi, word: Word, values: Values, expected: Results) -> Sent:
-    """KVM_SIGNAL_MSI with each of ``values`` or-ed into ``word`` of ``msi``.
+    """Call KVM_SIGNAL_MSI with each of ``values`` or-ed into ``word`` of ``msi``.
 
-    Until a return value, or -errno, is not the expected one.
+    ``expected`` has a result for each value: the return value, or the negative errno. Stop after
+    the first other result.
     """
     got = ctypes.c_int()
-    sent = _sender().send_values(
+    sent = _library().send_values(
         fd,
         abi.KVM_SIGNAL_MSI.number,
         ctypes.byref(msi),
@@ -58,7 +62,7 @@ def send_values(fd: int, msi: abi.kvm_msi, word: Word, values: Values, expected:
 
 
 @cache
-def _sender() -> ctypes.CDLL:
+def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(sender()))
     pointer = ctypes.c_void_p
     library.send_values.argtypes = (
@@ -71,9 +75,10 @@ def _sender() -> ctypes.CDLL:
 def signal_each(
     machine: Machine, message: Message, word: Word, values: Iterable[int], returns: int
 ) -> Injection:
-    """``message`` with each of ``values`` or-ed into a word: what all of them did together.
+    """Send ``message`` with each of ``values`` or-ed into ``word``.
 
-    Each must return ``returns``, a negative errno for -1; Mismatch names the first that does not.
+    Return one injection that has the effects of all messages. Each message must have the result
+    ``returns``, a return value or a negative errno; Mismatch names the first other result.
     """
     listed = list(values)
     array = (ctypes.c_uint32 * len(listed))(*listed)
@@ -86,5 +91,5 @@ def signal_each(
             setattr(msi, word, getattr(msi, word) | listed[sent])
         return (got, 0) if got >= 0 else (-1, -got)
 
-    shot = machine.observe(msi, inject)
-    return shot.returns(returns) if returns >= 0 else shot.fails(-returns)
+    injection = machine.observe(msi, inject)
+    return injection.returns(returns) if returns >= 0 else injection.fails(-returns)

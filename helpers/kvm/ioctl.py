@@ -10,7 +10,8 @@ import ctypes
 import errno
 import os
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from helpers.kvm.abi import Request, kvm_enable_cap, kvm_msi
 
@@ -70,6 +71,9 @@ _call = tuple.__new__  # Call() without the Python frame of NamedTuple.__new__
 trace: deque[Call] = deque(maxlen=400)
 """The latest calls of this process, oldest first. The report shows the calls of one test."""
 
+observers: dict[int, Callable[[int, int, Any, int], None]] = {}
+"""By file descriptor: called after each ioctl, with fd, number, argument and return value."""
+
 
 def raw_ioctl(fd: int, number: int, argument: int) -> tuple[int, int]:
     """Call ioctl(2) with a number or an address; return (return value, errno or 0)."""
@@ -112,6 +116,8 @@ def attempt(fd: int, request: Request, argument: Argument = 0) -> tuple[int, int
             shown = shown.from_buffer_copy(argument)
     result, code = raw_ioctl(fd, request.number, address)
     trace.append(_call(Call, (fd, request, shown, result, code)))
+    if fd in observers:
+        observers[fd](fd, request.number, argument, result)
     return result, code
 
 

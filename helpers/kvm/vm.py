@@ -14,15 +14,11 @@ from helpers.kvm.vcpu import Vcpu
 
 
 class Vm(Closing):
-    """One VM with its vCPUs, memory and irqfds; ``close()`` releases them all.
-
-    ``x2apic_api`` holds the features of KVM_CAP_X2APIC_API enabled so far.
-    """
+    """One VM with its vCPUs, memory and irqfds; ``close()`` releases them all."""
 
     def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
         self.fd = fd
         self.vcpus: list[Vcpu] = []
-        self.x2apic_api = 0
         self._vcpu_mmap_size = vcpu_mmap_size
         self._memory: list[mmap.mmap] = []
         self._eventfds: list[int] = []
@@ -48,8 +44,6 @@ class Vm(Closing):
             abi.KVM_ENABLE_CAP,
             abi.kvm_enable_cap(cap=capability, flags=flags, args=(ctypes.c_uint64 * 4)(*args)),
         )
-        if capability == abi.KVM_CAP_X2APIC_API:
-            self.x2apic_api |= args[0]
 
     def create_irqchip(self) -> None:
         """Create PIC, IOAPIC and LAPICs in the kernel (api.rst, KVM_CREATE_IRQCHIP)."""

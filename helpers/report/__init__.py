@@ -1,1 +1,1 @@
-"""What a run leaves for people: the parts that this suite adds to pytest-html's report."""
+"""The outputs of a run that people keep: the HTML report, result files, comparisons."""

@@ -1,7 +1,7 @@
-"""What one test did, as plain data: collected where the test ran, shown by helpers/report/html.py.
+"""The details of one test as plain data: messages, vCPU states, ioctl trace.
 
-The plugin of helpers/verdicts empties the journal and the trace before each test. Everything here
-is made of dicts, lists, strings and ints, so that xdist can carry it over.
+Details are collected in the process that ran the test and shown by the process that writes the
+report. Only dicts, lists, strings and ints survive the way between the two.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from helpers.verdicts.reports import Carried
 
 REGISTERS = (Register.ID, Register.SVR, Register.LDR, Register.DFR, Register.TPR, Register.PPR)
 
-MAX_INJECTIONS = 12
+MAX_MESSAGES = 12
 MAX_VCPUS = 8
 MAX_TRACE_LINES = 80
 MAX_ERROR = 2000
+"""In characters."""
 
 
-class State(TypedDict):
-    """A vCPU in one moment; vector sets are sorted lists."""
+class VcpuState(TypedDict):
+    """A vCPU between two messages. IRR, ISR and TMR are sorted lists of vectors."""
 
     registers: dict[str, int]
     irr: list[int]
@@ -43,16 +44,21 @@ class State(TypedDict):
 
 
 class VcpuChange(TypedDict):
-    """A vCPU before and after a message; ``after`` is None and ``effect`` empty if unchanged."""
+    """A vCPU before and after a message. Without an effect ``after`` is None."""
 
     index: int
     effect: str
-    before: State
-    after: State | None
+    before: VcpuState
+    after: VcpuState | None
 
 
-class Sent(TypedDict):
-    """A message that was sent; ``words`` are address_lo, address_hi and data, ``pad`` is in hex."""
+class SentMessage(TypedDict):
+    """A message with its effects.
+
+    ``words`` are address_lo, address_hi and data. ``pad`` is in hex, and empty if all zero.
+    ``vcpus_left_out`` counts the vCPUs that are not in ``vcpus``, ``changed_left_out`` the changed
+    vCPUs among those left out.
+    """
 
     words: list[int]
     flags: int
@@ -64,8 +70,8 @@ class Sent(TypedDict):
     changed_left_out: int
 
 
-class Failed(TypedDict):
-    """A :class:`Mismatch`: what was compared, expected and seen."""
+class FailedComparison(TypedDict):
+    """The content of a :class:`Mismatch`."""
 
     subject: str
     expected: str
@@ -73,48 +79,49 @@ class Failed(TypedDict):
 
 
 class Details(TypedDict):
-    """One test.
+    """The details of one test.
 
-    ``error`` is the exception of a test that ended by anything but a mismatch; ``sent_of`` says how
-    many messages it sent, where ``sent`` has only the last of them. ``predicted`` is what the model
-    says of the last one, of a test that ended by a mismatch and sent it to LAPICs in the kernel.
+    ``error`` describes an exception other than a mismatch. ``sent`` has the last messages of the
+    test; ``sent_in_all`` is the number of messages, empty if ``sent`` has them all. ``prediction``
+    is the model's for the last message, where the test ended in a mismatch and the vCPUs have
+    LAPICs in the kernel.
     """
 
-    mismatch: Failed | None
+    mismatch: FailedComparison | None
     error: str
-    sent: list[Sent]
-    sent_of: str
-    predicted: str
+    sent: list[SentMessage]
+    sent_in_all: str
+    prediction: str
     trace: list[str]
     irqchips: list[str]
 
 
 DETAILS = Carried[Details]("details")
-"""Of a report: what its test did."""
+"""The details that travel on a test report."""
 
 
 def collect(item: pytest.Item, error: BaseException | None) -> Details:
-    """What the test that just ran in this process did, and the exception it ended by."""
-    shown = list(journal)[-MAX_INJECTIONS:]
+    """Return the details of the test that just ran in this process and ended with ``error``."""
+    last = list(journal)[-MAX_MESSAGES:]
     or_more = " or more" if len(journal) == journal.maxlen else ""
     return Details(
-        mismatch=_failed(error),
+        mismatch=_failed_comparison(error),
         error="" if error is None or isinstance(error, Mismatch) else _describe(error),
-        sent=[_sent(injection, error) for injection in shown],
-        sent_of=f"{len(journal)}{or_more}" if len(shown) < len(journal) else "",
-        predicted=_predicted(error),
-        trace=_cut(collapse(trace), older=len(trace) == trace.maxlen),
+        sent=[_sent(injection, error) for injection in last],
+        sent_in_all=f"{len(journal)}{or_more}" if len(last) < len(journal) else "",
+        prediction=_prediction(error),
+        trace=_shortened(collapse(trace), is_complete=len(trace) != trace.maxlen),
         irqchips=_irqchips(item),
     )
 
 
-def _failed(error: BaseException | None) -> Failed | None:
+def _failed_comparison(error: BaseException | None) -> FailedComparison | None:
     if not isinstance(error, Mismatch):
         return None
-    return Failed(subject=error.subject, expected=error.expected, actual=error.actual)
+    return FailedComparison(subject=error.subject, expected=error.expected, actual=error.actual)
 
 
-def _predicted(error: BaseException | None) -> str:
+def _prediction(error: BaseException | None) -> str:
     topology = topology_before(journal[-1]) if journal and isinstance(error, Mismatch) else None
     if topology is None:
         return ""
@@ -129,30 +136,30 @@ def _describe(error: BaseException) -> str:
 
 
 def _irqchips(item: pytest.Item) -> list[str]:
-    """The irqchip modes the test met, as far as its fixtures and messages tell."""
-    fixtures = getattr(item, "funcargs", {}).values()
-    kinds = {value.irqchip for value in fixtures if isinstance(value, Machine)}
+    """Return the irqchip modes of the machines that the test's fixtures and messages reveal."""
+    fixtures = item.funcargs.values() if isinstance(item, pytest.Function) else ()
+    modes = {value.irqchip for value in fixtures if isinstance(value, Machine)}
     has_vcpus = any(call.request is abi.KVM_CREATE_VCPU for call in trace)
     if has_vcpus and any(not injection.before for injection in journal):
-        kinds.add("none")
-    return sorted(kinds)
+        modes.add("none")
+    return sorted(modes)
 
 
 # --- messages and vCPUs ---------------------------------------------------------------------------
 
 
-def _sent(injection: Injection, error: BaseException | None) -> Sent:
+def _sent(injection: Injection, error: BaseException | None) -> SentMessage:
     msi = injection.msi
     pad = bytes(msi.pad)
     subject = error.subject if isinstance(error, Mismatch) else ""
 
-    def rank(numbered: tuple[int, Effect]) -> tuple[bool, bool, int]:
-        """First what the mismatch is about, then what changed."""
+    def priority(numbered: tuple[int, Effect]) -> tuple[bool, bool, int]:
+        """Sort the vCPU of the mismatch first, then changed vCPUs."""
         index, effect = numbered
         return not subject.endswith(f"vCPU {index}"), not effect, index
 
-    effects = sorted(enumerate(injection.effects()), key=rank)
-    return Sent(
+    effects = sorted(enumerate(injection.effects()), key=priority)
+    return SentMessage(
         words=[msi.address_lo, msi.address_hi, msi.data],
         flags=msi.flags,
         devid=msi.devid,
@@ -173,14 +180,14 @@ def _change(injection: Injection, index: int, effect: Effect) -> VcpuChange:
     )
 
 
-def _state(snapshot: Snapshot) -> State:
+def _state(snapshot: Snapshot) -> VcpuState:
     lapic = snapshot.lapic
     pending = {
         "NMI": snapshot.nmi_pending,
         "SMI": snapshot.smi_pending,
         "INIT": snapshot.latched_init,
     }
-    return State(
+    return VcpuState(
         registers={register.name: lapic[register] for register in REGISTERS},
         irr=sorted(lapic.irr),
         isr=sorted(lapic.isr),
@@ -194,7 +201,7 @@ def _state(snapshot: Snapshot) -> State:
 
 
 def collapse(calls: Iterable[Call]) -> list[str]:
-    """The calls, one a line; what is done to one fd after the other, or repeated, stands once."""
+    """Return the calls, one a line. Repeated calls, and equal calls on several fds, stand once."""
     bursts: list[tuple[list[int], list[str]]] = []
     for fd, run in groupby(calls, key=lambda call: call.fd):
         texts = [str(call).replace(f"(fd {fd}", "(fd", 1) for call in run]
@@ -220,11 +227,15 @@ def _times(count: int) -> str:
     return f"  (x {count})" if count > 1 else ""
 
 
-def _cut(lines: list[str], older: bool) -> list[str]:
-    """The beginning and the end of a trace that is too long; ``older``: calls are missing."""
+def _shortened(lines: list[str], is_complete: bool) -> list[str]:
+    """Return the beginning and the end of a long trace, with a line for the calls left out.
+
+    ``is_complete`` is False where the trace itself had no room for the first calls of the test.
+    """
     if len(lines) > MAX_TRACE_LINES:
         first = MAX_TRACE_LINES // 4
         last = MAX_TRACE_LINES - first
         left_out = len(lines) - first - last
         lines = [*lines[:first], f"... {left_out} lines left out ...", *lines[-last:]]
-    return [f"... calls before the last {trace.maxlen} left out ...", *lines] if older else lines
+    missing = [] if is_complete else [f"... calls before the last {trace.maxlen} left out ..."]
+    return missing + lines

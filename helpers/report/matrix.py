@@ -1,14 +1,21 @@
-"""Tests by kernels: what a run over several kernels came to."""
+"""The results of a run over several kernels: a row for each test, a column for each kernel."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+from helpers.report.run import Phase
+from helpers.verdicts.reports import Verdict
 
 
 @dataclass
 class Cell:
-    """A test on one kernel; ``parts`` are the names of those that show what it did."""
+    """A test on one kernel.
+
+    ``number`` is the cell's number in links, ``parts`` are the ids of the parts (see html.py) that
+    the cell unfolds to.
+    """
 
     number: str
     outcome: str
@@ -16,14 +23,14 @@ class Cell:
     parts: list[str] = field(default_factory=list)
 
     @property
-    def shows(self) -> tuple[str, str]:
-        """What is compared between kernels: a deviation that did not happen makes no difference."""
+    def compared(self) -> tuple[str, str]:
+        """Outcome and deviation. A deviation that a passed test did not show does not count."""
         return self.outcome, "" if self.outcome == "passed" else self.deviation
 
 
 @dataclass
 class Row:
-    """A test; ``cells`` by column, without those of kernels that did not come to it."""
+    """A test. ``cells`` are by column; a kernel that did not run the test has none."""
 
     name: str
     clause: str
@@ -31,11 +38,32 @@ class Row:
 
     @property
     def differs(self) -> bool:
-        """Whether kernels that ran the test do not agree."""
-        return len({cell.shows for cell in self.cells.values()}) > 1
+        """Whether kernels that ran the test disagree."""
+        return len({cell.compared for cell in self.cells.values()}) > 1
 
 
-def ordered(rows: Mapping[str, Row], nodeids: Sequence[str]) -> list[Row]:
-    """The rows, which come by node id, in the order of ``nodeids``; others are last."""
-    place = {nodeid: number for number, nodeid in enumerate(nodeids)}
-    return [rows[nodeid] for nodeid in sorted(rows, key=lambda id: place.get(id, len(place)))]
+class Matrix:
+    """The rows of all tests, by node id."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Row] = {}
+
+    def add(self, phase: Phase, number: str, parts: Iterable[str]) -> Cell:
+        """Add a phase to its test's cell and return the cell. ``number`` is for a new cell."""
+        verdict = phase.verdict or Verdict("")
+        cells = self.rows.setdefault(phase.nodeid, Row(phase.test, verdict.clause)).cells
+        if phase.column not in cells:
+            cells[phase.column] = Cell(number, phase.outcome, verdict.deviation)
+        elif phase.outcome == "error":
+            cells[phase.column].outcome = phase.outcome
+        cells[phase.column].parts.extend(parts)
+        return cells[phase.column]
+
+    def groups(self, nodeids: Sequence[str]) -> dict[bool, list[Row]]:
+        """Return the rows by ``differs``, in the order of ``nodeids``. Other rows are last."""
+        position = {nodeid: number for number, nodeid in enumerate(nodeids)}
+        ordered = sorted(self.rows, key=lambda nodeid: position.get(nodeid, len(position)))
+        rows = [self.rows[nodeid] for nodeid in ordered]
+        return {
+            differs: [row for row in rows if row.differs is differs] for differs in (True, False)
+        }

@@ -1,4 +1,4 @@
-"""The clauses of clauses.toml: every checkable statement, where it stands, and since when."""
+"""The clauses of clauses.toml: each checkable statement, with the document that makes it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from helpers.spec.table import read
 
 Level = Literal["documented", "required", "architectural", "observed"]
 LEVELS: dict[Level, str] = {
-    "documented": "Linux's Documentation/virt/kvm says so",
-    "required": "asked of this suite, though no document says it",
-    "architectural": "the processor manuals say so",
-    "observed": "no document; what the reference kernel does",
+    "documented": "Linux's Documentation/virt/kvm makes the statement",
+    "required": "this suite makes the statement, and no document does",
+    "architectural": "the processor manuals make the statement",
+    "observed": "no document makes the statement: the reference kernel behaves so",
 }
 
 
@@ -21,8 +21,9 @@ LEVELS: dict[Level, str] = {
 class Clause:
     """One checkable statement.
 
-    ``source`` is document and section, or file and function. ``since`` is the first kernel version
-    that owes the clause. ``unchecked`` says why no x86 kernel can be held to it.
+    ``source`` names document and section, or file and function. ``since`` is the first kernel
+    version that owes the clause. ``unchecked`` says why no x86 kernel can break the clause; empty
+    for a clause that has tests.
     """
 
     id: str

@@ -16,19 +16,24 @@ T = TypeVar("T")
 
 
 class SpecError(ValueError):
-    """A table that does not fit; the message is one line."""
+    """A file or an entry that does not fit. The message is one line."""
 
 
-def read(file: Path, kind: type[T]) -> dict[str, T]:
-    """Read each table of ``file`` as a ``kind``, whose field ``id`` is the table's name.
+def read(file: Path, kind: type[T], within: str = "") -> dict[str, T]:
+    """Return {name: entry} of the tables in ``file``, each read as the dataclass ``kind``.
 
-    A field is a str, a bool, a Literal, a dataclass, a tuple of such, or one of them or None.
-    Raises SpecError.
+    ``within`` names the table that holds them, in a file of several kinds. The name of a table
+    becomes the field ``id``. The type of a field is str, bool, int, Literal, a dataclass, a tuple
+    of such types, or ``None |`` such a type. Raises SpecError.
     """
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SpecError(f"{file.name}: {error}") from None
+    if within:
+        if within not in tables:
+            raise SpecError(f"{file.name}: no table {within}")
+        tables = tables[within]
     return {id: _table(f"{file.name}: {id}", kind, table, id=id) for id, table in tables.items()}
 
 
@@ -52,21 +57,29 @@ def _table(place: str, kind: Any, table: object, **given: object) -> Any:
 
 def _value(place: str, kind: Any, value: object) -> object:
     arguments = get_args(kind)
+    if isinstance(kind, UnionType):
+        kind = next(each for each in arguments if each is not NoneType)
+        return _value(place, kind, value)
+    if is_dataclass(kind):
+        return _table(place, kind, value)
+    if get_origin(kind) is tuple:
+        return _tuple(place, arguments, value)
     if get_origin(kind) is Literal:
         if value not in arguments:
             raise SpecError(f"{place}: {value!r} is none of {' '.join(arguments)}")
         return value
-    if isinstance(kind, UnionType):
-        return _value(place, next(each for each in arguments if each is not NoneType), value)
-    if get_origin(kind) is tuple:
-        if not isinstance(value, list):
-            raise SpecError(f"{place}: {value!r} is not a list")
-        types = arguments[:1] * len(value) if arguments[-1] is ... else arguments
-        if len(types) != len(value):
-            raise SpecError(f"{place}: {value!r} does not have {len(types)} items")
-        return tuple(_value(place, *pair) for pair in zip(types, value, strict=True))
-    if is_dataclass(kind):
-        return _table(place, kind, value)
-    if type(value) is not kind or value == "":
-        raise SpecError(f"{place}: {value!r} is no {kind.__name__}")
+    if type(value) is not kind:
+        raise SpecError(f"{place}: {value!r} is not of type {kind.__name__}")
+    if value == "":
+        raise SpecError(f"{place}: empty")
     return value
+
+
+def _tuple(place: str, types: tuple[Any, ...], value: object) -> tuple[object, ...]:
+    if not isinstance(value, list):
+        raise SpecError(f"{place}: {value!r} is not a list")
+    if types[-1] is ...:
+        types = types[:1] * len(value)
+    if len(types) != len(value):
+        raise SpecError(f"{place}: {value!r} does not have {len(types)} items")
+    return tuple(_value(place, *pair) for pair in zip(types, value, strict=True))

@@ -1,1 +1,1 @@
-"""Every message there is, and made-up sequences of ioctls: the engines and their options."""
+"""The sweep of the message space, made-up sequences, and the options of pytest for both."""

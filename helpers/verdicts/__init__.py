@@ -1,4 +1,4 @@
-"""How an outcome becomes a verdict."""
+"""Turn the outcomes of tests into verdicts on clauses."""
 
 from helpers.verdicts.marks import clause, deviation
 

@@ -1,4 +1,4 @@
-"""The kernel under test: what is known of it before any test, and whether it can be tested."""
+"""The kernel under test: the facts known before any test, and whether KVM can be tested."""
 
 from __future__ import annotations
 
@@ -34,12 +34,16 @@ CAPABILITIES = {
 
 
 class Untestable(Exception):
-    """Nothing here can be judged; the message is one line and says how to mend it."""
+    """This machine's KVM cannot be tested. The message is one line: the cause and the remedy."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """The running kernel. ``version`` is (major, minor); ``parameters`` has "module.name" keys."""
+    """A kernel under test.
+
+    ``version`` is (major, minor), ``vendor`` the module that drives /dev/kvm. ``capabilities`` is
+    {name: KVM_CHECK_EXTENSION}, ``parameters`` {"module.name": value}.
+    """
 
     release: str
     version: tuple[int, int]
@@ -62,13 +66,13 @@ class Kernel:
 
     @property
     def vector_hashing(self) -> bool:
-        """kvm.vector_hashing, on by default (52004014f7c6, Linux 4.5)."""
+        """Whether kvm.vector_hashing is on, as by default (52004014f7c6, Linux 4.5)."""
         return self.parameters.get("kvm.vector_hashing", "Y") != "N"
 
 
 @cache
 def running_kernel() -> Kernel:
-    """Read off this machine; call :func:`require_testable` first."""
+    """Return the facts of the running kernel. Call :func:`require_testable` first."""
     with System() as system:
         capabilities = {name: system.check_extension(cap) for name, cap in CAPABILITIES.items()}
     release = platform.release()
@@ -87,9 +91,10 @@ def running_kernel() -> Kernel:
 
 
 def vendor_of(modules: Set[str], flags: Set[str]) -> str:
-    """Which of the vendor modules there are drives /dev/kvm.
+    """Return the name of the vendor module that drives /dev/kvm, or "unknown".
 
-    A kernel may have both kvm_intel and kvm_amd built in; the processor can use one of them.
+    ``modules`` are the vendor modules in the kernel, ``flags`` the flags of /proc/cpuinfo. A kernel
+    may have both kvm_intel and kvm_amd built in, and the processor supports one of the two.
     """
     usable = {"kvm_intel": "vmx" in flags, "kvm_amd": "svm" in flags}
     ranked = sorted(modules, key=lambda name: (name != "kvm_pvm", not usable.get(name), name))
@@ -108,14 +113,15 @@ def _module_parameters() -> dict[str, str]:
             try:
                 parameters[f"{module}.{file.name}"] = file.read_text().strip()
             except OSError:
-                continue  # write-only parameters exist
+                continue  # Some parameters are write-only.
     return parameters
 
 
 def topology_before(injection: Injection) -> Topology | None:
-    """The machine a message was sent to, as the model sees it.
+    """Return the state of the machine before the message, as the model describes machines.
 
-    None where no vCPU has a LAPIC in the kernel, or one is in a state that no vCPU of x86 can have.
+    Return None where no vCPU has an in-kernel LAPIC, or where a vCPU is in a state that the model
+    does not know.
     """
     if not injection.before:
         return None
@@ -127,42 +133,59 @@ def topology_before(injection: Injection) -> Topology | None:
 
 
 def is_x86_64() -> bool:
-    """Whether this machine's KVM is the one that the suite knows."""
+    """Return whether this machine's KVM is the KVM of x86-64."""
     return platform.machine() in ("x86_64", "AMD64")
 
 
 def require_testable(path: str = "/dev/kvm") -> None:
     """Raise :class:`Untestable` unless this machine has a KVM the suite can judge."""
     if not is_x86_64():
-        machine = platform.machine()
-        raise Untestable(f"this suite judges KVM on x86-64, and this machine is {machine}")
+        raise Untestable(
+            f"this suite tests KVM on x86-64, and this machine is {platform.machine()}: run the "
+            "suite on an x86-64 machine"
+        )
     try:
         system = System(path)
     except FileNotFoundError:
         raise Untestable(
-            f"no {path}: nothing to test. Load KVM (modprobe kvm_intel or kvm_amd) and check that "
-            "virtualization is enabled in the firmware, or in the hypervisor of this machine"
+            f"no {path}: load KVM (modprobe kvm_intel or kvm_amd), and enable virtualization in "
+            "the firmware or the hypervisor of this machine"
         ) from None
     except PermissionError:
         raise Untestable(
-            f"{path} cannot be opened by user {os.getuid()}: run as root, or join its group "
+            f"{path} cannot be opened by user {os.getuid()}: run as root, or join the group kvm "
             "(sudo usermod -aG kvm $USER, then log in again)"
         ) from None
     except OSError as error:
-        raise Untestable(f"{path} cannot be opened: {error.strerror}") from None
+        raise Untestable(
+            f"{path} cannot be opened: {error.strerror}; load KVM, and check that {path} is the "
+            "character device 10:232"
+        ) from None
+    _require_irqchip(system, path)
+    try:
+        build_all()
+    except AssemblyError as error:
+        raise Untestable(str(error)) from None
+
+
+def _require_irqchip(system: System, path: str) -> None:
+    """Close ``system``. Raise Untestable unless the KVM has an in-kernel irqchip."""
     with system:
         try:
             version = system.api_version()
             irqchip = system.check_extension(abi.KVM_CAP_IRQCHIP)
         except OSError as error:
-            raise Untestable(f"{path} is not a KVM device: {error}") from None
+            raise Untestable(
+                f"{path} is not a KVM device: {error}; check that {path} is the character device "
+                "10:232"
+            ) from None
     if version != abi.KVM_API_VERSION:
-        raise Untestable(f"KVM_GET_API_VERSION is {version}; this suite is written for 12")
+        raise Untestable(
+            f"KVM_GET_API_VERSION is {version}, and this suite is written for "
+            f"{abi.KVM_API_VERSION}: run Linux 2.6.22 or later"
+        )
     if irqchip <= 0:
         raise Untestable(
-            "KVM_CAP_IRQCHIP is 0: this KVM has no in-kernel irqchip to inject MSIs into"
+            "KVM_CAP_IRQCHIP is 0, and KVM_SIGNAL_MSI needs an in-kernel irqchip: use a KVM module "
+            "that has one"
         )
-    try:
-        build_all()
-    except AssemblyError as error:
-        raise Untestable(str(error)) from None

@@ -1,4 +1,4 @@
-"""Watching the kernel complain: new WARNING, BUG and Oops lines, and the taint flags."""
+"""Find complaints of the kernel: new WARNING, BUG and Oops lines, and changed taint flags."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ _COMPLAINT = re.compile(
 
 
 class KernelLog:
-    """/dev/kmsg from now on. ``readable`` is False where the user may not read it."""
+    """The kernel log from now on, and the kernel's taint flags.
+
+    ``readable`` is False where the user may not read the log.
+    """
 
     def __init__(self, path: str = "/dev/kmsg") -> None:
-        # Open for the whole run: opening it takes several times as long as reading it.
+        # Open for the whole run: opening the file takes several times as long as reading.
         self._taint_fd = _open(TAINT)
         self._taint = self._read_taint()
         self._fd = _open(path)
@@ -45,13 +48,13 @@ class KernelLog:
             self._fd = -1
 
     def complaints(self) -> list[str]:
-        """What the kernel has complained of since the last call."""
-        said = [line for line in self._new_lines() if _COMPLAINT.search(line)]
+        """Return the complaints since the last call, oldest first."""
+        found = [line for line in self._new_lines() if _COMPLAINT.search(line)]
         taint = self._read_taint()
         if taint != self._taint:
-            said.append(f"the kernel's taint flags changed from {self._taint} to {taint}")
+            found.append(f"the kernel's taint flags changed from {self._taint} to {taint}")
             self._taint = taint
-        return said
+        return found
 
     def _new_lines(self) -> list[str]:
         lines: list[str] = []
@@ -61,25 +64,25 @@ class KernelLog:
             except BlockingIOError:
                 break
             except BrokenPipeError:
-                continue  # overrun: the ring moved on, reading goes on with the oldest record
+                continue  # Overrun: the next read returns the oldest record that is left.
             except OSError:
                 self._stop_reading()
                 break
             if not record:
-                break  # no kernel log: /dev/null in its place, as some containers have it
-            # "priority,sequence,time,flags;text", then " KEY=value" lines.
+                break  # Some containers have /dev/null in place of the kernel log.
+            # A record is "priority,sequence,time,flags;text", then lines of " KEY=value".
             lines.append(record.partition(";")[2].split("\n", 1)[0])
         return lines
 
     def _read_taint(self) -> int:
-        """0 where it cannot be read."""
+        """Return the taint flags; 0 where the flags cannot be read."""
         with contextlib.suppress(OSError, ValueError):
             return int(os.pread(self._taint_fd, 64, 0))
         return 0
 
 
 def _open(path: str | Path) -> int:
-    """-1 where that is not possible."""
+    """Return a file descriptor, or -1."""
     with contextlib.suppress(OSError):
         return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     return -1

@@ -1,4 +1,4 @@
-"""The marks of a test: the clause it checks, the known deviations it meets."""
+"""The marks of a test: the clause that the test checks, and known deviations."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def clause(id: str) -> pytest.MarkDecorator:
 
 
 def deviation(id: str) -> pytest.MarkDecorator:
-    """Mark a test with a deviation it meets. Raises KeyError for an unknown id."""
+    """Mark a test with a known deviation. Raises KeyError for an unknown id."""
     return pytest.mark.deviation(DEVIATIONS[id])

@@ -1,6 +1,6 @@
-"""What travels on a test report, from the process that runs the test to the one that reports it.
+"""Data that travels on a test report, from the process that runs a test to the reporting process.
 
-pytest, pytest-xdist and helpers/kernels carry a report's attributes over, if they are plain data.
+pytest, pytest-xdist and helpers/kernels transfer each attribute of a report that is plain data.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Carried(Generic[T]):
-    """An attribute of reports. ``T`` is plain data: dicts, lists, strings and numbers."""
+    """An attribute of test reports. ``T`` is plain data: dicts, lists, strings and numbers."""
 
     def __init__(self, name: str) -> None:
         self._name = f"kvm_{name}"
@@ -22,15 +22,16 @@ class Carried(Generic[T]):
         setattr(report, self._name, value)
 
     def get(self, report: pytest.TestReport) -> T | None:
-        """Return the value; None on a report that has none."""
+        """Return the value; None for a report without the attribute."""
         return cast("T | None", getattr(report, self._name, None))
 
 
 class Verdict(NamedTuple):
-    """What a test's outcome means.
+    """The meaning of a test's outcome.
 
-    ``clause`` is the id of the clause, ``deviation`` of the known deviation that the test shows,
-    or, with ``backport``, does not show. ``repeat`` is the command that repeats the test.
+    ``clause`` is the id of a clause. ``deviation`` is the id of the known deviation that the test
+    showed, or, with ``backport``, did not show. ``note`` is for the reader. ``repeat`` is the
+    command that repeats the test.
     """
 
     clause: str
@@ -45,12 +46,12 @@ _VERDICT = Carried[dict[str, Any]]("verdict")
 
 
 def put_column(report: pytest.TestReport, column: str) -> None:
-    """Say which of several kernels a report is of."""
+    """Attach the name of the column, in a run over several kernels."""
     _COLUMN.put(report, column)
 
 
 def column_of(report: pytest.TestReport) -> str:
-    """Return which of several kernels a report is of; empty where there is one."""
+    """Return the name of a report's column; empty in a run over one kernel."""
     return _COLUMN.get(report) or ""
 
 

@@ -1,4 +1,4 @@
-"""How the kernel under test differs from the reference kernel."""
+"""Find how the kernel under test differs from the reference kernel."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from helpers.verdicts.kernel import Kernel
 def switches_of(kernel: Kernel, system: System) -> Switches:
     """Return the switches of the running kernel.
 
-    A switch is off if a deviation that applies names it, unless the deviation's case shows that
-    the fix was backported.
+    A switch is off if a deviation of this kernel names the switch, unless the deviation's case
+    shows that the kernel has a backport of the fix.
     """
     off = [
         entry.switch

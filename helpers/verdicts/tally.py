@@ -1,4 +1,4 @@
-"""What a run's tests came to, kernel by kernel."""
+"""Count the results of one kernel's tests, by test and by clause."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ CLAUSE_STATES = ("holds", "deviates", "broken", "not tested")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """How one test ended: passed, failed, error, skipped or xfailed.
+    """One test's result.
 
-    ``deviation`` is the one it showed, or, if ``backport``, was expected to show and did not.
+    ``outcome`` is passed, failed, error, skipped or xfailed. ``deviation`` is the id of the known
+    deviation that the test showed, or, with ``backport``, did not show.
     """
 
     outcome: str
@@ -31,9 +32,12 @@ class Result:
 
 @dataclass
 class Tally:
-    """One kernel's results. ``column`` names it in a run of several; ``kernel`` is None until it
-    has said what it is; ``broken`` is why it could not be judged, or not to the end; ``left`` is
-    how many tests were not run because enough others had failed (--maxfail-each).
+    """One kernel's results.
+
+    ``column`` names the kernel in a run over several kernels. ``kernel`` is None until the kernel
+    has reported the facts. ``broken`` is the reason why some or all tests could not be run.
+    ``left`` is the number of tests not run after --maxfail-each failures. ``results`` is
+    {node id: result}, ``outcomes`` {clause id: {outcome: number of tests}}.
     """
 
     column: str = ""
@@ -41,43 +45,41 @@ class Tally:
     broken: str = ""
     left: int = 0
     results: dict[str, Result] = field(default_factory=dict)
-    """By node id."""
     outcomes: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
-    """By clause."""
 
     def count(self, nodeid: str, clause: str, result: Result) -> None:
-        """Add a test's result; a test that failed and then could not clean up has two."""
+        """Add a result. A test that fails and whose teardown fails too has two results."""
         self.outcomes[clause][result.outcome] += 1
         if result.outcome == "error" or nodeid not in self.results:
             self.results[nodeid] = result
 
     @property
     def judged(self) -> bool:
-        """Whether any test came to a verdict."""
+        """Whether any test came to a verdict; a skipped test did not."""
         return any(result.outcome != "skipped" for result in self.results.values())
 
     @property
     def totals(self) -> Counter[str]:
-        """How many tests had which outcome."""
+        """{outcome: number of results}."""
         return sum(self.outcomes.values(), Counter())
 
     @property
     def deviations(self) -> Counter[str]:
-        """How many tests showed which known deviation."""
+        """{deviation id: number of tests that showed the deviation}."""
         shown = (result for result in self.results.values() if result.outcome == "xfailed")
         return Counter(result.deviation for result in shown)
 
     @property
     def backports(self) -> Counter[str]:
-        """How many tests passed where a deviation is known."""
+        """{deviation id: number of tests that passed in spite of the deviation}."""
         return Counter(result.deviation for result in self.results.values() if result.backport)
 
     def clause_states(self) -> dict[str, str]:
-        """Every clause's state, one of CLAUSE_STATES."""
+        """Return {clause id: state} of all clauses; a state is one of CLAUSE_STATES."""
         return {id: clause_state(self.outcomes.get(id, Counter())) for id in CLAUSES}
 
     def levels(self) -> dict[str, dict[str, str]]:
-        """The clause states by level."""
+        """Return {level: {clause id: state}}."""
         states = self.clause_states()
         return {
             level: {id: states[id] for id, entry in CLAUSES.items() if entry.level == level}
@@ -85,7 +87,7 @@ class Tally:
         }
 
     def summary(self) -> Iterator[str]:
-        """Lines for the terminal: clauses by level, those that no test confirmed, deviations."""
+        """Yield lines for the terminal: levels, clauses without a passing test, deviations."""
         for level, states in self.levels().items():
             counts = Counter(states.values())
             numbers = "  ".join(f"{counts[state]:3} {state}" for state in CLAUSE_STATES)
@@ -99,14 +101,17 @@ class Tally:
             else:
                 not_run += 1
         if not_run:
-            yield f"no passing test: {not_run} clauses whose tests were not run"
+            yield f"no passing test: {not_run} clauses, whose tests were not run"
         for name, counter in (("known deviation", self.deviations), ("backport", self.backports)):
             for id, number in sorted(counter.items()):
                 yield f"{name}: {id}, {number} test{'s' * (number != 1)}"
 
 
 def clause_state(outcomes: Counter[str]) -> str:
-    """``broken`` by any failure, ``deviates`` by any known deviation, ``holds`` by passes alone."""
+    """Return the state of a clause, from {outcome: number of tests}.
+
+    One failure makes a clause broken, else one known deviation makes the clause deviate.
+    """
     if outcomes["failed"] or outcomes["error"]:
         return "broken"
     if outcomes["xfailed"]:

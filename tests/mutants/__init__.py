@@ -1,1 +1,1 @@
-"""Broken kernels, each by one edit, that the suite must catch; ``python -m tests.mutants``."""
+"""Kernel mutants: KVM broken by one edit each; ``python -m tests.mutants`` judges them."""

@@ -1,8 +1,11 @@
-"""Prove that the suite bites: build broken KVMs, and see which test catches each.
+"""Build kernel mutants, run the suite on each, and tell which test catches it.
 
 python -m tests.mutants                      all mutants, on Linux 6.12
-python -m tests.mutants --kernel=6.1 NAME    one
-python -m tests.mutants --list               what there is
+python -m tests.mutants --kernel=6.1 MUTANT  one mutant, on Linux 6.1
+python -m tests.mutants --list               all mutants, with the clause that each breaks
+
+The exit code is 0 if the unmutated build passes and every mutant is caught by a test of its clause,
+1 if a mutant is not, and 2 on errors.
 """
 
 from __future__ import annotations
@@ -16,120 +19,147 @@ from pathlib import Path
 
 from helpers.kernels.packages import KernelError
 from helpers.progress import Bar
-from tests.mutants.judge import UNMUTATED, Fate, batches, judge, run
+from helpers.spec.table import SpecError
+from tests.mutants.judge import UNMUTATED, MutantResult, batches, judge, run
 from tests.mutants.mutant import Mutant, MutantError, mutants
 from tests.mutants.tree import Tree, kernel
 
-_SECONDS = 20  # of a test; a kernel that loses messages makes many wait
+# Seconds per test. On a kernel that loses messages, many tests wait until the timeout.
+_TIMEOUT = 20
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 if the unmutated build passes and every mutant is caught as it must be, or argued."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tests.mutants", description="Build broken KVMs; which test catches each?"
-    )
-    parser.add_argument("name", nargs="*", help="mutants; all there are for the kernel")
-    parser.add_argument("--kernel", default="6.12", help="a packaged kernel: 6.12")
-    parser.add_argument(
-        "--jobs", type=int, default=len(os.sched_getaffinity(0)), help="for make, and guests"
-    )
-    parser.add_argument(
-        "--report", type=Path, help="write the table to this file; of mutants not run now, keep it"
-    )
-    parser.add_argument("--list", action="store_true", help="show the mutants")
-    given = parser.parse_args(arguments)
+    """Run the command line; return the exit code."""
+    given = _parser().parse_args(arguments)
     try:
         every = mutants()
-        if unknown := set(given.name) - {mutant.name for mutant in every}:
-            raise MutantError(f"no mutant {', '.join(sorted(unknown))}; --list shows them")
+        if unknown := set(given.mutant) - {mutant.id for mutant in every}:
+            raise MutantError(f"no mutant {', '.join(sorted(unknown))}; --list shows all")
         if given.list:
-            for mutant in _chosen(every, given.name):
-                print(f"{mutant.area:8} {mutant.name:36} {mutant.breaks}")
+            for mutant in _chosen(every, given.mutant):
+                print(f"{mutant.id:36} {mutant.clause:24} {mutant.breaks}")
             return 0
-        return _prove(every, given)
-    except (KernelError, MutantError) as reason:
+        return _judge_all(every, given)
+    except (KernelError, MutantError, SpecError) as reason:
         print(f"error: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
 
 
-def _chosen(every: Sequence[Mutant], names: Sequence[str]) -> list[Mutant]:
-    return [mutant for mutant in every if not names or mutant.name in names]
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.mutants",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("mutant", nargs="*", help="mutants to judge; default: all for the kernel")
+    parser.add_argument("--kernel", default="6.12", help="packaged kernel; default: 6.12")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=len(os.sched_getaffinity(0)),
+        help="make jobs, and guests at a time; default: one per processor",
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        help="file for the table; rows of mutants that do not run now are kept",
+    )
+    parser.add_argument("--list", action="store_true", help="list the mutants and exit")
+    return parser
 
 
-def _prove(every: Sequence[Mutant], given: argparse.Namespace) -> int:
+def _chosen(every: Sequence[Mutant], ids: Sequence[str]) -> list[Mutant]:
+    return [mutant for mutant in every if not ids or mutant.id in ids]
+
+
+def _judge_all(every: Sequence[Mutant], given: argparse.Namespace) -> int:
+    """Build and judge the chosen mutants, print the table, and return the exit code."""
     tree = Tree(kernel(given.kernel))
     every = [mutant for mutant in every if mutant.is_for(tree.name)]
-    chosen = _chosen(every, given.name)
-    if len(chosen) < len(given.name):
-        raise MutantError(f"not all of {', '.join(given.name)} are for Linux {tree.name}")
+    chosen = _chosen(every, given.mutant)
+    if len(chosen) < len(given.mutant):
+        raise MutantError(f"not all of {', '.join(given.mutant)} apply to Linux {tree.name}")
+    modules, results = _build(tree, chosen, given.jobs)
+    options = [f"-n{given.jobs}", f"--timeout={_TIMEOUT}"]
+    _judge_unmutated(tree.name, modules, options)
     cells = read(given.report) if given.report else {}
-    places, fates = {}, {}
-    bar = Bar("building", len(chosen), unit="mutants", scale=1)
+    cells |= {m.id: results[m.id].cell(m.clause) for m in chosen if m.id in results}
     begun = time.monotonic()
-    built = tree.build(UNMUTATED, {}, given.jobs)
-    for number, mutant in enumerate(chosen, 1):
-        bar.show(number)
-        try:
-            changed = dict([mutant.apply(tree.sources)])
-            places[mutant.name] = tree.build(mutant.name, changed, given.jobs)
-        except MutantError as reason:
-            fates[mutant.name] = Fate(error=str(reason))
-    bar.end()
-    _say(f"built in {time.monotonic() - begun:.0f} s")
-    options = [f"-n{given.jobs}", f"--timeout={_SECONDS}"]
-    begun = time.monotonic()
-    plain = run(tree.name, {UNMUTATED: built}, {}, options)[UNMUTATED]
-    if plain.error or plain.failures:
-        raise MutantError(f"the unmutated build does not pass: {plain}")
-    _say(f"unmutated: {plain.run} tests in {time.monotonic() - begun:.0f} s, none failed")
-    cells |= {
-        mutant.name: fates[mutant.name].says(mutant) for mutant in chosen if mutant.name in fates
-    }
-    begun = time.monotonic()
-    for batch in batches([mutant for mutant in chosen if mutant.name in places]):
-        fates |= judge(tree.name, places, batch, options)
+    for batch in batches([mutant for mutant in chosen if mutant.id in modules]):
+        results |= judge(tree.name, modules, batch, options)
         for mutant in batch:
-            cells[mutant.name] = fates[mutant.name].says(mutant)
-            _say(f"{mutant.name}: {cells[mutant.name]}")
+            cells[mutant.id] = results[mutant.id].cell(mutant.clause)
+            _log(f"{mutant.id}: {cells[mutant.id]}")
         if given.report:
             given.report.write_text(table(tree.name, every, cells))
     seconds = time.monotonic() - begun
     print(table(tree.name, chosen, cells))
-    _say(f"judged in {seconds:.0f} s, {seconds / max(1, len(chosen)):.0f} s a mutant")
-    return 0 if all(fates[mutant.name].is_fine(mutant) for mutant in chosen) else 1
+    _log(f"judged in {seconds:.0f} s, {seconds / max(1, len(chosen)):.0f} s per mutant")
+    return 0 if all(result.caught for result in results.values()) else 1
+
+
+def _build(
+    tree: Tree, chosen: Sequence[Mutant], jobs: int
+) -> tuple[dict[str, Path], dict[str, MutantResult]]:
+    """Build the unmutated modules and those of each mutant.
+
+    Return {mutant id: directory of modules} and, for builds that fail, {mutant id: MutantResult}.
+    Raises MutantError if the unmutated modules do not build.
+    """
+    modules, errors = {}, {}
+    bar = Bar("building", len(chosen), unit="mutants", scale=1)
+    begun = time.monotonic()
+    modules[UNMUTATED] = tree.build(UNMUTATED, {}, jobs)
+    for number, mutant in enumerate(chosen, 1):
+        bar.show(number)
+        try:
+            modules[mutant.id] = tree.build(mutant.id, dict([mutant.apply(tree.sources)]), jobs)
+        except MutantError as reason:
+            errors[mutant.id] = MutantResult(error=str(reason))
+    bar.end()
+    _log(f"built in {time.monotonic() - begun:.0f} s")
+    return modules, errors
+
+
+def _judge_unmutated(kernel: str, modules: Mapping[str, Path], options: Sequence[str]) -> None:
+    """Raise MutantError unless the suite passes on the unmutated modules."""
+    begun = time.monotonic()
+    found = run(kernel, {UNMUTATED: modules[UNMUTATED]}, {}, options)[UNMUTATED]
+    if found.error or found.failures:
+        reason = found.error or f"{', '.join(found.failures)} failed"
+        raise MutantError(f"the unmutated build does not pass: {reason}")
+    _log(f"unmutated: {found.tests} tests in {time.monotonic() - begun:.0f} s, none failed")
 
 
 def read(report: Path) -> dict[str, str]:
-    """The last cells of a report's rows: {mutant: caught by}."""
+    """Return {mutant id: last cell of the row} of a report; empty if there is no file."""
     lines = report.read_text().splitlines() if report.exists() else []
     rows = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("| ")]
     return {cells[1]: cells[-2] for cells in rows if cells[1] != "mutant"}
 
 
 def table(release: str, listed: Sequence[Mutant], cells: Mapping[str, str]) -> str:
-    """A report in Markdown."""
-    judged = [mutant for mutant in listed if mutant.name in cells]
-    caught = sum(cells[mutant.name].startswith("`") for mutant in judged)
+    """Return the report in Markdown, with a row for each mutant in ``cells``."""
+    judged = [mutant for mutant in listed if mutant.id in cells]
+    caught = sum(cells[mutant.id].startswith("`") for mutant in judged)
     lines = [
         f"# Mutants of Linux {release}",
         "",
-        f"{caught} of {len(judged)} caught: by which test first, and by how many of its clause.",
-        "`python -m tests.mutants` makes this table.",
+        f"{caught} of {len(judged)} mutants are caught. The last column is the first test that",
+        "fails, with the number of failures among the tests of the mutant's clause.",
+        "`python -m tests.mutants` writes this table.",
         "",
-        "| mutant | breaks | undoes | caught by |",
+        "| mutant | defect | undoes | caught by |",
         "|---|---|---|---|",
-        *(
-            f"| {each.name} | {each.breaks} | {each.undoes} | {cells[each.name]} |"
-            for each in judged
-        ),
+        *(f"| {each.id} | {each.breaks} | {each.undoes} | {cells[each.id]} |" for each in judged),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _say(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
+def _log(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

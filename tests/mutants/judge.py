@@ -1,4 +1,4 @@
-"""Running the suite on mutants, many on one boot."""
+"""Run the suite on mutants, many mutants per boot."""
 
 from __future__ import annotations
 
@@ -15,89 +15,97 @@ from helpers.kernels.boot import PROJECT
 from tests.mutants.mutant import Mutant
 
 UNMUTATED = "unmutated"
-_BATCH = 12  # mutants; one that kills the kernel costs its batch another boot
+# Mutants per boot. A mutant that kills the kernel costs the others of its batch a new boot.
+_BATCH = 12
 
 
 @dataclass
-class Fate:
-    """What became of a mutant: {failed test: its place in the suite}, of ``run`` tests.
+class MutantResult:
+    """The result of a run on one mutant.
 
-    ``is_whole``: all tests were run until one failed, since none of the mutant's clause did.
-    ``error``: why it was not judged.
+    ``failures`` maps the id of each failed test to its position in the suite, and ``tests`` is the
+    number of tests run: the clause's, or the whole suite's up to the first failure where
+    ``whole_suite`` is set. A mutant that was not judged has an ``error``.
     """
 
     failures: dict[str, int] = field(default_factory=dict)
-    run: int = 0
-    is_whole: bool = False
+    tests: int = 0
+    whole_suite: bool = False
     error: str = ""
 
-    def says(self, mutant: Mutant) -> str:
-        """A cell of the table."""
+    @property
+    def caught(self) -> bool:
+        """Whether a test of the mutant's clause failed."""
+        return bool(self.failures) and not self.whole_suite and not self.error
+
+    def cell(self, clause: str) -> str:
+        """Return the last cell of the mutant's row; ``clause`` is the mutant's."""
         if self.error:
             return f"ERROR: {self.error}"
         if not self.failures:
-            return "argued" if mutant.argued else "SURVIVED"
+            return "SURVIVED"
         first = min(self.failures, key=self.failures.__getitem__).removeprefix("suites/")
-        if self.is_whole:
-            return f"`{first}`, none of {mutant.clause}"
-        return f"`{first}` ({len(self.failures)} of {self.run})"
-
-    def is_fine(self, mutant: Mutant) -> bool:
-        """Whether the clause that must has caught it, or it is argued."""
-        if self.error:
-            return False
-        return not self.is_whole if self.failures else bool(mutant.argued)
+        if self.whole_suite:
+            return f"`{first}`, none of {clause}"
+        return f"`{first}` ({len(self.failures)} of {self.tests})"
 
 
 def batches(chosen: Sequence[Mutant]) -> list[list[Mutant]]:
-    """Which mutants are judged on one boot."""
+    """Split mutants into those that share a boot; a mutant marked ``alone`` has its own."""
     together = [mutant for mutant in chosen if not mutant.alone]
-    made = [together[first : first + _BATCH] for first in range(0, len(together), _BATCH)]
-    return made + [[mutant] for mutant in chosen if mutant.alone]
+    shared = [together[first : first + _BATCH] for first in range(0, len(together), _BATCH)]
+    return shared + [[mutant] for mutant in chosen if mutant.alone]
 
 
 def judge(
-    kernel: str, places: Mapping[str, Path], batch: Sequence[Mutant], options: Sequence[str]
-) -> dict[str, Fate]:
-    """{name: what became of it}; ``places`` are where the modules of each are.
+    kernel: str, modules: Mapping[str, Path], batch: Sequence[Mutant], options: Sequence[str]
+) -> dict[str, MutantResult]:
+    """Return {mutant id: MutantResult}; ``modules`` has the directory of each mutant's modules.
 
-    First by the tests of its clause; if none fails, by all others, until one does.
+    The tests of a mutant's clause run first. If none of them fails, the whole suite runs until the
+    first failure.
     """
-    clauses = {mutant.name: mutant.clause for mutant in batch}
-    # A kernel that dies costs a boot for every test.
-    soon = ["--maxfail-each=1"] if any(mutant.alone for mutant in batch) else []
-    fates = run(kernel, {name: places[name] for name in clauses}, clauses, [*options, *soon])
-    for name in clauses:
-        if fates[name].error and len(batch) > 1:  # what was before it on this boot may be to blame
-            fates |= run(kernel, {name: places[name]}, clauses, options)
-    missed = {n: places[n] for n, fate in fates.items() if not (fate.failures or fate.error)}
+    clauses = {mutant.id: mutant.clause for mutant in batch}
+    # A kernel that dies in every test would cost a boot per test.
+    leave = ["--maxfail-each=1"] if any(mutant.alone for mutant in batch) else []
+    results = run(kernel, {id: modules[id] for id in clauses}, clauses, [*options, *leave])
+    for id in clauses:
+        # Another mutant of the boot may have caused the error.
+        if results[id].error and len(batch) > 1:
+            results |= run(kernel, {id: modules[id]}, clauses, options)
+    missed = [id for id, found in results.items() if not (found.failures or found.error)]
     if missed:
-        fates |= run(kernel, missed, {}, [*options, "--maxfail-each=1"])
-    return fates
+        once = [*options, "--maxfail-each=1"]
+        results |= run(kernel, {id: modules[id] for id in missed}, {}, once)
+    return results
 
 
 def run(
-    kernel: str, places: Mapping[str, Path], clauses: Mapping[str, str], options: Sequence[str]
-) -> dict[str, Fate]:
-    """One run of the suite: {name: what became of it}."""
+    kernel: str, modules: Mapping[str, Path], clauses: Mapping[str, str], options: Sequence[str]
+) -> dict[str, MutantResult]:
+    """Run the suite once and return {mutant id: MutantResult}.
+
+    A mutant in ``clauses`` gets the tests of its clause, any other the whole suite.
+    """
     with tempfile.TemporaryDirectory() as directory:
         job, record = Path(directory, "job"), Path(directory, "record")
         job.write_text(json.dumps({"clauses": dict(clauses), "record": str(record)}))
         record.touch()
         command = [sys.executable, "-m", "tests.mutants.record", str(job), "suites"]
         command += [f"--kernel={kernel}", "-q", "-p", "no:cacheprovider", *options]
-        command += [f"--kvm-modules={place}" for place in places.values()]
+        command += [f"--kvm-modules={place}" for place in modules.values()]
         environ = {name: text for name, text in os.environ.items() if "PYTEST" not in name}
         done = subprocess.run(
             command, capture_output=True, text=True, check=False, env=environ, cwd=PROJECT
         )
         lines = [json.loads(line) for line in record.read_text().splitlines()]
-    words = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-    fates = {name: Fate(is_whole=name not in clauses, error=words[-1]) for name in places}
+    said = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+    results = {id: MutantResult(whole_suite=id not in clauses, error=said[-1]) for id in modules}
     for line in lines:
-        fate = fates[line["mutant"]]
+        found = results[line["mutant"]]
         if "test" in line:
-            fate.failures[line["test"]] = line["place"]
+            found.failures[line["test"]] = line["position"]
         else:
-            fate.run, fate.error = line["run"], line["broken"] or ("" if line["run"] else "no test")
-    return fates
+            found.tests = line["tests"]
+            found.error = line["broken"] or ("" if found.tests else "no test ran")
+    return results

@@ -1,91 +1,101 @@
-"""What a mutant is: an edit of one function of KVM, and why the suite must notice.
+"""A mutant: an edit of one KVM function that the suite must detect.
 
-In the files of this directory, a table for each:
+The TOML files of this directory have a table for each mutant:
 
     [flags-not-checked]
-    breaks = "undefined flags are accepted"
-    clause = "msi.flags"                 # whose test must fail
-    function = "kvm_send_userspace_msi"  # where, whichever file that is in
+    breaks = "undefined flags are accepted"  # the defect, in one sentence
+    clause = "msi.flags"                     # the clause whose tests must fail
+    function = "kvm_send_userspace_msi"      # the function to edit, in any file of FILES
     old = "(msi->flags & ~KVM_MSI_VALID_DEVID)"
     new = "0"
 
-``old`` stands there once, however it is spaced. ``older`` is another {function, old, new}, for
-kernels where there is no such function or text. ``since`` and ``until`` bound the kernels that the
-mutant is for: 6.3 is in ``since = "6.3"``, and not in ``until = "6.3"``. ``undoes`` names the
-commit whose work is undone; ``alone = true`` keeps one that damages memory off others' boots;
-``argued`` says why no user of the ioctl can tell.
+``old`` occurs exactly once in ``function``; white space between tokens does not matter. Without
+``new``, ``old`` is deleted.
+
+Optional fields:
+
+* ``older``: another function, old and new, for kernels to which the first edit does not apply.
+* ``since``, ``until``: the first kernel version with the mutant, and the first one without it.
+* ``undoes``: the commit that fixed the defect, as "03d2249ea608 (4.1)".
+* ``alone``: true if the mutant may corrupt memory or oops; it does not share a boot then.
 """
 
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from helpers.kernels.packages import numbers
 from helpers.spec import CLAUSES
+from helpers.spec.table import read
 
 FILES = (
     *("virt/kvm/irqchip.c", "virt/kvm/kvm_main.c", "arch/x86/kvm/irq_comm.c"),
     *("arch/x86/kvm/irq.c", "arch/x86/kvm/lapic.c", "arch/x86/kvm/x86.c", "arch/x86/kvm/x86.h"),
     *("arch/x86/kvm/smm.c", "arch/x86/kvm/svm/svm.c"),
 )
-"""Where the functions are, in a kernel tree."""
+"""Paths in a kernel tree of the files that mutants edit."""
 
 
 class MutantError(Exception):
-    """A mutant that cannot be made; the message is one line."""
+    """A mutant that cannot be applied, built or judged; the message is one line."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Edit:
-    """In ``function``, ``new`` for ``old``."""
+    """Replace ``old`` by ``new`` in ``function``."""
 
     function: str
     old: str
-    new: str
+    new: str = ""
 
     def apply(self, sources: Mapping[str, str]) -> tuple[str, str]:
-        """The file to change and its new text. Raises MutantError."""
-        defined = [
-            (file, body)
+        """Return the path of the edited file and its new text; ``sources`` is {path: text}.
+
+        Raises MutantError unless ``old`` occurs exactly once.
+        """
+        definitions = [
+            (file, definition)
             for file, text in sources.items()
-            for body in _definition(self.function).finditer(text)
+            for definition in _definition_pattern(self.function).finditer(text)
         ]
-        found = [
+        places = [
             (file, place.span())
-            for file, body in defined
-            for place in _spaced(self.old).finditer(sources[file], *body.span())
+            for file, definition in definitions
+            for place in _token_pattern(self.old).finditer(sources[file], *definition.span())
         ]
-        if not defined:
-            raise MutantError(f"there is no {self.function}")
-        if len(found) != 1:
-            raise MutantError(f"{self.function} has {len(found)} times: {self.old}")
-        file, (start, end) = found[0]
+        if not definitions:
+            raise MutantError(f"no function {self.function}")
+        if len(places) != 1:
+            raise MutantError(f"{len(places)} places in {self.function}, not 1: {self.old}")
+        file, (start, end) = places[0]
         return file, sources[file][:start] + self.new + sources[file][end:]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Mutant:
-    """An entry; the fields are as above."""
+    """A table of the TOML files; the module's docstring describes the fields."""
 
-    name: str
-    area: str
+    id: str
     breaks: str
     clause: str
-    edit: Edit
+    function: str
+    old: str
+    new: str = ""
     older: Edit | None = None
     since: str = ""
     until: str = ""
     undoes: str = ""
-    argued: str = ""
     alone: bool = False
 
+    def __post_init__(self) -> None:
+        if self.clause not in CLAUSES:
+            raise ValueError(f"no clause {self.clause}")
+
     def is_for(self, kernel: str) -> bool:
-        """Whether it is for a kernel of this name, such as 6.12.107+deb13-amd64."""
+        """Return whether the kernel's version is in range; a name is "6.12.107+deb13-amd64"."""
         version = numbers(kernel)
         return not (
             (self.since and version < numbers(self.since))
@@ -93,9 +103,9 @@ class Mutant:
         )
 
     def apply(self, sources: Mapping[str, str]) -> tuple[str, str]:
-        """The file to change and its new text, of {file: text}. Raises MutantError."""
+        """Apply the edit, or else the one for older kernels. See Edit.apply()."""
         try:
-            return self.edit.apply(sources)
+            return Edit(self.function, self.old, self.new).apply(sources)
         except MutantError:
             if self.older is None:
                 raise
@@ -103,32 +113,18 @@ class Mutant:
 
 
 def mutants(directory: Path = Path(__file__).parent) -> list[Mutant]:
-    """All there are, in the order of their files. Raises MutantError."""
-    return [
-        _mutant(file.stem, name, dict(table))
-        for file in sorted(directory.glob("*.toml"))
-        for name, table in tomllib.loads(file.read_text()).items()
-    ]
+    """Return all mutants in the order of the files. Raises SpecError."""
+    files = sorted(directory.glob("*.toml"))
+    return [mutant for file in files for mutant in read(file, Mutant).values()]
 
 
-def _mutant(area: str, name: str, table: dict[str, Any]) -> Mutant:
-    try:
-        edit = Edit(*(table.pop(key) for key in ("function", "old", "new")))
-        older = Edit(**{**vars(edit), **table.pop("older")}) if "older" in table else None
-        made = Mutant(name, area.partition("-")[2], edit=edit, older=older, **table)
-    except (KeyError, TypeError) as error:
-        raise MutantError(f"{area}.toml, {name}: {error}") from None
-    if made.clause not in CLAUSES:
-        raise MutantError(f"{area}.toml, {name}: there is no clause {made.clause}")
-    return made
-
-
-def _definition(function: str) -> re.Pattern[str]:
-    """A function from its first line to the brace that ends it."""
+def _definition_pattern(function: str) -> re.Pattern[str]:
+    """Return a pattern of a definition, from its first line to the closing brace."""
     return re.compile(rf"^(?:[a-z][^\n;#]*)?\b{function}\([^;{{]*\)\s*\{{.*?^\}}", re.M | re.S)
 
 
-def _spaced(text: str) -> re.Pattern[str]:
+def _token_pattern(text: str) -> re.Pattern[str]:
+    """Return a pattern of the same tokens with any white space between them."""
     tokens = re.findall(r"\w+|[^\w\s]", text)
     words = [rf"\b{token}\b" if token.isidentifier() else re.escape(token) for token in tokens]
     return re.compile(r"\s*".join(words))

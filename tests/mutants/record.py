@@ -1,9 +1,10 @@
-"""pytest's part in judging mutants: ``python -m tests.mutants.record JOB PYTEST-OPTION ...``.
+"""Run pytest on mutants: ``python -m tests.mutants.record JOB PYTEST-OPTION ...``.
 
-JOB is a JSON file {"clauses": {mutant: a clause}, "record": path}; of a mutant that has a clause
-there, only the tests of that are run. The record gets a line of JSON for every failure, {"mutant",
-"test", "place": in the suite}, and at the end for every mutant {"mutant", "run": how many tests,
-"broken": why it could not be judged}.
+JOB is a JSON file {"clauses": {mutant id: clause id}, "record": path}. A mutant in ``clauses`` gets
+the tests of its clause, any other the whole suite.
+
+The record has a line of JSON per failure, {"mutant", "test", "position": index in the suite}, and a
+last line per mutant, {"mutant", "tests": number of tests run, "broken": why there is no result}.
 """
 
 from __future__ import annotations
@@ -16,34 +17,34 @@ from typing import Any
 
 import pytest
 
-from helpers.verdicts.plugin import VERDICTS
 from helpers.verdicts.reports import column_of
+from helpers.verdicts.session import VERDICTS
 
 
 class Record:
-    """One run's."""
+    """The plugin that selects the tests and writes the record."""
 
     def __init__(self, job: Mapping[str, Any]) -> None:
         self.clauses: dict[str, str] = job["clauses"]
         self.path = Path(job["record"])
-        self.places: dict[str, int] = {}
+        self.positions: dict[str, int] = {}
 
     def pytest_kvm_column_tests(
         self, column: str, items: Mapping[str, pytest.Item]
     ) -> Sequence[str]:
-        """Those of the clause."""
-        self.places = {nodeid: place for place, nodeid in enumerate(items)}
+        """Return the ids of the tests that a column runs; a column is a mutant."""
+        self.positions = {nodeid: position for position, nodeid in enumerate(items)}
         wanted = self.clauses.get(column)
         return [nodeid for nodeid, item in items.items() if wanted in (None, _clause(item))]
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         if report.failed:
-            place = self.places[report.nodeid]
-            self.write(mutant=column_of(report), test=report.nodeid, place=place)
+            position = self.positions[report.nodeid]
+            self.write(mutant=column_of(report), test=report.nodeid, position=position)
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        for label, tally in session.config.stash[VERDICTS].tallies.items():
-            self.write(mutant=label, run=len(tally.results), broken=tally.broken)
+        for column, tally in session.config.stash[VERDICTS].tallies.items():
+            self.write(mutant=column, tests=len(tally.results), broken=tally.broken)
 
     def write(self, **line: Any) -> None:
         with self.path.open("a") as file:

@@ -1,4 +1,4 @@
-"""The sources of a packaged kernel's KVM, and its modules built from them with one file changed."""
+"""Build the KVM modules of a packaged kernel, with one source file changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.mutants.mutant import FILES, MutantError
 
 MODULES = ("kvm.ko", "kvm-amd.ko")
 _KVM = ("arch/x86/kvm", "virt/kvm")
-# What is left out makes no difference to KVM, and a build three times as long.
+# The options turned off do not change KVM; with them a build takes three times as long.
 _SETTINGS = (
     *("CONFIG_KVM_INTEL=n", "CONFIG_KVM_WERROR="),
     *("CONFIG_DEBUG_INFO=", "CONFIG_DEBUG_INFO_BTF_MODULES="),
@@ -24,25 +24,33 @@ _SETTINGS = (
 
 
 def kernel(version: str) -> str:
-    """The newest kernel of a version whose modules can be built here. Raises KernelError."""
+    """Return the name of the newest packaged kernel of a version whose compiler is installed.
+
+    Raises KernelError.
+    """
     archive = Archive()
-    wanted = []
+    missing = []
     for name in reversed(archive.matching(version)):
         compiler = archive.compiler(name)
         if shutil.which(compiler):
             return name
-        wanted.append(compiler)
-    raise KernelError(f"{wanted[0]} not found: it compiled Linux {version} (apt-get install it)")
+        missing.append(compiler)
+    raise KernelError(
+        f"{missing[0]} not found: Linux {version} was built with it (apt-get install {missing[0]})"
+    )
 
 
 class Tree:
-    """The headers of a kernel, with its KVM's sources where a kernel tree has them."""
+    """The headers of a packaged kernel, completed by the sources of KVM.
+
+    Raises KernelError without make or strip, or if the packages cannot be fetched.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         for tool in ("make", "strip"):
             if not shutil.which(tool):
-                raise KernelError(f"{tool} not found: it takes make and binutils to build modules")
+                raise KernelError(f"{tool} not found: building modules needs make and binutils")
         self._unpacked = Archive().fetch_sources(name)
         self._headers = self._unpacked / f"usr/src/linux-headers-{name}"
         self._tree = next(self._unpacked.glob("usr/src/linux-headers-*-common"))
@@ -73,14 +81,14 @@ class Tree:
 
     @cached_property
     def sources(self) -> Mapping[str, str]:
-        """The files that can be changed: {path: text}."""
+        """The unmutated files that mutants edit: {path: text}."""
         paths = [path for path in FILES if (self._pristine / path).exists()]
         return {path: (self._pristine / path).read_text() for path in paths}
 
     def build(self, name: str, changed: Mapping[str, str], jobs: int) -> Path:
-        """A directory with the modules, ``changed`` {path: text}; built unless it has been.
+        """Build the modules with the files of ``changed``, {path: text}; return their directory.
 
-        Raises MutantError where they cannot be built.
+        A build of the same files is reused. Raises MutantError if the compiler fails.
         """
         place = self.built / name
         key = hashlib.sha256(repr((sorted(changed.items()), _SETTINGS)).encode()).hexdigest()
@@ -111,5 +119,5 @@ class Tree:
             env={**os.environ, "LC_ALL": "C"},
         )
         if done.returncode:
-            wrong = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-            raise MutantError(f"it does not build: {(wrong or ['no message'])[0]}")
+            errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
+            raise MutantError(f"the modules do not build: {(errors or ['no message'])[0]}")

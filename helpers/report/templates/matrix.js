@@ -1,4 +1,4 @@
-// The matrix: a click on a cell unfolds it below its row; links to cells, search.
+// The matrix: unfolding the details of a cell below its row, links to cells, search.
 "use strict";
 
 {
@@ -13,10 +13,10 @@
     const [test, clause] = row.cells;
     return `${test.textContent} ${clause.textContent}`.toLowerCase();
   });
-  const unfolded = new Map();  // by row: its unfolded cells, by column
+  const unfolded = new Map();  // row -> unfolded details, by column
 
-  const isTarget = (row) => {
-    const [key, value] = target();
+  const matchesLink = (row) => {
+    const [key, value] = linked();
     const cells = [...row.cells];
     if (key === "clause") return cells[1].textContent === value;
     return key !== "deviation" || cells.some((cell) => cell.title === value);
@@ -29,13 +29,13 @@
       const isShown = words.every((word) => texts[number].includes(word))
         && (!differing.checked || row.parentElement.id === "kvm-differ")
         && (!outcome.value || row.getElementsByClassName(outcome.value).length > 0)
-        && isTarget(row);
+        && matchesLink(row);
       row.hidden = !isShown;
       unfolded.get(row)?.forEach((below) => { below.hidden = !isShown; });
       shown.set(row.parentElement, shown.get(row.parentElement) + isShown);
     });
     for (const [body, number] of shown) body.querySelector("span").textContent = number;
-    sayFilter([...shown.values()].reduce((sum, number) => sum + number));
+    showCount([...shown.values()].reduce((sum, number) => sum + number));
   };
 
   const toggle = (link) => {
@@ -61,7 +61,7 @@
       part.setAttribute("of", name);
       return part;
     }));
-    // In the order of the columns.
+    // Details stand in the order of their columns.
     const before = below.slice(0, cell.cellIndex).findLast((other) => other) ?? row;
     before.after(made);
     below[cell.cellIndex] = made;
@@ -69,7 +69,7 @@
   };
 
   const go = () => {
-    const [key, value] = target();
+    const [key, value] = linked();
     if (key === "test") {
       search.value = outcome.value = "";
       differing.checked = false;

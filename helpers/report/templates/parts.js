@@ -1,4 +1,4 @@
-// Parts, and what is the same for both kinds of results.
+// Parts (see html.py), and functions that rows.js and matrix.js share.
 "use strict";
 
 customElements.define("kvm-part", class extends HTMLElement {
@@ -9,16 +9,16 @@ customElements.define("kvm-part", class extends HTMLElement {
   }
 });
 
-// What a link asks for: #clause=ID, #deviation=ID or #test=NUMBER.
-const target = () => location.hash.match(/^#(clause|deviation|test)=(.*)$/)?.slice(1) ?? [];
+// Key and value of the address's #clause=ID, #deviation=ID or #test=NUMBER.
+const linked = () => location.hash.match(/^#(clause|deviation|test)=(.*)$/)?.slice(1) ?? [];
 
 const wordsOf = (search) => search.value.toLowerCase().split(/\s+/);
 
-const sayFilter = (shown) => {
-  const [key, value] = target();
+const showCount = (shown) => {
+  const [key, value] = linked();
   const all = document.createElement("a");
   all.href = "#results";
   all.textContent = "show all";
-  const named = key && key !== "test" ? [` of ${key} ${value} (`, all, ")"] : [];
+  const named = key && key !== "test" ? [` for ${key} ${value} (`, all, ")"] : [];
   document.getElementById("kvm-filter").replaceChildren(`${shown} shown`, ...named);
 };

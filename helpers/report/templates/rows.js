@@ -1,4 +1,4 @@
-// Links to rows of pytest-html's table, and search in it.
+// pytest-html's table: links to rows, search.
 "use strict";
 
 {
@@ -6,23 +6,23 @@
   const rows = () => [...document.querySelectorAll("tbody.results-table-row")]
     .filter((row) => row.querySelector(".col-clause"));
 
-  const isTarget = (row) => {
-    const [key, value] = target();
+  const matchesLink = (row) => {
+    const [key, value] = linked();
     const cell = row.querySelector(".col-clause");
     return value === (key === "clause" ? cell.textContent : cell.dataset[key]);
   };
 
   const filter = () => {
-    const [key, value] = target();
+    const [key, value] = linked();
     const words = wordsOf(search);
     let shown = 0;
     for (const row of rows()) {
       const text = row.querySelector(".collapsible").textContent.toLowerCase();
       row.hidden = !(words.every((word) => text.includes(word))
-        && (!key || key === "test" || isTarget(row)));
+        && (!key || key === "test" || matchesLink(row)));
       shown += !row.hidden;
     }
-    sayFilter(shown);
+    showCount(shown);
   };
 
   const fold = (row, isFolded) => {
@@ -32,9 +32,9 @@
 
   const go = () => {
     filter();
-    const [key] = target();
+    const [key] = linked();
     if (key === "test") {
-      const row = rows().find(isTarget);
+      const row = rows().find(matchesLink);
       if (row) fold(row, false);
       row?.scrollIntoView();
     } else if (key) {
@@ -42,7 +42,7 @@
     }
   };
 
-  // pytest-html would draw all rows anew to unfold one, which is slow with thousands.
+  // pytest-html would draw thousands of rows anew to unfold a row.
   document.addEventListener("click", (event) => {
     const row = event.target.closest("tr.collapsible")?.parentElement;
     if (!row) return;
@@ -50,7 +50,7 @@
     fold(row);
   }, true);
 
-  // It replaces the whole table whenever it draws.
+  // pytest-html replaces the whole table whenever it draws.
   new MutationObserver(filter).observe(document.body, { childList: true });
   search.addEventListener("input", filter);
   window.addEventListener("hashchange", go);

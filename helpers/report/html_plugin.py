@@ -1,7 +1,7 @@
-"""The pytest plugin behind ``--html``: records what tests do, and puts it into its report.
+"""The pytest plugin behind ``--html``: collects details of tests and fills pytest-html's report.
 
-With xdist the tests run in workers and the report is written by the controller; what they know
-travels as ``report.details``. Without ``--html`` none of this is active.
+Tests run in the workers of pytest-xdist or in booted kernels; the controller writes the report.
+Details travel from one to the other as details.DETAILS. Without ``--html`` the plugin is inactive.
 """
 
 from __future__ import annotations
@@ -15,30 +15,31 @@ from typing import Any
 import pytest
 from markupsafe import Markup
 
-from helpers.report import details
-from helpers.report.html import Run, TestResult, Writer
-from helpers.verdicts.plugin import VERDICTS, Verdicts
+from helpers.report.details import DETAILS, collect
+from helpers.report.html import Writer
+from helpers.report.run import JudgedRun, Phase
 from helpers.verdicts.reports import column_of, outcome_of, verdict_of
+from helpers.verdicts.session import VERDICTS, Verdicts
 from helpers.verdicts.tally import Tally
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the recorder where there is a report to be written."""
+    """Register the collector of details if there is a report to write."""
     if config.getoption("htmlpath", None):
-        config.pluginmanager.register(Recorder(), "kvm-report-recorder")
+        config.pluginmanager.register(DetailsCollector(), "kvm-details")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Register the HTML part where this run judges a kernel, and where its report is written."""
+    """Register the HTML report if this process writes the report and the run judges a kernel."""
     config = session.config
     verdicts = config.stash.get(VERDICTS, None)
     is_worker = hasattr(config, "workerinput")
     if config.getoption("htmlpath", None) and verdicts and verdicts.needs_kvm and not is_worker:
-        config.pluginmanager.register(HtmlReport(config, verdicts), "kvm-report-html")
+        config.pluginmanager.register(HtmlReport(config, verdicts), "kvm-html")
 
 
-class Recorder:
-    """Attaches to each report what its test did; lives where the tests run."""
+class DetailsCollector:
+    """Attaches details to the reports of tests, in the process that runs the tests."""
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -46,13 +47,12 @@ class Recorder:
     ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
         report = yield
         if call.when == "call" or not report.passed:
-            error = call.excinfo.value if call.excinfo else None
-            details.DETAILS.put(report, details.collect(item, error))
+            DETAILS.put(report, collect(item, call.excinfo.value if call.excinfo else None))
         return report
 
 
 class HtmlReport:
-    """Fills pytest-html's hooks; lives where the report is written."""
+    """Implements pytest-html's hooks, in the process that writes the report."""
 
     def __init__(self, config: pytest.Config, verdicts: Verdicts) -> None:
         self.config = config
@@ -61,17 +61,17 @@ class HtmlReport:
         self.writer = Writer()
         self.page: Any = None
         self.environment: dict[str, Any] = {}
-        self.failures: list[TestResult] = []
+        self.failures: list[Phase] = []
         self.irqchips: set[str] = set()
 
     @property
-    def several(self) -> bool:
-        """Whether several kernels are judged: results in a matrix, not in pytest-html's table."""
+    def has_matrix(self) -> bool:
+        """Whether a matrix replaces pytest-html's table, since the run judges several kernels."""
         return len(self.verdicts.tallies) > 1
 
     def pytest_html_report_title(self, report: Any) -> None:
         self.page = report
-        # Shown by the overview instead, escaped, which pytest-html's own table is not.
+        # The overview shows the environment; pytest-html's own table does not escape text.
         self.environment = dict(report.data["environment"])
         report.set_data("environment", {})
         if self.config.getini("render_collapsed") == "passed":  # pytest-html's default
@@ -81,38 +81,39 @@ class HtmlReport:
         cells[:] = self.writer.header_cells()
 
     def pytest_html_results_table_row(self, report: pytest.TestReport, cells: list[str]) -> None:
-        if self.several:
-            cells.clear()  # which is how pytest-html is told to leave out a row
+        if self.has_matrix:
+            cells.clear()  # pytest-html leaves out a row without cells
         elif report.when == "call" or not report.passed:  # pytest-html drops the other rows
             outcome, _, duration, _ = cells
-            cells[:] = self.writer.row_cells(_result_of(report), outcome, duration)
+            cells[:] = self.writer.row_cells(_phase_of(report), outcome, duration)
 
     def pytest_html_results_table_html(self, report: pytest.TestReport, data: list[str]) -> None:
-        if details.DETAILS.get(report):
+        if DETAILS.get(report):
             log = [] if data == ["No log output captured."] else data
-            # It is escaped already.
-            data[:] = [self.writer.test(_result_of(report), Markup("\n".join(log)))]
+            # pytest-html has escaped the log.
+            data[:] = [self.writer.test(_phase_of(report), Markup("\n".join(log)))]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        recorded = details.DETAILS.get(report)
-        self.irqchips.update(recorded["irqchips"] if recorded else ())
+        details = DETAILS.get(report)
+        self.irqchips.update(details["irqchips"] if details else ())
         if report.failed:
-            self.failures.append(_result_of(report))
-        if self.several and (report.when == "call" or not report.passed):
-            self.writer.add_cell(_result_of(report), _log_of(report))
+            self.failures.append(_phase_of(report))
+        if self.has_matrix and (report.when == "call" or not report.passed):
+            self.writer.add_cell(_phase_of(report), _log_of(report))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        if self.several and report.failed:  # it has a row in pytest-html's table only
+        # pytest-html's table has a row for this failure, the matrix has none.
+        if self.has_matrix and report.failed:
             self.failures.append(
-                TestResult(report.nodeid, "collect", "error", message=report.longreprtext)
+                Phase(report.nodeid, "collect", "error", message=report.longreprtext)
             )
 
     def pytest_html_results_summary(
         self, prefix: list[str], summary: list[str], postfix: list[str], session: pytest.Session
     ) -> None:
         tallies = list(self.verdicts.tallies.values()) or [Tally()]
-        self.page.title = f"KVM_SIGNAL_MSI on {_name_of(tallies)}"
-        run = Run(
+        self.page.title = f"KVM_SIGNAL_MSI on {_kernels(tallies)}"
+        run = JudgedRun(
             tallies=tallies,
             irqchips=sorted(self.irqchips),
             started=self.started,
@@ -121,7 +122,7 @@ class HtmlReport:
             cut_short=_cut_short(session),
             failures=self.failures,
         )
-        if self.several:
+        if self.has_matrix:
             nodeids = [item.nodeid for item in session.items]
             prefix.append(self.writer.matrix(tallies, nodeids))
             files = ["report.css", "matrix.css", "parts.js", "matrix.js"]
@@ -132,40 +133,40 @@ class HtmlReport:
         postfix.append(self.writer.resources(files))
 
 
-def _name_of(tallies: Sequence[Tally]) -> str:
+def _kernels(tallies: Sequence[Tally]) -> str:
     if len(tallies) > 1:
         return f"{len(tallies)} kernels"
-    return str(tallies[0].kernel or "a kernel that did not say which")
+    return str(tallies[0].kernel or "an unknown kernel")
 
 
-def _result_of(report: pytest.TestReport) -> TestResult:
-    return TestResult(
+def _phase_of(report: pytest.TestReport) -> Phase:
+    return Phase(
         nodeid=report.nodeid,
         when=report.when or "",
         outcome=outcome_of(report),
         column=column_of(report),
         verdict=verdict_of(report),
-        details=details.DETAILS.get(report),
-        properties=getattr(report, "user_properties", ()),
+        details=DETAILS.get(report),
+        properties=report.user_properties,
         message=_message_of(report),
     )
 
 
 def _message_of(report: pytest.TestReport) -> str:
-    """The reason of a skip; what is known of a test whose process died."""
+    """Return the reason of a skip, or the end of a test whose process died; else nothing."""
     if isinstance(report.longrepr, tuple):
-        return str(report.longrepr[2])
+        return str(report.longrepr[2]).removeprefix("Skipped: ")
     return report.longrepr if isinstance(report.longrepr, str) else ""
 
 
 def _log_of(report: pytest.TestReport) -> str:
-    """As pytest-html has it: the traceback, and sections of captured output."""
+    """Return the traceback and the captured output, as pytest-html shows them."""
     sections = [f"{f' {title} ':-^80}\n{text}" for title, text in report.sections]
     return "\n".join([report.longreprtext, *sections]).strip()
 
 
 def _cut_short(session: pytest.Session) -> str:
-    """Why tests are missing from the run; empty if none are."""
+    """Return why tests are missing from the run; empty if all tests ran."""
     if reason := session.shouldfail or session.shouldstop:
         return str(reason)
     return "interrupted" if session.exitstatus == pytest.ExitCode.INTERRUPTED else ""

@@ -1,4 +1,4 @@
-"""``--exhaustive``, ``--topology`` and ``--message``: how much of the message space is swept."""
+"""``--exhaustive``, ``--topology`` and ``--message``: which messages suites/test_sweep.py sends."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from helpers.apic import Message
 from helpers.apic.topologies import topology_of
 from helpers.apic.topology import Topology
 from helpers.progress import Bar
-from helpers.sweep.engine import SmallestCase
-from helpers.verdicts.plugin import REPEAT
+from helpers.sweep.smallest import SmallestCase
+from helpers.verdicts.session import REPEAT
 
 T = TypeVar("T")
 
-_MESSAGES = "messages"
-_EACH = 1 << 20  # messages of one delivery mode to one topology; a few more with 32-bit IDs
+MESSAGES = "messages"
+"""The property (record_property) with the number of messages that a test sent."""
+
+_PER_TEST = 1 << 20
+"""Messages of one delivery mode to one topology. Each of WIDE_DESTINATIONS adds 4,096."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -32,17 +35,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "with -n in several processes",
     )
     group.addoption(
-        "--topology", metavar="TEXT", help="the one to send --message to: a name or a text"
+        "--topology", metavar="TEXT", help="send --message to this topology: a name or a text"
     )
-    group.addoption("--message", metavar="TEXT", help="the one to send to --topology")
+    group.addoption("--message", metavar="TEXT", help="send this message to --topology")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Check the options; show how far an exhaustive sweep has come where reports arrive."""
-    config.addinivalue_line("markers", "only_with(option): a test that there is with this option")
+    """Check the options. Show the progress of an exhaustive sweep where reports arrive."""
+    config.addinivalue_line("markers", "only_with(option): collect the test with this option only")
     _given_case(config)
     if config.option.exhaustive and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_Progress(config), "kvm-sweep-progress")
+        config.pluginmanager.register(_Progress(config), "kvm-messages-progress")
 
 
 def _given_case(config: pytest.Config) -> tuple[Topology, Message] | None:
@@ -67,7 +70,7 @@ def _parsed(option: str, parse: Callable[[str], T], text: str) -> T:
 def pytest_pycollect_makeitem(
     collector: pytest.Module | pytest.Class, obj: object
 ) -> list[pytest.Item] | None:
-    """A test that is ``only_with`` an option does not exist without it."""
+    """Leave out a test that is ``only_with`` an option that was not given."""
     for mark in getattr(obj, "pytestmark", []):
         if mark.name == "only_with" and not collector.config.getoption(mark.args[0]):
             return []
@@ -76,7 +79,7 @@ def pytest_pycollect_makeitem(
 
 @pytest.fixture
 def given_case(pytestconfig: pytest.Config) -> tuple[Topology, Message] | None:
-    """What --topology and --message say."""
+    """Return the case of --topology and --message."""
     return _given_case(pytestconfig)
 
 
@@ -84,7 +87,7 @@ def given_case(pytestconfig: pytest.Config) -> tuple[Topology, Message] | None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """What a sweep finds is repeated by its smallest case."""
+    """Make the command that repeats a failed sweep send its smallest case alone."""
     if call.excinfo and isinstance(case := call.excinfo.value, SmallestCase):
         alone = item.nodeid.partition("::")[0] + "::test_given_message"
         options = [f"--topology={case.topology}", f"--message={case.message.text}"]
@@ -92,22 +95,12 @@ def pytest_runtest_makereport(
     return (yield)
 
 
-@pytest.fixture
-def swept(request: pytest.FixtureRequest) -> Callable[[int], None]:
-    """Tell how many messages the test sent."""
-
-    def record(count: int) -> None:
-        request.node.user_properties.append((_MESSAGES, count))
-
-    return record
-
-
 class _Progress:
-    """How many messages of an exhaustive sweep have been sent, while it runs and afterwards."""
+    """Shows how many messages of an exhaustive sweep were sent: a bar, and a line at the end."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._kernels = max(1, len(config.option.kernel)) * max(1, len(config.option.kvm_modules))
-        self._begun = time.monotonic()
+        self._start = time.monotonic()
         self._sent = 0
         self._bar: Bar | None = None
 
@@ -116,32 +109,32 @@ class _Progress:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
-        """Under pytest-xdist only its workers collect."""
+        """Under pytest-xdist the workers collect, and the controller does not."""
         self._expect(ids)
 
     def _expect(self, ids: Sequence[str]) -> None:
-        swept = [id for id in ids if "::test_every_message[" in id]
-        total = len(swept) * _EACH * self._kernels
+        tests = [id for id in ids if "::test_every_message[" in id]
+        total = len(tests) * _PER_TEST * self._kernels
         if total and not self._bar:
             self._bar = Bar("messages", total, unit="million", scale=10**6)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" and self._bar:
             for name, value in report.user_properties:
-                if name == _MESSAGES and isinstance(value, int):
+                if name == MESSAGES and isinstance(value, int):
                     self._sent += value
             self._bar.show(self._sent)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_report_teststatus(self, report: pytest.TestReport) -> tuple[str, str, str] | None:
-        """No dot, which would be drawn into the bar."""
+        """Print no dot for a passed test: the dot would land in the bar."""
         has_dot = sys.stderr.isatty() and report.when == "call" and report.passed
         return ("passed", "", "PASSED") if has_dot else None
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._bar:
             self._bar.end()
-        seconds = time.monotonic() - self._begun
+        seconds = time.monotonic() - self._start
         rate = self._sent / seconds / 10**6
         terminalreporter.write_line(
             f"swept: {self._sent:,} messages in {seconds:.0f} s, {rate:.2f} million a second"

@@ -1,0 +1,335 @@
+"""One vCPU of a machine: the view of the host, stepping, and operations of the guest."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from helpers.apic import ApicMode, LapicPage, Register
+from helpers.apic.lapic import SVR_ENABLE, SVR_RESET, VectorSet, vectors_of
+from helpers.guest import layout
+from helpers.guest.injection import Snapshot
+from helpers.guest.ledger import Ledger, apic_mode_in
+from helpers.guest.running import GuestError, Running, expect_port
+from helpers.kvm import Vcpu, abi
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A record in the log of the guest: an interrupt, and the LAPIC as its handler read it."""
+
+    vector: int
+    apic_base: int
+    id: int
+    tpr: int
+    ppr: int
+    ldr: int
+    svr: int
+    isr: VectorSet
+    tmr: VectorSet
+    irr: VectorSet
+
+
+_FLAT = abi.kvm_segment(limit=0xFFFFFFFF, selector=layout.DATA, type=3, present=1, db=1, s=1, g=1)
+_NO_EVENTS = abi.kvm_vcpu_events(flags=abi.KVM_VCPUEVENT_VALID_NMI_PENDING)
+
+
+@cache
+def _idle(area: int) -> abi.kvm_regs:
+    """Return the registers with which a vCPU enters the idle loop of the probe."""
+    rip, rsp = layout.PROBE + layout.ENTRY64, area + layout.STACK_TOP
+    return abi.kvm_regs(rip=rip, rsp=rsp, rflags=0x202)
+
+
+class Cpu:
+    """One vCPU with its LAPIC and its area of guest memory.
+
+    ``cpuid``: the table for KVM_SET_CPUID2. ``ledger`` watches the file descriptor of ``vcpu``.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        vcpu: Vcpu,
+        memory: mmap.mmap,
+        cpuid: ctypes.Array[ctypes.c_uint8],
+        ledger: Ledger,
+    ) -> None:
+        self.index = index
+        self.vcpu = vcpu
+        self._area = layout.AREAS + index * layout.AREA_SIZE
+        self._memory = memory
+        self.control = layout.Control.from_buffer(memory, self._area)
+        self._cpuid: ctypes.Array[ctypes.c_uint8] | None = cpuid
+        self._ledger = ledger
+
+    # --- the view of the host ---------------------------------------------------------------------
+
+    @property
+    def lapic(self) -> LapicPage:
+        """A copy of the register page (KVM_GET_LAPIC)."""
+        return LapicPage(bytes(self.vcpu.get_lapic()))
+
+    @lapic.setter
+    def lapic(self, page: LapicPage) -> None:
+        self.vcpu.set_lapic(abi.kvm_lapic_state.from_buffer_copy(page.raw))
+
+    @property
+    def apic_mode(self) -> ApicMode:
+        """The APIC mode, read from KVM if a call may have changed it."""
+        known = self._ledger.apic_modes.get(self.vcpu.fd)
+        return apic_mode_in(self.vcpu.get_sregs().apic_base) if known is None else known
+
+    @apic_mode.setter
+    def apic_mode(self, apic_mode: ApicMode) -> None:
+        """Switch by KVM_SET_SREGS, as a host that restores a vCPU does."""
+        self._set_sregs(self.vcpu.get_sregs(), apic_mode)
+
+    def _set_sregs(self, sregs: abi.kvm_sregs, apic_mode: ApicMode) -> None:
+        sregs.apic_base = sregs.apic_base & ~ApicMode.X2APIC.value | apic_mode.value
+        self.vcpu.set_sregs(sregs)
+
+    @property
+    def mp_state(self) -> int:
+        return self.vcpu.get_mp_state()
+
+    @mp_state.setter
+    def mp_state(self, state: int) -> None:
+        self.vcpu.set_mp_state(state)
+
+    def configure(self, **registers: int) -> Cpu:
+        """Write LAPIC registers by KVM_SET_LAPIC and return self. ``svr=0xFF`` names a register.
+
+        ``id`` and ``ldr`` are 8-bit IDs, written to bits 31:24 of their registers.
+        """
+        page = self.lapic
+        for name, value in registers.items():
+            register = Register[name.upper()]
+            page[register] = value << 24 if register in (Register.ID, Register.LDR) else value
+        self.lapic = page
+        return self
+
+    def configure_vectors(self, register: Register, vectors: Sequence[int]) -> None:
+        """Replace the content of ISR, TMR or IRR by ``vectors``, by KVM_SET_LAPIC."""
+        page = self.lapic
+        page.set_vectors(register, vectors)
+        self.lapic = page
+
+    def snapshot(self) -> Snapshot:
+        """Read the state of the vCPU. KVM then processes a pending INIT or SIPI."""
+        lapic = self.lapic
+        events = self.vcpu.get_events()
+        mp_state = self.mp_state
+        if events.smi.latched_init:
+            self._ledger.map_rebuilt()  # the INIT has reset the LAPIC
+        return Snapshot(
+            lapic=lapic,
+            nmi_pending=events.nmi.pending,
+            smi_pending=events.smi.pending,
+            latched_init=events.smi.latched_init,
+            mp_state=mp_state,
+        )
+
+    # --- running ----------------------------------------------------------------------------------
+
+    def run_to(self, *ports: int) -> int:
+        """Enter the guest until it writes to a port. Return the port.
+
+        Raises GuestError unless the port is one of ``ports``.
+        """
+        return expect_port(self.vcpu, self.index, self._enter(), *ports)
+
+    def _enter(self) -> int:
+        """Call KVM_RUN until an exit, again after each signal. Return the exit reason."""
+        while (reason := self.vcpu.run()) == abi.KVM_EXIT_INTR:
+            pass
+        return reason
+
+    def step(self) -> None:
+        """Enter the guest until the next exit of the idle loop.
+
+        The guest takes at most one interrupt, then leaves from the idle loop.
+        """
+        self.run_to(layout.PORT_IDLE)
+
+    def take(self) -> list[Taken]:
+        """Step until the guest takes no further interrupt. Return the new records, oldest first."""
+        taken: list[Taken] = []
+        while True:
+            self.step()
+            new = self.log()
+            if not new:
+                return taken
+            taken += new
+
+    def log(self) -> list[Taken]:
+        """Return the records since the last call, oldest first, and empty the log.
+
+        Raises GuestError if the log has overflowed.
+        """
+        count = self.control.taken
+        if count > layout.LOG_RECORDS:
+            raise GuestError(f"vCPU {self.index}: {count} interrupts, the log has room for fewer")
+        records = [self._record(number) for number in range(count)]
+        self.control.taken = 0
+        return records
+
+    def _record(self, number: int) -> Taken:
+        size = ctypes.sizeof(layout.Record)
+        offset = self._area + layout.LOG + number * size
+        record = layout.Record.from_buffer_copy(self._memory, offset)
+        return Taken(
+            vector=record.vector,
+            apic_base=record.apic_base,
+            id=record.id,
+            tpr=record.tpr,
+            ppr=record.ppr,
+            ldr=record.ldr,
+            svr=record.svr,
+            isr=vectors_of(record.isr),
+            tmr=vectors_of(record.tmr),
+            irr=vectors_of(record.irr),
+        )
+
+    def run_to_handler(self) -> None:
+        """Enter the guest until the handler stops. Requires ``handler(pause=True)``."""
+        self.run_to(layout.PORT_HANDLER)
+
+    def eoi_exit(self) -> int | None:
+        """Step until the guest takes no further interrupt.
+
+        Return the vector of the last KVM_EXIT_IOAPIC_EOI, None if no EOI exits to user space.
+        """
+        vector = None
+        while True:
+            if self._enter() == abi.KVM_EXIT_IOAPIC_EOI:
+                vector = int(self.vcpu.kvm_run.u.eoi.vector)
+            elif not self.log():
+                return vector
+
+    # --- operations of the guest ------------------------------------------------------------------
+
+    def _operate(self, operation: str, argument: int = 0, value: int = 0) -> int:
+        self._prepare(operation, argument, value)
+        self.step()
+        return int(self.control.value)
+
+    def _prepare(self, operation: str, argument: int = 0, value: int = 0) -> None:
+        self.control.argument = argument
+        self.control.value = value
+        self.control.operation = layout.OPERATIONS.index(operation)
+
+    def read(self, register: Register) -> int:
+        """Have the guest read a LAPIC register: by MMIO in xAPIC mode, by MSR in x2APIC mode."""
+        return self._operate("LAPIC_READ", register)
+
+    def write(self, register: Register, value: int) -> None:
+        """Have the guest write a LAPIC register."""
+        was_enabled = register is Register.SVR and self.lapic.software_enabled
+        self._ledger.guest_writes_register(register, value, was_enabled)
+        self._operate("LAPIC_WRITE", register, value)
+
+    def eoi(self) -> None:
+        self.write(Register.EOI, 0)
+
+    def rdmsr(self, msr: int) -> int:
+        return self._operate("RDMSR", msr)
+
+    def wrmsr(self, msr: int, value: int) -> None:
+        self._ledger.guest_writes_msr(self.vcpu.fd, msr, value, self.apic_mode)
+        self._operate("WRMSR", msr, value)
+
+    def cli(self) -> None:
+        self._operate("CLI")
+
+    def sti(self) -> None:
+        self._operate("STI")
+
+    def handler(self, *, eoi: bool = True, pause: bool = False, nest: bool = False) -> None:
+        """Set the end of the handler: stop at PORT_HANDLER (``pause``), then write EOI (``eoi``).
+
+        ``nest`` enables interrupts for the stop.
+        """
+        flags = eoi * layout.FLAG_EOI | pause * layout.FLAG_PAUSE | nest * layout.FLAG_NEST
+        self.control.flags = flags
+
+    # --- in a thread ------------------------------------------------------------------------------
+
+    def in_thread(self) -> Running:
+        """Return a context manager that runs the vCPU in a thread."""
+        return Running(self.index, self.vcpu, self.control)
+
+    @contextlib.contextmanager
+    def halted(self) -> Iterator[Running]:
+        """Run the vCPU in a thread, asleep in HLT inside KVM_RUN."""
+        self._prepare("HLT")
+        self.control.halts = 0
+        with self.in_thread() as running:
+            running.wait_for(lambda: self.control.halts > 0, "the guest to reach HLT")
+            running.wait_until_asleep()
+            yield running
+
+    @contextlib.contextmanager
+    def spinning(self) -> Iterator[Running]:
+        """Run the vCPU in a thread, in a loop of the guest that ends with the block."""
+        self.control.stop = 0
+        self._prepare("SPIN")
+        with self.in_thread() as running:
+            running.wait_for(lambda: self.control.spins > 0, "the guest's loop to start")
+            try:
+                yield running
+            finally:
+                self.control.stop = 1
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[Running]:
+        """Run the vCPU in a thread, asleep inside KVM_RUN in its present mp_state."""
+        with self.in_thread() as running:
+            running.wait_until_asleep()
+            yield running
+
+    # --- power-on ---------------------------------------------------------------------------------
+
+    def set_cpuid(self) -> None:
+        """Set all CPUID features that KVM supports, once.
+
+        KVM refuses another table for a vCPU that has run (api.rst, KVM_SET_CPUID2).
+        """
+        if self._cpuid is not None:
+            self.vcpu.set_cpuid(self._cpuid)
+            self._cpuid = None
+
+    def power_on(self, apic_mode: ApicMode = ApicMode.XAPIC) -> None:
+        """Make the vCPU runnable at the idle loop, with a software-enabled LAPIC.
+
+        An xAPIC gets the flat logical ID ``1 << index``, up to index 7.
+        """
+        self.set_cpuid()
+        sregs = self.vcpu.get_sregs()
+        sregs.cr0, sregs.cr3, sregs.cr4 = 0x80000011, layout.PML4, 0x20  # PG ET PE; PAE
+        sregs.efer = 0x500  # LME LMA
+        sregs.gdt.base, sregs.gdt.limit = layout.GDT, 0x17
+        sregs.idt.base, sregs.idt.limit = layout.IDT, 0xFFF
+        for name in ("cs", "ds", "es", "fs", "gs", "ss"):
+            setattr(sregs, name, _FLAT)
+        sregs.cs.selector, sregs.cs.type, sregs.cs.l, sregs.cs.db = layout.CODE64, 11, 1, 0
+        sregs.gs.base = self._area
+        self._set_sregs(sregs, apic_mode)
+        self.reset()
+        registers = {"svr": SVR_ENABLE | SVR_RESET}
+        if apic_mode is ApicMode.XAPIC and self.index < 8:
+            registers["ldr"] = 1 << self.index
+        self.configure(**registers)
+
+    def reset(self) -> None:
+        """Restore the state after :meth:`power_on`, except the LAPIC and the sregs."""
+        ctypes.memset(ctypes.addressof(self.control), 0, ctypes.sizeof(self.control))
+        self.control.self_address = self._area
+        self.handler()
+        self.vcpu.set_regs(_idle(self._area))
+        self.vcpu.set_events(_NO_EVENTS)
+        self.mp_state = abi.KVM_MP_STATE_RUNNABLE

@@ -1,0 +1,93 @@
+"""Texts and pictures of a vCPU's state before and after a message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from helpers.apic.lapic import DFR_CLUSTER, DFR_FLAT, SVR_ENABLE
+from helpers.report.details import VcpuChange, VcpuState
+
+
+def facts(state: VcpuState) -> dict[str, str]:
+    """Return the state without its vectors, each item as text: registers, pending, mp_state."""
+    shown = {name: _register(name, value) for name, value in state["registers"].items()}
+    shown["pending"] = " ".join(state["pending"]) or "none"
+    shown["mp_state"] = state["mp_state"]
+    return shown
+
+
+def _register(name: str, value: int) -> str:
+    match name:
+        case "SVR":
+            return f"{value:#x} {'enabled' if value & SVR_ENABLE else 'software-disabled'}"
+        case "DFR":
+            return {DFR_FLAT: "flat", DFR_CLUSTER: "cluster"}.get(value, f"{value:#x}")
+        case "ID" | "LDR":
+            return f"{value:#010x}"
+    return f"{value:#04x}"
+
+
+@dataclass(frozen=True)
+class Strip:
+    """The picture of a 256-bit register: a column per vector, 256 wide and 12 high.
+
+    The upper half shows the register before the message, the lower half after the message.
+    """
+
+    name: str
+    before: Sequence[int]
+    after: Sequence[int]
+
+    @property
+    def kept(self) -> list[int]:
+        return sorted(set(self.before) & set(self.after))
+
+    @property
+    def gained(self) -> list[int]:
+        return sorted(set(self.after) - set(self.before))
+
+    @property
+    def lost(self) -> list[int]:
+        return sorted(set(self.before) - set(self.after))
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """SVG paths by CSS class."""
+        lanes = {"kept": (self.kept, 0, 12), "lost": (self.lost, 0, 6)}
+        lanes["gained"] = (self.gained, 6, 6)
+        return {
+            css_class: "".join(
+                f"M{first} {top}h{last - first + 1}v{height}h-{last - first + 1}z"
+                for first, last in _runs(vectors)
+            )
+            for css_class, (vectors, top, height) in lanes.items()
+            if vectors
+        }
+
+
+def strips(change: VcpuChange) -> list[Strip]:
+    """Return the pictures of IRR, ISR and TMR, without registers that stayed empty."""
+    before, after = change["before"], change["after"] or change["before"]
+    every = [
+        Strip("IRR", before["irr"], after["irr"]),
+        Strip("ISR", before["isr"], after["isr"]),
+        Strip("TMR", before["tmr"], after["tmr"]),
+    ]
+    return [strip for strip in every if strip.before or strip.after]
+
+
+def ranges(vectors: Iterable[int]) -> str:
+    """Return sorted vectors as ranges: ``0x41 0x60-0x7f``."""
+    return " ".join(
+        f"{first:#04x}" if first == last else f"{first:#04x}-{last:#04x}"
+        for first, last in _runs(vectors)
+    )
+
+
+def _runs(vectors: Iterable[int]) -> Iterator[tuple[int, int]]:
+    """Yield (first, last) of each run of successive numbers in sorted ``vectors``."""
+    for _, run in groupby(enumerate(vectors), key=lambda numbered: numbered[1] - numbered[0]):
+        numbers = [number for _, number in run]
+        yield numbers[0], numbers[-1]

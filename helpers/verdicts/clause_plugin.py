@@ -1,0 +1,95 @@
+"""``--clause`` runs the tests of some clauses, ``--clauses`` lists the clauses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import pytest
+
+from helpers.spec import CLAUSES, Clause
+from helpers.verdicts.session import clause_of
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --clause and --clauses."""
+    group = parser.getgroup("clauses")
+    group.addoption(
+        "--clause",
+        metavar="GLOB",
+        action="append",
+        default=[],
+        help="run the tests of this clause only: msi.flags, or the pattern 'msi.*'; repeat the "
+        "option for several clauses",
+    )
+    group.addoption(
+        "--clauses",
+        action="store_true",
+        help="list the clauses with level, number of collected tests and source, and run no test",
+    )
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
+    """Check the patterns, and make --clauses a kind of --collect-only, before other plugins."""
+    for pattern in config.option.clause:
+        if not matching([pattern]):
+            raise pytest.UsageError(
+                f"--clause={pattern}: no clause matches; 'pytest suites/ --clauses' lists all"
+            )
+    if config.option.clauses:
+        config.option.collectonly = True
+    return (yield)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests of other clauses."""
+    if not config.option.clause:
+        return
+    wanted = matching(config.option.clause)
+    selected: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        clause = clause_of(item)
+        (selected if clause and clause.id in wanted else others).append(item)
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = selected
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_finish(session: pytest.Session) -> Generator[None]:
+    """Keep --clauses from listing the tests, as pytest does for --collect-only."""
+    option = session.config.option
+    listed = option.collectonly
+    option.collectonly = listed and not option.clauses
+    yield
+    option.collectonly = listed
+
+
+def pytest_report_collectionfinish(
+    config: pytest.Config, items: Sequence[pytest.Item]
+) -> list[str] | None:
+    """List the clauses for --clauses."""
+    if not config.option.clauses:
+        return None
+    tests = Counter(clause.id for item in items if (clause := clause_of(item)))
+    return list(table(matching(config.option.clause or ["*"]), tests))
+
+
+def matching(patterns: Sequence[str]) -> dict[str, Clause]:
+    """Return the clauses that match any of ``patterns``."""
+    return {
+        id: clause
+        for id, clause in CLAUSES.items()
+        if any(fnmatchcase(id, pattern) for pattern in patterns)
+    }
+
+
+def table(clauses: Mapping[str, Clause], tests: Mapping[str, int]) -> Iterator[str]:
+    """Yield a line for each clause: id, level, number of tests, source."""
+    wide = max(map(len, clauses))
+    yield f"{'clause':{wide}}  {'level':13}  tests  source"
+    for id, clause in clauses.items():
+        yield f"{id:{wide}}  {clause.level:13}  {tests.get(id, 0):5}  {clause.source}"

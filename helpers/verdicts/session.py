@@ -1,0 +1,241 @@
+"""One session's verdicts: judge each test where the test runs, count where the report arrives."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+import pytest
+
+from helpers.apic.explain import command
+from helpers.guest import journal
+from helpers.kvm.ioctl import trace
+from helpers.spec import Clause, Deviation
+from helpers.verdicts.judge import judge
+from helpers.verdicts.kernel import Untestable, require_testable, running_kernel, topology_before
+from helpers.verdicts.kernel_log import KernelLog
+from helpers.verdicts.reports import Verdict, column_of, outcome_of, put_verdict, verdict_of
+from helpers.verdicts.tally import Result, Tally
+
+VERDICTS = pytest.StashKey["Verdicts"]()
+"""The key of the session's verdicts in ``config.stash``."""
+
+REPEAT = pytest.StashKey[list[str]]()
+"""The key of the arguments that repeat a test in ``item.stash``; absent: the node id repeats it."""
+
+SUITES = Path(__file__).resolve().parents[2] / "suites"
+
+_EXPLAINED_MESSAGES = 4  # More would hide the failure.
+
+
+class KernelComplaint(AssertionError):
+    """The kernel logged a WARNING, BUG or Oops, or became tainted, while a test ran."""
+
+
+def judges_suites(config: pytest.Config) -> bool:
+    """Return whether the run's arguments cover suites/, so that the run needs a KVM."""
+    paths = [Path(config.invocation_params.dir, arg.split("::")[0]) for arg in config.args]
+    return any(
+        path.resolve().is_relative_to(SUITES) or SUITES.is_relative_to(path.resolve())
+        for path in paths
+    )
+
+
+def clause_of(item: pytest.Item) -> Clause | None:
+    """Return the clause that a test names; None for a test that judges no kernel."""
+    mark = item.get_closest_marker("clause")
+    return mark.args[0] if mark else None
+
+
+def deviations_of(item: pytest.Item) -> list[Deviation]:
+    """Return the deviations that a test names."""
+    return [mark.args[0] for mark in item.iter_markers("deviation")]
+
+
+class Verdicts:
+    """One session's verdicts.
+
+    The process that runs a test judges the test; the process that reports the tests counts the
+    verdicts. Without pytest-xdist and --kernel, both are one process.
+
+    ``strict``: known deviations are failures (--strict)
+    ``needs_kvm``: the session judges a kernel; set when the session starts
+    ``is_worker``: a process that runs tests for another process
+    ``log``: the log of the running kernel
+    ``kernel_options``: the command line options that boot the kernel under test
+    ``tallies``: the tally of each column; one, named "", where one kernel is judged
+    ``clauses``: {node id: clause id} of each test whose set-up is reported
+    """
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.strict = bool(config.getini("strict"))
+        self.needs_kvm = False
+        self.is_worker = hasattr(config, "workerinput")
+        self.log = KernelLog()
+        self.kernel_options: Sequence[str] = ()
+        self.tallies: dict[str, Tally] = {}
+        self.clauses: dict[str, str] = {}
+
+    # --- before the tests -------------------------------------------------------------------------
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionstart(self) -> None:
+        option = self.config.option
+        self.needs_kvm = judges_suites(self.config) and not option.collectonly
+        if self.needs_kvm and not self.is_worker and not option.kernel:
+            try:
+                require_testable()
+            except Untestable as reason:
+                raise pytest.UsageError(str(reason)) from None
+            self.tally("").kernel = running_kernel()
+
+    def pytest_report_header(self) -> list[str]:
+        if "" not in self.tallies:
+            return []
+        lines = [f"kernel under test: {self.tallies[''].kernel}"]
+        if not self.log.readable:
+            lines.append("the kernel log cannot be read: the suite watches the taint flags alone")
+        return lines
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            marks = list(item.iter_markers("clause"))
+            if len(marks) != 1 and item.path.is_relative_to(SUITES):
+                raise pytest.UsageError(f"{item.nodeid} names {len(marks)} clauses, not one")
+
+    # --- judging ----------------------------------------------------------------------------------
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        journal.clear()
+        trace.clear()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self) -> Generator[None]:
+        try:
+            return (yield)
+        finally:
+            self._raise_complaints()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self) -> Generator[None]:
+        try:
+            return (yield)
+        finally:
+            self._raise_complaints()
+
+    def _raise_complaints(self) -> None:
+        if complaints := self.log.complaints():
+            raise KernelComplaint("\n".join(["the kernel logged during the test:", *complaints]))
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        report = yield
+        clause = clause_of(item)
+        if clause is None:
+            return report
+        verdict = Verdict(clause.id)
+        if call.when == "call" or not report.passed:
+            verdict = self._verdict(item, clause, self.kernel_options)
+        if call.when == "call":
+            verdict = self._judge(item, call, report, verdict)
+        if report.failed:
+            report.sections.append(("KVM_SIGNAL_MSI", explain(clause, verdict)))
+        put_verdict(report, verdict)
+        return report
+
+    def _judge(
+        self,
+        item: pytest.Item,
+        call: pytest.CallInfo[None],
+        report: pytest.TestReport,
+        verdict: Verdict,
+    ) -> Verdict:
+        error = call.excinfo.value if call.excinfo else None
+        judgement = judge(deviations_of(item), running_kernel(), error)
+        if judgement.outcome == "failed":
+            report.outcome, report.longrepr = "failed", judgement.note
+        elif judgement.outcome == "xfailed" and not self.strict:
+            report.outcome, report.wasxfail = "skipped", judgement.note
+        return verdict._replace(
+            deviation=judgement.deviation, backport=judgement.backport, note=judgement.note
+        )
+
+    def _verdict(self, item: pytest.Item, clause: Clause, kernel_options: Sequence[str]) -> Verdict:
+        options = [*kernel_options, *(["--strict"] if self.strict else [])]
+        tests = item.stash.get(REPEAT, [item.nodeid])
+        return Verdict(clause.id, repeat=shlex.join(["pytest", *tests, *options]))
+
+    def add_verdict(
+        self, item: pytest.Item, report: pytest.TestReport, kernel_options: Sequence[str]
+    ) -> None:
+        """Attach a verdict to a report that no test made, because the kernel under test died."""
+        if clause := clause_of(item):
+            put_verdict(report, self._verdict(item, clause, kernel_options))
+
+    # --- counting ---------------------------------------------------------------------------------
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        verdict = verdict_of(report)
+        if verdict and report.when == "setup":
+            self.clauses[report.nodeid] = verdict.clause
+        died = str(report.when) == "???"  # pytest-xdist's report of a test whose worker died
+        if died and report.nodeid in self.clauses:
+            verdict = Verdict(self.clauses[report.nodeid])
+        if verdict is None or (report.when != "call" and report.passed):
+            return
+        outcome = outcome_of(report)
+        shows = outcome == "xfailed" or verdict.backport
+        result = Result(outcome, verdict.deviation if shows else "", verdict.backport)
+        self.tally(column_of(report)).count(report.nodeid, verdict.clause, result)
+
+    def tally(self, column: str) -> Tally:
+        """Return the tally of a column."""
+        return self.tallies.setdefault(column, Tally(column))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        self.log.close()
+        nothing = self.needs_kvm and not self.is_worker and not self.judged
+        if nothing and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+    @property
+    def judged(self) -> bool:
+        """Whether the tests of each kernel came to a verdict."""
+        return bool(self.tallies) and all(tally.judged for tally in self.tallies.values())
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self.needs_kvm:
+            return
+        write = terminalreporter.write_line
+        for tally in self.tallies.values():
+            if tally.judged:
+                name = f"{tally.column}: " if len(self.tallies) > 1 else ""
+                terminalreporter.section(f"clauses, {name}{tally.kernel}")
+                for line in tally.summary():
+                    write(line)
+        for column, tally in self.tallies.items():
+            if tally.broken:
+                write(f"{column} could not be judged: {tally.broken}", red=True)
+            if tally.left:
+                write(f"{column} left after --maxfail-each, {tally.left} tests not run", red=True)
+        if not self.judged:
+            write("no test came to a verdict: the run judged no kernel, and is not a pass")
+
+
+def explain(clause: Clause, verdict: Verdict) -> str:
+    """Return the text of a failure: clause, note, last messages, command that repeats the test."""
+    parts = [f"clause {clause.id} ({clause.level}; {clause.source})\n  {clause.text}"]
+    if verdict.note:
+        parts.append(verdict.note)
+    parts += [injection.explain() for injection in list(journal)[-_EXPLAINED_MESSAGES:]]
+    if journal and (topology := topology_before(journal[-1])):
+        msi, message = journal[-1].msi, journal[-1].message
+        explaining = command(topology, message, msi.flags, msi.devid, bytes(msi.pad))
+        parts.append(f"the model's prediction for the last message: {explaining}")
+    return "\n".join([*parts, f"to repeat the test: {verdict.repeat}"])

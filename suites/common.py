@@ -1,0 +1,133 @@
+"""What several files of suites/ share: preconditions, messages, set-ups, checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from helpers.apic import DestinationMode, Message
+from helpers.apic.effect import Effect
+from helpers.apic.lapic import DFR_CLUSTER, bits
+from helpers.apic.topology import Irqchip, MpState, show_mp_state
+from helpers.guest import Cpu, Machine, Mismatch, Taken, expect
+from helpers.kvm import KvmError
+from suites.names import PHYSICAL, SMI
+
+# --- preconditions --------------------------------------------------------------------------------
+# ``kernel`` in a condition is the kernel under test (conftest.py, pytest_markeval_namespace).
+
+NEEDS_SMM = pytest.mark.skipif(
+    "not kernel.has_smm", reason="the kernel has no SMM (KVM_CAP_X86_SMM is 0)"
+)
+VECTOR_HASHING = pytest.mark.skipif("not kernel.vector_hashing", reason="kvm.vector_hashing=N")
+ROUND_ROBIN = pytest.mark.skipif("kernel.vector_hashing", reason="kvm.vector_hashing=Y")
+
+SMI_IF_SUPPORTED = pytest.param(SMI, marks=NEEDS_SMM)
+"""For each.delivery_mode(), where a test expects an SMI to be accepted."""
+
+# --- messages -------------------------------------------------------------------------------------
+
+
+def to(destination: int, destination_mode: DestinationMode = PHYSICAL, **fields: Any) -> Message:
+    """Return a message to ``destination``: fixed, vector 0x41, unless ``fields`` say otherwise."""
+    return Message(destination=destination, destination_mode=destination_mode, **fields)
+
+
+def fixed(vector: int, destination: int = 1) -> Message:
+    """Return a message that raises ``vector``, on vCPU 1 unless ``destination`` says otherwise."""
+    return Message(vector=vector, destination=destination)
+
+
+def with_address_hi(address_hi: int) -> Message:
+    """Return a message to vCPU 1 with this upper half of the address."""
+    return to(1 | address_hi & ~0xFF, address_hi_reserved=address_hi & 0xFF)
+
+
+# --- set-ups --------------------------------------------------------------------------------------
+
+IDS = (0, 1, 2, 15, 16, 17, 33, 44, 255, 256, 257, 299, 300)
+"""vCPU IDs of ``large``, in several clusters, below, at and above 255; 44 is 300's low byte."""
+
+SMALL_IDS = (0, 1, 2, 3, 16, 17)
+"""vCPU IDs of ``small``, in two clusters."""
+
+
+def sharing_a_bit(mask: int) -> list[int]:
+    """Return the vCPUs of ``machine`` whose bit is set in ``mask``: their flat logical IDs."""
+    return list(bits(mask & 0xF))
+
+
+def of_ids(*vcpu_ids: int) -> list[int]:
+    """Return the vCPUs of ``large`` that have one of these IDs."""
+    return [IDS.index(vcpu_id) for vcpu_id in vcpu_ids if vcpu_id in IDS]
+
+
+def mix_models(machine: Machine) -> None:
+    """Make vCPUs 2 and 3 members 1 and 2 of cluster 1; vCPUs 0 and 1 stay in the flat model."""
+    for index, ldr in ((2, 0x11), (3, 0x12)):
+        machine[index].configure(dfr=DFR_CLUSTER, ldr=ldr)
+
+
+def make_irqchip(machine: Machine, irqchip: Irqchip, pins: int = 24) -> None:
+    """Make an irqchip, then vCPU 0, in a machine that has neither."""
+    machine.vm.create_irqchip() if irqchip == "full" else machine.vm.split_irqchip(pins)
+    machine.irqchip = irqchip
+    machine.add_cpu(0).power_on()
+
+
+# --- checks ---------------------------------------------------------------------------------------
+
+
+def expect_acceptors(machine: Machine, message: Message, *indices: int) -> None:
+    """Send ``message``; raise Mismatch unless these vCPUs, and no others, accept it.
+
+    Where no vCPU is given, the return value is 0 or -1 EPERM.
+    """
+    injection = machine.signal(message)
+    injection.returns(len(indices)) if indices else injection.blocked_or_unmatched()
+    injection.accepted_by(*indices)
+
+
+def expect_taken(cpu: Cpu, *vectors: int) -> None:
+    """Step ``cpu`` until an entry takes nothing; raise Mismatch unless it took ``vectors``."""
+    _expect_vectors(cpu.take(), vectors)
+
+
+def expect_logged(cpu: Cpu, *vectors: int) -> None:
+    """Raise Mismatch unless ``cpu`` has taken ``vectors`` since its log was last read."""
+    _expect_vectors(cpu.log(), vectors)
+
+
+def _expect_vectors(records: list[Taken], expected: Iterable[int]) -> None:
+    taken = [record.vector for record in records]
+    expect("vectors taken", taken, list(expected), show=_show_in_order)
+
+
+def _show_in_order(vectors: Iterable[int]) -> str:
+    return "[" + " ".join(f"{vector:#04x}" for vector in vectors) + "]"
+
+
+def expect_same_effects(message: Message, effects: list[Effect], expected: list[Effect]) -> None:
+    """Raise Mismatch unless ``message`` did the same to every vCPU, both times."""
+    expect(f"effects of {message}", effects, expected, show=lambda e: "; ".join(map(str, e)))
+
+
+def expect_mp_state(cpu: Cpu, state: MpState) -> None:
+    expect("mp_state", cpu.mp_state, state, show=show_mp_state)
+
+
+def outcome_of(call: Callable[..., object], *arguments: Any, **options: Any) -> str:
+    """Call a function that issues an ioctl; return "accepted", or the name of its errno."""
+    try:
+        call(*arguments, **options)
+    except KvmError as error:
+        return error.name
+    return "accepted"
+
+
+def expect_refused(call: Callable[..., object], *arguments: Any, **options: Any) -> None:
+    """Raise Mismatch unless the ioctl fails, with any errno."""
+    if outcome_of(call, *arguments, **options) == "accepted":
+        raise Mismatch("outcome", "refused", "accepted")

@@ -1,0 +1,33 @@
+"""Machines with x2APICs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from helpers.apic import ApicMode
+from helpers.guest import Machine
+from suites.common import IDS, SMALL_IDS
+from suites.names import BOTH
+
+
+@pytest.fixture
+def large(shared_machine: Callable[..., Machine]) -> Machine:
+    """x2APICs with IDS: 32-bit IDs, no broadcast quirk."""
+    return shared_machine(vcpu_ids=IDS, apic_mode=ApicMode.X2APIC, x2apic_api=BOTH)
+
+
+@pytest.fixture
+def small(shared_machine: Callable[..., Machine], x2apic_api: int) -> Machine:
+    """x2APICs with SMALL_IDS; KVM_CAP_X2APIC_API is not enabled unless a test parametrizes it."""
+    return shared_machine(vcpu_ids=SMALL_IDS, apic_mode=ApicMode.X2APIC, x2apic_api=x2apic_api)
+
+
+@pytest.fixture
+def misnamed(machines: Callable[..., Machine]) -> Machine:
+    """Two xAPICs and two x2APICs. KVM_SET_LAPIC gave the last x2APIC ID 7 instead of 3."""
+    machine = machines(vcpu_ids=range(4))
+    machine[2].apic_mode = machine[3].apic_mode = ApicMode.X2APIC
+    machine[3].configure(id=7)
+    return machine
