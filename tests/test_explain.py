@@ -58,13 +58,13 @@ rules that applied:
      or logical IDs are mixed or overlap.
      here: mixed or overlapping logical IDs: 0x3 is vCPU 0
      [dest.broadcast dest.mixed-modes dest.aliased errata.alias-8bit] Intel SDM vol. 3, "Physical
-     Destination Mode"; arch/x86/kvm/lapic.c kvm_apic_match_dest; 5b84b0291702, 2970052481b9,
+     Destination Mode"; arch/x86/kvm/lapic.c kvm_apic_match_dest(); 5b84b0291702, 2970052481b9,
      2bf934aadcac (6.3); x86/errata.rst, x2APIC
   3. Vector hashing chooses candidate number vector mod n of n candidates.
      here: 0x30 mod 1 is 0: vCPU 0
      [dest.lowest-priority dest.redirection-hint dest.vector-hashing] Intel SDM vol. 3, "Lowest
      Priority Delivery Mode"; Intel SDM vol. 3, "Message Address Register Format";
-     arch/x86/kvm/lapic.c kvm_vector_to_index; 52004014f7c6 (4.5)
+     arch/x86/kvm/lapic.c kvm_vector_to_index(); 52004014f7c6 (4.5)
   4. A software-enabled LAPIC accepts a fixed interrupt: IRR is set, TMR is set for level and
      cleared for edge.
      here: vCPU 0
@@ -202,7 +202,7 @@ def test_command_is_short_for_a_plain_message():
     "arguments, expected",
     [
         (["vectr=1", "0"], "message: no field 'vectr'; the fields are vector destination "),
-        (["vector=1", "0/halt"], "vCPU '0/halt': 'halt' is not one of disabled xapic x2apic "),
+        (["vector=1", "0/halt"], "vCPU '0/halt': 'halt' is none of disabled xapic x2apic "),
         (["vector=1", "0", "--flags=-1"], "flags: -1 does not fit 32 bits"),
         (["vector=1", "0", "--devid=x"], "devid: 'x' is not a number"),
         (["vector=1", "0", "--pad=00"], "pad: '00' is not 12 bytes in hex"),

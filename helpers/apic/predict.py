@@ -163,7 +163,7 @@ def _object(name: str, value: object, known: Sequence[str] | None = None) -> Map
         raise ValueError(f"{name}: {json.dumps(value)} is not an object")
     for key in value:
         if known is not None and key not in known:
-            raise ValueError(f"{name}: {key!r} is not one of {' '.join(known)}")
+            raise ValueError(f"{name}: {key!r} is none of {' '.join(known)}")
     return value
 
 

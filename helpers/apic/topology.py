@@ -141,7 +141,7 @@ class VcpuState:
                 given[name] = frozenset(number_of(f"vCPU {text!r}", each) for each in vectors)
             else:
                 known = [*_WORDS, *(f"{name}=" for name in (*_NUMBERS, *_VECTORS))]
-                raise ValueError(f"vCPU {text!r}: {word!r} is not one of {' '.join(known)}")
+                raise ValueError(f"vCPU {text!r}: {word!r} is none of {' '.join(known)}")
         try:
             return cls(**given)  # type: ignore[arg-type]
         except ValueError as reason:
