@@ -18,6 +18,7 @@ from helpers.verdicts.kernel import Kernel, running_kernel
 from helpers.verdicts.switches import switches_of
 
 pytest_plugins = [
+    "helpers.sigterm_plugin",
     "helpers.verdicts.plugin",
     "helpers.verdicts.clause_plugin",
     "helpers.sweep.sequences_plugin",

@@ -1,4 +1,4 @@
-"""The script for ``git bisect run``: in a kernel tree of one file, with a make that copies it."""
+"""The script for ``git bisect run``, in a kernel tree of one file, with a make that copies it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_it(pytestconfig, capsys):
 
 
 class Tree:
-    """A kernel tree of one commit after another, and the tools that it takes to bisect it."""
+    """A kernel tree, whose commits differ in one file, and the tools to bisect the tree."""
 
     def __init__(self, path: Path, script: Path) -> None:
         self.path = path / "linux"
@@ -89,7 +89,7 @@ class Tree:
         }
 
     def run(self, *command: str | Path, cwd: Path | None = None) -> tuple[int, str]:
-        """The exit code and what was printed."""
+        """Run a command; return its exit code and output."""
         done = subprocess.run(
             command,
             cwd=cwd or self.path,
@@ -107,14 +107,14 @@ class Tree:
         return output.strip()
 
     def commit(self, state: str) -> str:
-        """A commit of this state; its hash."""
+        """Commit a state; return the commit's hash."""
         (self.path / "virt/kvm/state").write_text(state)
         self.git("add", ".")
         self.git("commit", "-q", "--allow-empty", "-m", f"KVM: {state}")
         return self.git("rev-parse", "HEAD")
 
     def step(self, *arguments: str, cwd: Path | None = None) -> tuple[int, str]:
-        """One step of a bisection."""
+        """Run one step of a bisection."""
         return self.run(sys.executable, self.script, *arguments, cwd=cwd)
 
 
@@ -132,7 +132,7 @@ def test_bisection_names_the_first_bad_commit(tree):
     _, output = tree.run(
         *(tree.tools / "git", "bisect", "run", sys.executable, tree.script, "suites/test_it.py")
     )
-    # The fourth cannot be built: it or the fifth.
+    # The fourth commit cannot be built, so that the fourth or the fifth is the first bad one.
     assert "only 'skip'ped commits left" in output
     first_bad = output.partition("first bad commit could be any of:\n")[2].split()[:2]
     assert sorted(first_bad) == sorted(commits[3:5])
@@ -143,15 +143,15 @@ def test_bisection_names_the_first_bad_commit(tree):
     [
         ("good", 0, "good: 1 passed"),
         ("bad", 1, "bad: 1 failed"),
-        ("untested", 125, "(pytest ended with 5); all of it is in "),
+        ("untested", 125, "(pytest ended with 5); log: "),
         (
             "unbootable",
             125,
             "cannot be judged: 6.99 could not be judged: the kernel died (pytest ended with 4)",
         ),
-        ("broken", 125, "cannot be judged: it does not build: kvm.c:1:2: error: no type"),
-        ("intel", 125, "cannot be judged: it cannot be configured to have KVM_AMD"),
-        ("dirty", 128, "error: {tree} has been built in: make mrproper there"),
+        ("broken", 125, "cannot be judged: the build failed: kvm.c:1:2: error: no type"),
+        ("intel", 125, "cannot be judged: no configuration of this commit has KVM_AMD"),
+        ("dirty", 128, "error: {tree} holds the output of a build: make mrproper there"),
     ],
 )
 def test_verdict_and_what_is_said(tree, state, code, says):
@@ -166,7 +166,7 @@ def test_verdict_and_what_is_said(tree, state, code, says):
 def test_log_is_named_and_holds_all(tree, state):
     tree.commit(state)
     _, output = tree.step("suites/test_it.py")
-    log = Path(output.rpartition("all of it is in ")[2].strip())
+    log = Path(output.rpartition("log: ")[2].strip())
     assert log.is_relative_to(tree.cache / "kvm-signal-msi/git-bisect")
     assert "bzImage" in log.read_text()
 
@@ -199,8 +199,8 @@ def test_build_directory_is_the_trees_own_and_stays(tree):
         (["suites/test_that.py"], "file or directory not found: suites/test_that.py"),
         (["suites", "-k", "that"], "no tests collected (1 deselected)"),
         (["suites", "--that"], "error: unrecognized arguments: --that"),
-        (["suites", "--kernel=6.12"], "error: --kernel is what this script gives"),
-        (["suites", "--kernel", "6.12"], "error: --kernel is what this script gives"),
+        (["suites", "--kernel=6.12"], "error: --kernel is set by this script"),
+        (["suites", "--kernel", "6.12"], "error: --kernel is set by this script"),
     ],
 )
 def test_mistake_ends_the_bisection_before_anything_is_built(tree, arguments, says):
@@ -239,7 +239,7 @@ def test_python_without_pytest_ends_the_bisection(tree):
 def test_directory_that_is_no_tree_ends_the_bisection(tree, tmp_path):
     code, output = tree.step("suites/test_it.py", cwd=tmp_path)
     assert code == 128
-    assert output == f"error: {tmp_path} is in no git work tree: run this in a kernel's\n"
+    assert output == f"error: {tmp_path} is in no git work tree: run this in a kernel tree\n"
 
 
 def test_tree_that_is_no_kernels_ends_the_bisection(tree):
@@ -259,7 +259,7 @@ def test_error_of_its_own_is_not_the_kernels(tree):
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a process is gone, or dead with nobody to bury it."""
+    """Return whether a process is gone, or a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except FileNotFoundError:
@@ -291,11 +291,11 @@ def test_fragment_demands_what_it_sets_itself():
 @pytest.mark.parametrize(
     "state", ["# CONFIG_KVM_AMD is not set", "CONFIG_KVM_AMD=m", "CONFIG_KVM_AMD_SEV=y", ""]
 )
-def test_what_is_not_built_in_is_missing(state):
+def test_option_that_is_not_built_in_is_missing(state):
     config = FRAGMENT.read_text().replace("CONFIG_KVM_AMD=y", state)
     assert unset(config) == ["KVM_AMD"]
 
 
-def test_what_only_some_versions_have_is_not_demanded():
+def test_option_that_only_some_versions_have_is_not_demanded():
     config = FRAGMENT.read_text().replace("CONFIG_KVM_SMM=y", "")
     assert unset(config) == []

@@ -1,32 +1,27 @@
-"""Kernels that are not running: finding, packing and booting them."""
+"""Finding, fetching, packing and bisecting kernels, and the options that name them."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import http.server
 import lzma
-import os
-import signal
 import stat
-import struct
-import subprocess
 import sys
 import threading
-import time
-from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
-from helpers.kernels import bisect, columns, frames, loop, spec
-from helpers.kernels.boot import VIRTIO
+from helpers.kernels import bisect_packages, columns, frames, locate, plugin
+from helpers.kernels.boot import Processor, qemu
 from helpers.kernels.download import Download
 from helpers.kernels.image import Cpio
-from helpers.kernels.loop import last_words
 from helpers.kernels.modules import Modules
 from helpers.kernels.packages import Archive, KernelError
+from helpers.spec.kernels import REFERENCE_KERNELS, SupportedKernel, default_of
+from helpers.spec.table import SpecError
 from tests.copy_of_the_suite import ROOT, run_pytest
+from tests.kernel_files import RELEASE, bzimage, kvm_modules, module
 
 
 def entries(archive: bytes) -> dict[str, tuple[int, bytes]]:
@@ -62,17 +57,13 @@ def test_archive_holds_a_path_once(tmp_path):
     assert list(entries(archive.finish())).count(f"{tmp_path}/file".strip("/")) == 1
 
 
-def module(depends: str = "") -> bytes:
-    return b"\x7fELF\0license=GPL\0depends=" + depends.encode() + b"\0name=it\0"
-
-
 @pytest.fixture
 def modules(tmp_path):
     """kvm-amd needs kvm and ccp, kvm needs irqbypass; ccp is built in, kvm is compressed."""
     (tmp_path / "kernel").mkdir()
     (tmp_path / "modules.builtin").write_text("kernel/drivers/ccp.ko\n")
-    (tmp_path / "kernel/kvm-amd.ko").write_bytes(module("kvm,ccp"))
-    (tmp_path / "kernel/kvm.ko.xz").write_bytes(lzma.compress(module("irqbypass")))
+    (tmp_path / "kernel/kvm-amd.ko").write_bytes(module("depends=kvm,ccp"))
+    (tmp_path / "kernel/kvm.ko.xz").write_bytes(lzma.compress(module("depends=irqbypass")))
     (tmp_path / "kernel/irqbypass.ko").write_bytes(module())
     return Modules(tmp_path)
 
@@ -82,7 +73,7 @@ def test_dependencies_come_first(modules):
 
 
 def test_modules_are_uncompressed(modules):
-    assert modules.closure(["kvm"])["kvm"] == module("irqbypass")
+    assert modules.closure(["kvm"])["kvm"] == module("depends=irqbypass")
 
 
 def test_module_that_is_not_there_is_named(modules):
@@ -90,25 +81,15 @@ def test_module_that_is_not_there_is_named(modules):
         modules.closure(["virtio_console"])
 
 
-def bzimage(path, release: str):
-    """A file with no more than a bzImage's header."""
-    head = bytearray(0x400)
-    head[0x202:0x206] = b"HdrS"
-    struct.pack_into("<H", head, 0x20E, 0x100)
-    path.write_bytes(head[:0x300] + release.encode() + b" (somebody) #1\0")
-    return path
-
-
 def test_image_with_its_modules_beside_it(tmp_path):
-    image = bzimage(tmp_path / "bzImage", "6.99.0-test")
-    (tmp_path / "lib/modules/6.99.0-test").mkdir(parents=True)
-    assert spec.resolve(str(image)).modules == tmp_path / "lib/modules/6.99.0-test"
+    image = bzimage(tmp_path / "bzImage")
+    (tmp_path / "lib/modules" / RELEASE).mkdir(parents=True)
+    assert locate.resolve(str(image)).modules == tmp_path / "lib/modules" / RELEASE
 
 
 def test_build_tree(tmp_path):
-    (tmp_path / "arch/x86/boot").mkdir(parents=True)
-    bzimage(tmp_path / "arch/x86/boot/bzImage", "6.99.0-tree")
-    assert spec.resolve(str(tmp_path)).release == "6.99.0-tree"
+    bzimage(tmp_path / "arch/x86/boot/bzImage")
+    assert locate.resolve(str(tmp_path)).release == RELEASE
 
 
 def nothing(path):
@@ -139,7 +120,12 @@ def no_modules(path):
 )
 def test_kernel_that_cannot_be_booted_says_why(tmp_path, make, says):
     with pytest.raises(KernelError, match=says):
-        spec.resolve(str(make(tmp_path)))
+        locate.resolve(str(make(tmp_path)))
+
+
+def test_empty_kernel_says_what_can_be_given():
+    with pytest.raises(KernelError, match=r"^--kernel= is empty: give a version such as 6\.12"):
+        locate.resolve("")
 
 
 def test_version_without_apt_says_what_else_can_be_given(monkeypatch):
@@ -151,21 +137,13 @@ def test_version_without_apt_says_what_else_can_be_given(monkeypatch):
 # --- columns --------------------------------------------------------------------------------------
 
 
-def kvm_modules(path, release="6.99.0-test"):
-    """A directory with modules built for a kernel, so far as their .modinfo says."""
-    path.mkdir(parents=True)
-    magic = f"vermagic={release} SMP mod_unload \0".encode()
-    (path / "kvm.ko").write_bytes(b"\0parmtype=vector_hashing:bool\0" + magic)
-    (path / "kvm-amd.ko").write_bytes(b"\0parmtype=npt:bool\0depends=kvm,ccp\0" + magic)
-    return str(path)
-
-
 @pytest.fixture
 def kernel(tmp_path):
-    """What to give to --kernel for a kernel with stock modules."""
-    kvm_modules(tmp_path / "boot/lib/modules/6.99.0-test")
-    (tmp_path / "boot/lib/modules/6.99.0-test/ccp.ko").write_bytes(module())
-    return str(bzimage(tmp_path / "boot/bzImage", "6.99.0-test"))
+    """The value of --kernel for a kernel with stock modules."""
+    modules = tmp_path / "boot/lib/modules" / RELEASE
+    kvm_modules(modules / "kernel/arch/x86/kvm")
+    (modules / "ccp.ko").write_bytes(module())
+    return str(bzimage(tmp_path / "boot/bzImage"))
 
 
 def boots(*arguments):
@@ -187,8 +165,8 @@ def test_parameter_goes_to_the_module_that_has_it(kernel):
 
 
 def test_parameter_of_a_built_in_kvm_goes_to_the_command_line(tmp_path):
-    image = bzimage(tmp_path / "bzImage", "6.99.0-test")
-    modules = tmp_path / "lib/modules/6.99.0-test"
+    image = bzimage(tmp_path / "bzImage")
+    modules = tmp_path / "lib/modules" / RELEASE
     modules.mkdir(parents=True)
     (modules / "modules.builtin").write_text("arch/x86/kvm/kvm.ko\narch/x86/kvm/kvm-amd.ko\n")
     (boot,) = boots([str(image)], [], ["vector_hashing=N"])
@@ -214,12 +192,87 @@ def test_columns_that_cannot_be_had_say_why(tmp_path, kernel, directories, setti
         boots([kernel], [str(tmp_path / name) for name in directories], settings)
 
 
+# --- --kvm-modules --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "places",
+    [
+        ["."],
+        ["arch/x86/kvm"],
+        ["kernel/arch/x86/kvm"],
+        [f"lib/modules/{RELEASE}/kernel/arch/x86/kvm"],
+        ["arch/x86/kvm", f"debian/linux-image/lib/modules/{RELEASE}/kernel/arch/x86/kvm"],
+    ],
+    ids=["flat", "build-tree", "modules-of-a-kernel", "installed", "build-tree-and-package"],
+)
+def test_directory_of_one_build_is_taken(tmp_path, kernel, places):
+    build = tmp_path / "build"
+    for place in places:
+        kvm_modules(build / place)
+    with (build / places[0] / "kvm.ko").open("ab") as file:
+        file.write(b"the first one")
+    (build / places[0] / "kvm.ko.debug").touch()
+    (boot,) = boots([kernel], [str(build)], [])
+    assert boot.columns[0].modules[0][1].endswith(b"the first one")
+
+
+@pytest.mark.parametrize(
+    ("builds", "listed"),
+    [
+        (
+            {"a": "kvm kvm-amd", "b": "kvm kvm-amd"},
+            "a/kvm.ko, b/kvm.ko, a/kvm-amd.ko, b/kvm-amd.ko",
+        ),
+        ({"a": "kvm kvm-amd", "b": "kvm"}, "a/kvm.ko, b/kvm.ko, a/kvm-amd.ko"),
+        ({"a": "kvm", "b": "kvm-amd"}, "a/kvm.ko, b/kvm-amd.ko"),
+    ],
+    ids=["two-builds", "one-module-twice", "a-module-each"],
+)
+def test_directory_of_several_builds_is_an_error(tmp_path, kernel, builds, listed):
+    for name, modules in builds.items():
+        kvm_modules(tmp_path / "builds" / name, names=modules)
+    with pytest.raises(KernelError) as error:
+        boots([kernel], [str(tmp_path / "builds")], [])
+    assert str(error.value) == (
+        f"--kvm-modules={tmp_path}/builds has modules of several builds: {listed}; "
+        "name the directory of one build"
+    )
+
+
+def test_compressed_copy_is_another_build(tmp_path, kernel):
+    kvm_modules(tmp_path / "build")
+    (tmp_path / "build/kvm.ko.xz").write_bytes(lzma.compress(module()))
+    with pytest.raises(KernelError, match=r"several builds: kvm\.ko, kvm\.ko\.xz, kvm-amd\.ko;"):
+        boots([kernel], [str(tmp_path / "build")], [])
+
+
+def test_modules_built_for_different_kernels_are_an_error(tmp_path, kernel):
+    kvm_modules(tmp_path / "build")
+    kvm_modules(tmp_path / "build", release="6.98.0-other", names="kvm-amd")
+    says = r"kvm\.ko for '6\.99\.0-test SMP mod_unload', kvm-amd\.ko for '6\.98\.0-other SMP mod"
+    with pytest.raises(KernelError, match=f"has modules of different builds: {says}"):
+        boots([kernel], [str(tmp_path / "build")], [])
+
+
+def test_kernel_with_two_kvms_is_an_error(tmp_path, kernel):
+    kvm_modules(tmp_path / "boot/lib/modules" / RELEASE / "updates/dkms", names="kvm")
+    says = r"has several modules kvm: kernel/arch/x86/kvm/kvm\.ko, updates/dkms/kvm\.ko"
+    with pytest.raises(KernelError, match=says):
+        boots([kernel], [], [])
+
+
+# --- options --------------------------------------------------------------------------------------
+
+
 @pytest.mark.timeout(600)  # the package lists may have to be fetched
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (["--kvm-modules=here"], "name one by --kernel"),
         (["--kernel=6.12", "--pdb"], "cannot reach into a booted kernel"),
+        (["--kernel="], "--kernel= is empty: give a version such as 6.12"),
+        (["--kernel=6.12", "--kvm-modules="], "--kvm-modules= is empty: give the directory of"),
         (["--kernel=nonsense"], "no such file or directory; give a version such as 6.12"),
         (["--kernel=4.4"], "no packaged kernel 4.4; there are 5.10, 6.1"),
     ],
@@ -230,27 +283,42 @@ def test_nonsense_is_one_line(options, says):
     assert (line.startswith("ERROR: "), run.exit_code) == (True, pytest.ExitCode.USAGE_ERROR)
 
 
-# --- without /dev/kvm -----------------------------------------------------------------------------
-
-WITHOUT_KVM = "from helpers.kernels import plugin\nplugin._has_kvm = lambda: False\n"
-
-
-def test_without_kvm_and_qemu_it_says_what_to_install(suite, tmp_path):
-    suite.add("def test_it(): pass")
-    suite.prepare(WITHOUT_KVM)
-    run = suite.run(PATH=str(tmp_path))
-    (line,) = run.lines_with("ERROR: ")
-    assert "no /dev/kvm on this machine, and: qemu-system-x86_64 not found" in line
-    assert "apt-get install qemu-system-x86" in line
+def test_references_are_the_kernels_with_results():
+    assert [*plugin.expand(["6.16", "references"])] == ["6.16", *REFERENCE_KERNELS]
+    assert {file.stem for file in (ROOT / "reports").glob("*.json")} == set(REFERENCE_KERNELS)
 
 
-@pytest.mark.timeout(600)
-def test_without_kvm_the_default_kernel_is_judged(suite):
-    suite.add("@clause('msi.pad')\ndef test_it(kernel): assert kernel.version == (6, 12)")
-    suite.prepare(WITHOUT_KVM)
-    run = suite.run()
-    assert run.outcomes["passed"] == 1, run.output
-    assert run.lines_with("no /dev/kvm here: judging Debian's kernel 6.12 instead")
+@pytest.mark.parametrize("defaults", [0, 2])
+def test_one_supported_kernel_is_the_default(defaults):
+    kernels = {str(n): SupportedKernel(str(n), default=n < defaults) for n in range(3)}
+    with pytest.raises(SpecError, match=rf"kernels\.toml: {defaults} kernels are the default"):
+        default_of(kernels)
+
+
+def test_no_module_beside_a_script_hides_the_standard_librarys():
+    files = (ROOT / "helpers/kernels").glob("*.py")
+    assert not {file.stem for file in files} & sys.stdlib_module_names
+
+
+# --- QEMU -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(kernel):
+    """QEMU's command line for a kernel with a parameter of its own."""
+    (boot,) = boots([kernel], [], [])
+    boot.command_line = "kvm.vector_hashing=N"
+    return qemu(boot, Processor("a processor", ["-cpu", "max"], "kvm_amd"), 3, 4)
+
+
+def test_dead_kernel_ends_qemu_at_once(command):
+    parameters = command[command.index("-append") + 1].split()
+    assert {"oops=panic", "panic=-1"} <= set(parameters)
+    assert "-no-reboot" in command
+
+
+def test_parameters_come_last(command):
+    assert command[command.index("-append") + 1].endswith(" kvm.vector_hashing=N")
 
 
 # --- packages -------------------------------------------------------------------------------------
@@ -307,7 +375,7 @@ NAMES += ["6.12.10+deb13-amd64", "6.16.3+deb13-amd64", "7.0.4+deb13-amd64"]
 
 
 def test_bisection_tries_each_release_once():
-    found = bisect.between(NAMES, "7.0.4+deb13-amd64", "6.1.0-56-amd64")
+    found = bisect_packages.between(NAMES, "7.0.4+deb13-amd64", "6.1.0-56-amd64")
     assert found == ["6.1.0-56-amd64", *NAMES[3:]]
 
 
@@ -320,13 +388,13 @@ def test_bisection_finds_the_neighbours(change, was, now):
         tried.append(name)
         return was if NAMES.index(name) < change else now
 
-    assert bisect.search(NAMES, verdict) == (NAMES[change - 1], NAMES[change], was, now)
+    assert bisect_packages.search(NAMES, verdict) == (NAMES[change - 1], NAMES[change], was, now)
     assert len(tried) <= 5
 
 
 def test_bisection_without_a_change_says_so():
     with pytest.raises(KernelError, match=r"passes on both 6\.1.* and 7\.0"):
-        bisect.search(NAMES, lambda _: "passes")
+        bisect_packages.search(NAMES, lambda _: "passes")
 
 
 # --- frames ---------------------------------------------------------------------------------------
@@ -339,213 +407,3 @@ def test_messages_arrive_however_they_are_cut(size):
     unpacker = frames.Unpacker()
     pieces = [stream[place : place + size] for place in range(0, len(stream), size)]
     assert [message for piece in pieces for message in unpacker.feed(piece)] == messages
-
-
-# --- booted kernels -------------------------------------------------------------------------------
-
-
-@pytest.mark.timeout(900)
-def test_packaged_kernel_is_judged_in_qemu():
-    run = run_pytest(ROOT, "suites", "--kernel=6.12", "--timeout=300", "-q")
-    assert run.exit_code == 0, run.output
-    assert run.lines_with("clauses, Linux 6.12.")
-    assert run.outcomes.keys() <= {"passed", "xfailed", "skipped"}
-    assert run.outcomes["passed"] > 1000
-
-
-DYING = """
-import os, pathlib, signal
-
-@clause("msi.pad")
-def test_before(): pass
-
-@clause("msi.pad")
-def test_panic(): pathlib.Path("/proc/sysrq-trigger").write_text("c")
-
-@clause("msi.pad")
-def test_between(): pass
-
-@clause("msi.pad")
-def test_hang(): os.kill(os.getpid(), signal.SIGSTOP)
-
-@clause("msi.pad")
-def test_after(): pass
-"""
-
-
-@pytest.mark.timeout(900)
-def test_kernel_that_dies_costs_the_test_that_ran(suite):
-    suite.add(DYING)
-    run = suite.run("--kernel=6.12", "--timeout=5", "-rA")
-    passed = [line.split("::")[1] for line in run.lines_with("PASSED suites")]
-    failed = [line.split("::")[1].split()[0] for line in run.lines_with("FAILED suites")]
-    assert (sorted(passed), sorted(failed)) == (
-        ["test_after", "test_before", "test_between"],
-        ["test_hang", "test_panic"],
-    )
-    assert run.lines_with("Kernel panic - not syncing: sysrq triggered crash")
-    assert run.lines_with("no sign of life for too long: the kernel hangs in this test")
-    assert run.exit_code == pytest.ExitCode.TESTS_FAILED
-
-
-SENT = "@clause('msi.pad')\ndef test_it(kernel): pass"
-
-
-@pytest.mark.timeout(600)
-def test_each_kernel_has_its_column_and_failures_are_remembered(suite):
-    suite.add("@clause('msi.pad')\ndef test_it(kernel): assert kernel.version != (6, 1)")
-    here = "-ocache_dir=.pytest_cache"  # under tox pytest has it elsewhere
-    kernels = ("--kernel=6.1", "--kernel=6.12")
-    run = run_pytest(suite.path, "suites", *kernels, "-v", here, remember=True)
-    assert run.lines_with("[6.1]")[0].split()[-2] == "FAILED"
-    assert run.lines_with("[6.12]")[0].split()[-2] == "PASSED"
-    assert run.outcomes == {"failed": 1, "passed": 1}
-    assert "test_it" in (suite.path / ".pytest_cache/v/cache/lastfailed").read_text()
-
-
-@pytest.mark.timeout(600)
-def test_kernel_that_fails_often_is_left_for_the_others(suite):
-    suite.add(
-        "@pytest.mark.parametrize('n', range(100))\n"
-        "@clause('msi.pad')\ndef test_it(kernel, n): assert kernel.version != (6, 1) or n < 2"
-    )
-    run = suite.run("--kernel=6.1", "--kernel=6.12", "--maxfail-each=3")
-    failed, passed = run.outcomes["failed"], run.outcomes["passed"]
-    (line,) = run.lines_with("left after --maxfail-each")
-    assert line == f"6.1 left after --maxfail-each, {200 - failed - passed} tests not run"
-    assert passed == 102
-    assert 3 <= failed < 60
-
-
-@pytest.mark.timeout(600)
-def test_modules_that_do_not_load_are_never_replaced_by_others(suite, tmp_path):
-    name = Archive().newest("6.12")
-    suite.add(SENT)
-    broken = kvm_modules(tmp_path / "broken", release=name)
-    run = suite.run("--kernel=6.12", f"--kvm-modules={broken}")
-    (line,) = run.lines_with("broken could not be judged")
-    assert "kvm cannot be loaded: Exec format error" in line
-    assert run.exit_code == pytest.ExitCode.USAGE_ERROR
-
-
-@pytest.mark.timeout(600)
-def test_kernel_that_does_not_boot_is_one_line(suite, tmp_path):
-    suite.add(SENT)
-    image = bzimage(tmp_path / "bzImage", "6.99.0-test")
-    (tmp_path / "lib/modules/6.99.0-test").mkdir(parents=True)
-    (tmp_path / "lib/modules/6.99.0-test/modules.builtin").write_text(BUILT_IN)
-    run = suite.run(f"--kernel={image}")
-    assert len(run.lines_with("6.99.0-test could not be judged: the kernel died")) == 1
-    assert run.exit_code == pytest.ExitCode.USAGE_ERROR
-
-
-OOPS = ["BUG: kernel NULL pointer dereference", "RIP: 0010:kvm_set_msi+0x4/0x20 [kvm]"]
-
-
-@pytest.fixture(params=["in-tree", "out-of-tree"])
-def build_tree(request, tmp_path):
-    """A function that makes a build tree whose decoder writes ``line`` in place of an offset."""
-    tree, sources = tmp_path / "tree", tmp_path / "sources"
-    tree.mkdir()
-    if request.param == "in-tree":
-        sources = tree
-    else:
-        (tree / "source").symlink_to(sources)
-
-    def make(line):
-        (sources / "scripts").mkdir(parents=True)
-        decoder = sources / "scripts/decode_stacktrace.sh"
-        decoder.write_text(f"#!/bin/sh\necho \"$@\"\nsed 's|+0x4/0x20.*| ({line})|'\n")
-        decoder.chmod(0o755)
-        return tree
-
-    return make
-
-
-def test_oops_is_decoded_by_its_build_tree(build_tree):
-    tree = build_tree("arch/x86/kvm/irq_comm.c:42")
-    (tree / "vmlinux").touch()
-    arguments, *oops = last_words(OOPS, tree).splitlines()
-    assert oops == [OOPS[0], "RIP: 0010:kvm_set_msi (arch/x86/kvm/irq_comm.c:42)"]
-    assert arguments == f"{tree}/vmlinux auto {tree}"
-
-
-def test_oops_without_debug_info_keeps_its_offsets(build_tree):
-    tree = build_tree("??:?")
-    (tree / "vmlinux").touch()
-    assert last_words(OOPS, tree).splitlines() == OOPS
-
-
-def test_oops_of_a_tree_without_vmlinux_is_shown_as_it_is(build_tree):
-    assert last_words(OOPS, build_tree("arch/x86/kvm/irq_comm.c:42")).splitlines() == OOPS
-
-
-def test_oops_whose_decoder_hangs_is_shown_as_it_is(build_tree, tmp_path, monkeypatch):
-    tree = build_tree("arch/x86/kvm/irq_comm.c:42")
-    (tree / "vmlinux").touch()
-    decoder = next(tmp_path.glob("*/scripts/decode_stacktrace.sh"))
-    decoder.write_text("#!/bin/sh\nsleep 100 & sleep 100\n")
-    monkeypatch.setattr(loop, "DECODE_SECONDS", 0.2)
-    assert last_words(OOPS, tree).splitlines() == OOPS
-
-
-HANGING = {
-    "silent": (b"\xeb\xfe", "nothing on its console for 4 s"),  # jmp here
-    # mov dx, COM1; mov al, '.'; out dx, al; jmp to the out
-    "talking": (b"\xeb\x7e", "not up after 8 s"),
-}
-TALKING = b"\xba\xf8\x03\xb0\x2e\xee\xeb\xfd"
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("kind", HANGING)
-def test_boot_that_hangs_is_ended(suite, tmp_path, kind):
-    suite.add(SENT)
-    limits = "from helpers.kernels import loop\nloop.SILENT_SECONDS, loop.BOOT_SECONDS = 4, 8\n"
-    suite.prepare(limits)
-    entry, says = HANGING[kind]
-    image = bzimage(tmp_path / "bzImage", "6.99.0-test")
-    code = bytearray(image.read_bytes()) + bytes(0x10000)
-    code[0x200:0x202], code[0x280 : 0x280 + len(TALKING)] = entry, TALKING
-    struct.pack_into("<H", code, 0x206, 0x202)  # a boot protocol that knows of an initramfs
-    image.write_bytes(code)
-    (tmp_path / "lib/modules/6.99.0-test").mkdir(parents=True)
-    (tmp_path / "lib/modules/6.99.0-test/modules.builtin").write_text(BUILT_IN)
-    run = suite.run(f"--kernel={image}")
-    (line,) = run.lines_with("6.99.0-test could not be judged")
-    assert says in line
-    assert run.exit_code == pytest.ExitCode.USAGE_ERROR
-
-
-BUILT_IN = "".join(f"kernel/{name}.ko\n" for name in (*VIRTIO, "kvm", "kvm_amd"))
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill"])
-def test_interrupted_run_leaves_no_process(suite, sent):
-    suite.add("import time\n@clause('msi.pad')\ndef test_it(): time.sleep(600)")
-    mark = f"MARK={suite.path}"
-    command = [sys.executable, "-m", "pytest", "suites", "--kernel=6.12", "-q"]
-    environment = os.environ | {"MARK": str(suite.path)}
-    with subprocess.Popen(command, cwd=suite.path, env=environment) as run:
-        until(lambda: any("qemu" in name for name in processes(mark)))
-        run.send_signal(sent)
-        run.wait(60)
-    until(lambda: not processes(mark))
-
-
-def processes(mark):
-    """The names of the processes with ``mark`` in their environment."""
-    names = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if mark.encode() in (process / "environ").read_bytes().split(b"\0"):
-                names.append((process / "comm").read_text().strip())
-    return names
-
-
-def until(condition):
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -1,7 +1,7 @@
-"""Kernels on the command line.
+"""List, fetch and bisect Debian's kernels.
 
-python -m helpers.kernels list             what can be had
-python -m helpers.kernels fetch 6.12 ...   get kernels ahead of time
+python -m helpers.kernels list             list the packaged kernels
+python -m helpers.kernels fetch 6.12 ...   fetch kernels ahead of time
 python -m helpers.kernels bisect 6.1 7.3 -- suites/test_x.py::test_y
                                            find where a test's verdict changes
 """
@@ -19,23 +19,8 @@ from helpers.kernels.packages import Archive, KernelError, series
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 if it did what it was asked to."""
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.kernels", description="Debian's kernels"
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="show the packaged kernels; * are fetched already")
-    fetch = commands.add_parser("fetch", help="get kernels ahead of time")
-    fetch.add_argument("version", nargs="+", help="such as 6.12, or a kernel's full name")
-    search = commands.add_parser(
-        "bisect",
-        help="find the neighbours between which a test's verdict changes",
-        usage="%(prog)s FIRST LAST -- TEST [PYTEST OPTION ...]",
-    )
-    search.add_argument("first")
-    search.add_argument("last")
-    search.add_argument("pytest", nargs="+", metavar="TEST", help="what pytest is to run")
-    given = parser.parse_args(arguments)
+    """Run one command, and return its exit code."""
+    given = _parser().parse_args(arguments)
     try:
         match given.command:
             case "list":
@@ -52,6 +37,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m helpers.kernels", description="List, fetch and bisect Debian's kernels."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="list the packaged kernels; * marks the fetched ones")
+    fetch = commands.add_parser("fetch", help="fetch kernels ahead of time")
+    fetch.add_argument("version", nargs="+", help="a version such as 6.12, or a kernel's full name")
+    search = commands.add_parser(
+        "bisect",
+        help="find the two neighbouring kernels between which a test's verdict changes",
+        usage="%(prog)s FIRST LAST -- TEST [PYTEST OPTION ...]",
+    )
+    search.add_argument("first", metavar="FIRST", help="a version such as 6.1")
+    search.add_argument("last", metavar="LAST", help="a version such as 7.3; may be the older one")
+    search.add_argument("pytest", nargs="+", metavar="TEST", help="the arguments of pytest")
+    return parser
 
 
 def _list(archive: Archive) -> None:

@@ -1,4 +1,4 @@
-"""Bisecting over packaged kernels: between which neighbours does a test's verdict change?"""
+"""Bisect over packaged kernels: find the neighbours between which a test's verdict changes."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def bisect(first: str, last: str, arguments: Sequence[str]) -> None:
 
 
 def between(kernels: Sequence[str], first: str, last: str) -> list[str]:
-    """The kernels from first to last, one for each upstream release, whichever is older first."""
+    """Return the kernels between two, in either order: one per upstream release, oldest first."""
     first, last = sorted((first, last), key=numbers)
     if first == last:
-        raise KernelError(f"there is nothing between {first} and itself")
+        raise KernelError(f"both kernels are {first}: there is nothing to bisect")
     chosen = {_upstream(name): name for name in kernels if _within(first, name, last)}
-    # The two that were asked for stand for their own releases.
+    # Of several packages of the first and last releases, take those that were asked for.
     chosen.update({_upstream(name): name for name in (first, last)})
     return sorted(chosen.values(), key=numbers)
 
@@ -44,13 +44,13 @@ def _within(first: str, name: str, last: str) -> bool:
 
 
 def _upstream(name: str) -> str:
-    """A release without what says for whom it was built; Debian's old names count their ABI."""
+    """Return the upstream release in a kernel's name. Debian's older names have an ABI number."""
     found = re.match(r"\d+\.\d+\.0-\d+|\d+\.\d+\.\d+", name)
     return found[0] if found else name
 
 
 def search(kernels: Sequence[str], verdict: Callable[[str], str]) -> tuple[str, str, str, str]:
-    """Two neighbours with different verdicts, and their verdicts: (old, new, was, now)."""
+    """Return two neighbours and their verdicts, which differ: (older, newer, older's, newer's)."""
     was, now = verdict(kernels[0]), verdict(kernels[-1])
     if was == now:
         raise KernelError(f"the test {was} on both {kernels[0]} and {kernels[-1]}")
@@ -68,7 +68,7 @@ def search(kernels: Sequence[str], verdict: Callable[[str], str]) -> tuple[str, 
 def _verdict(kernel: str, arguments: Sequence[str]) -> str:
     command = [sys.executable, "-m", "pytest", f"--kernel={kernel}", "-q", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    # Python's own failures end in 1 as well: only a summary makes it a verdict.
+    # Python's own failures exit with 1 as well, but without pytest's summary.
     if done.returncode not in _VERDICTS or not _SUMMARY.search(done.stdout):
         raise KernelError(f"{kernel} came to no verdict:\n{done.stdout[-2000:]}")
     return _VERDICTS[done.returncode]

@@ -1,4 +1,4 @@
-"""A kernel booted in QEMU: one process, with a channel to the worker inside and a console."""
+"""Boot a kernel in QEMU: one process, with a channel to the worker inside and a console."""
 
 from __future__ import annotations
 
@@ -31,13 +31,23 @@ QEMU = "qemu-system-x86_64"
 MEMORY = 1536  # MiB
 VIRTIO = ("virtio_pci", "virtio_console")
 
+# fmt: off
+COMMAND_LINE = (
+    "console=ttyS0",             # what the kernel says reaches the report
+    "loglevel=6",                # notices tell a slow boot from one that hangs
+    "oops=panic",                # an oops may leave a lock held: a test that hangs is found late
+    "panic=-1",                  # a panic reboots at once, and -no-reboot ends QEMU
+    "rcupdate.rcu_expedited=1",  # destroying a VM waits for RCU
+)
+# fmt: on
+
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
 class Processor:
-    """What QEMU runs a guest's processors with, and KVM's module for them."""
+    """QEMU's ``options`` for a guest's processors. ``vendor`` is the KVM module for them."""
 
     name: str
     options: Sequence[str]
@@ -45,23 +55,27 @@ class Processor:
 
     @classmethod
     def best(cls) -> Processor:
-        """This machine's own, where its KVM lets guests have a KVM of their own; else emulated."""
+        """Return this machine's processor where KVM nests, else an emulated one with SVM."""
         for vendor in ("kvm_intel", "kvm_amd"):
             nested = Path("/sys/module", vendor, "parameters/nested")
             with contextlib.suppress(OSError):
                 if nested.read_text().strip() in ("Y", "1") and os.access("/dev/kvm", os.W_OK):
                     name = f"nested virtualization, {vendor}"
                     return cls(name, ("-accel", "kvm", "-cpu", "host", "-smp", "2"), vendor)
-        # One vCPU. Two in a thread each: QEMU 7.2 may go on executing an instruction that the
-        # other has patched, and the guest dies of its static keys (int3). Two in one thread: it
-        # delivers a nested guest's interrupt twice, or stalls it, once in a thousand tests.
+        # One vCPU. With two in a thread each, QEMU 7.2 may go on executing an instruction that the
+        # other vCPU has patched, and the guest dies of its static keys (int3). With two in one
+        # thread, it delivers a nested guest's interrupt twice, or stalls it, once in 1000 tests.
         # No cx16: QEMU 7.2 corrupts flags after cmpxchg16b.
         options = ("-accel", "tcg", "-cpu", "max,-cx16", "-smp", "1")
         return cls("software emulation", options, "kvm_amd")
 
 
 class Images:
-    """The initramfs of each boot of a run; the userland they have in common is made once."""
+    """The initramfs of each boot of a run. All share one userland, made once.
+
+    ``argv``, ``environ`` and ``worker`` are the worker's command line, environment variables and
+    ``config.workerinput``.
+    """
 
     def __init__(
         self, argv: Sequence[str], environ: Mapping[str, str], worker: Mapping[str, object]
@@ -84,7 +98,11 @@ class Images:
         }
 
     def of(self, boot: Boot) -> bytes:
-        """What the kernel unpacks; columns' modules are MODULES/column/name."""
+        """Return the initramfs of a boot.
+
+        MODULES/NN-NAME are the modules to load before pytest starts, in order of NN, and
+        MODULES/N/NAME are the modules of column N.
+        """
         archive = Cpio()
         archive.add(str(SETUP), stat.S_IFREG | 0o644, json.dumps(self._setup).encode())
         archive.add(str(MODULES), stat.S_IFDIR | 0o755)
@@ -109,40 +127,27 @@ class Guest(Closing):
             file.write(image)
             file.flush()
             self._process = subprocess.Popen(
-                self._command(processor, initramfs),
+                qemu(boot, processor, initramfs, self._console),
                 stdin=theirs.fileno(),
                 stdout=theirs.fileno(),
                 stderr=self._errors,
                 pass_fds=(initramfs, self._console),
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - this process has one thread
-                start_new_session=True,  # Ctrl-C is this process's to handle
+                start_new_session=True,  # Ctrl-C is for this process to handle
             )
         self._unpacker = Unpacker()
 
-    def _command(self, processor: Processor, initramfs: int) -> list[str]:
-        # Destroying a VM waits for RCU. Notices tell a slow boot from one that hangs.
-        command_line = "console=ttyS0 panic=-1 loglevel=6 rcupdate.rcu_expedited=1 "
-        return [
-            *(QEMU, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
-            *(*processor.options, "-m", str(MEMORY)),
-            *("-kernel", str(self.boot.kernel.vmlinuz), "-initrd", f"/proc/self/fd/{initramfs}"),
-            *("-append", command_line + self.boot.command_line),
-            *("-serial", f"file:/proc/self/fd/{self._console}"),
-            *("-chardev", "stdio,id=worker,signal=off", "-device", "virtio-serial-pci"),
-            *("-device", "virtserialport,chardev=worker,name=worker"),
-        ]
-
     def fileno(self) -> int:
-        """The channel's, for select."""
+        """Return the channel's file descriptor, for select."""
         return self.channel.fileno()
 
     def send(self, *message: Any) -> None:
-        """Tell the worker something; the channel holds far more than there is ever to say."""
-        with contextlib.suppress(ConnectionError):  # whoever reads next sees that it died
+        """Send a message to the worker. The channel holds more than a run ever sends."""
+        with contextlib.suppress(ConnectionError):  # receive() raises EOFError for a dead guest
             self.channel.sendall(pack(*message))
 
     def receive(self) -> Iterator[tuple[Any, ...]]:
-        """What the worker has said. Raises EOFError once QEMU is gone."""
+        """Return the messages that the worker has sent. Raises EOFError once QEMU is gone."""
         try:
             received = self.channel.recv(1 << 20)
         except ConnectionError:
@@ -152,7 +157,7 @@ class Guest(Closing):
         return self._unpacker.feed(received)
 
     def console(self) -> list[str]:
-        """The lines on the console so far, and what QEMU itself complained of."""
+        """Return QEMU's own messages and the lines on the console so far."""
         said = b"".join(
             os.pread(file, os.fstat(file).st_size, 0) for file in (self._errors, self._console)
         )
@@ -168,13 +173,40 @@ class Guest(Closing):
         os.close(self._errors)
 
 
+def qemu(boot: Boot, processor: Processor, initramfs: int, console: int) -> list[str]:
+    """Return QEMU's command line; ``initramfs`` and ``console`` are file descriptors."""
+    # fmt: off
+    return [
+        QEMU,
+        "-nodefaults", "-no-user-config",                    # the same machine everywhere
+        "-display", "none",
+        "-no-reboot",                                        # a dead kernel is a dead QEMU
+        *processor.options,
+        "-m", str(MEMORY),
+        "-kernel", str(boot.kernel.vmlinuz),
+        "-initrd", f"/proc/self/fd/{initramfs}",             # in memory: nothing to clean up
+        "-append", " ".join((*COMMAND_LINE, boot.command_line)),
+        "-serial", f"file:/proc/self/fd/{console}",          # a file keeps what a dead kernel said
+        "-device", "virtio-serial-pci",                      # far faster than a serial line
+        "-chardev", "stdio,id=worker,signal=off",            # the channel is stdin and stdout
+        "-device", "virtserialport,chardev=worker,name=worker",
+    ]
+    # fmt: on
+
+
 def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def require_qemu() -> None:
-    """Raise KernelError where there is no QEMU."""
+    """Raise KernelError where QEMU is not installed."""
     if not shutil.which(QEMU):
         raise KernelError(
             f"{QEMU} not found: it boots the kernel (apt-get install qemu-system-x86)"
         )
+
+
+def slots(wanted: int | None) -> int:
+    """Return how many guests can run at a time: ``wanted`` or one per core, as memory allows."""
+    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    return max(1, min(wanted or len(os.sched_getaffinity(0)), available // MEMORY))

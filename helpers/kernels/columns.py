@@ -1,4 +1,4 @@
-"""What --kernel, --kvm-modules and --kvm-param ask for: columns, and the boots that serve them."""
+"""Turn --kernel, --kvm-modules and --kvm-param into boots, and the columns tested on each."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from helpers.kernels.locate import BootFiles, resolve
-from helpers.kernels.modules import Modules, parameters, release
+from helpers.kernels.modules import Modules, parameters, vermagic
 from helpers.kernels.packages import KernelError
 
 
 @dataclass(frozen=True)
 class Column:
-    """One kernel under test: a booted kernel with one set of kvm modules.
+    """One kernel under test: a booted kernel with one set of KVM modules.
 
-    ``modules`` are what to load for it, in order: (name, uncompressed module, parameters);
-    ``options`` are those of the command line that ask for this column alone.
+    ``modules`` are loaded in this order: (name, uncompressed module, parameters). None are loaded
+    for a KVM that is built in. ``options`` are the command-line options that ask for this column
+    alone.
     """
 
     label: str
@@ -26,9 +27,9 @@ class Column:
 
 @dataclass
 class Boot:
-    """A kernel to boot and the columns it serves, one after the other.
+    """A kernel to boot, and its columns, tested one after the other.
 
-    ``modules`` are those all columns share; ``command_line`` is added to the kernel's.
+    ``modules`` are loaded for all columns. ``command_line`` is appended to the kernel's.
     """
 
     kernel: BootFiles
@@ -44,14 +45,13 @@ def boots(
     virtio: Sequence[str],
     vendor: str,
 ) -> list[Boot]:
-    """The boots of a run, fetched if need be. Raises KernelError.
+    """Return the boots of a run; fetch the kernels that are not here. Raises KernelError.
 
     ``specs``, ``directories`` and ``settings`` are the values of --kernel, --kvm-modules and
-    --kvm-param; ``virtio`` are the modules any guest needs, ``vendor`` is kvm_amd or kvm_intel.
+    --kvm-param. Every guest needs the modules ``virtio``. ``vendor`` is kvm_amd or kvm_intel.
     """
     chosen = dict(_setting(text) for text in settings)
-    paths = [Path(text).expanduser().resolve() for text in directories]
-    sets = [_module_set(path, vendor) for path in paths]
+    sets = [_module_set(text, vendor) for text in directories]
     made = [_boot(spec, sets, chosen, virtio, vendor) for spec in dict.fromkeys(specs)]
     releases = {boot.kernel.release for boot in made}
     for given in sets:
@@ -73,21 +73,48 @@ def _setting(text: str) -> tuple[str, str]:
     return name, value
 
 
+# --- --kvm-modules --------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class _ModuleSet:
-    """What is in a directory of --kvm-modules, and the kernel that it is built for."""
+    """The KVM modules of a directory of --kvm-modules, and the kernel that they are built for."""
 
     path: Path
     release: str
     modules: dict[str, bytes]
 
 
-def _module_set(path: Path, vendor: str) -> _ModuleSet:
+def _module_set(text: str, vendor: str) -> _ModuleSet:
+    """Read kvm.ko and the vendor module of one build. Raises KernelError if there are several."""
+    if not text:
+        raise KernelError("--kvm-modules= is empty: give the directory of kvm.ko")
+    path = Path(text).expanduser().resolve()
     found = Modules(path)
-    if missing := [name for name in ("kvm", vendor) if name not in found]:
-        raise KernelError(f"--kvm-modules={path}: no {missing[0].replace('_', '-')}.ko in it")
+    files: list[Path] = []
+    for name in ("kvm", vendor):
+        if name not in found:
+            raise KernelError(f"--kvm-modules={path}: no {_file(name)} in it")
+        files += found.files(name)
+    if len(files) > 2 or files[0].parent != files[1].parent:
+        listed = ", ".join(str(file.relative_to(path)) for file in files)
+        raise KernelError(
+            f"--kvm-modules={path} has modules of several builds: {listed}; name the directory "
+            "of one build"
+        )
     modules = {name: found[name] for name in ("kvm", vendor)}
-    return _ModuleSet(path, release(modules["kvm"]), modules)
+    built_for = {name: vermagic(module) for name, module in modules.items()}
+    if len(set(built_for.values())) > 1:
+        each = ", ".join(f"{_file(name)} for {magic!r}" for name, magic in built_for.items())
+        raise KernelError(f"--kvm-modules={path} has modules of different builds: {each}")
+    return _ModuleSet(path, built_for["kvm"].partition(" ")[0], modules)
+
+
+def _file(module: str) -> str:
+    return f"{module.replace('_', '-')}.ko"
+
+
+# --- --kernel -------------------------------------------------------------------------------------
 
 
 def _boot(
@@ -110,16 +137,16 @@ def _boot(
         f"--kernel={spec}",
         *(f"--kvm-param={name}={value}" for name, value in settings.items()),
     ]
-    mine = [given for given in sets if given.release == kernel.release]
-    if mine and len(stock) < len(kvm):
+    fitting = [given for given in sets if given.release == kernel.release]
+    if fitting and len(stock) < len(kvm):
         raise KernelError(f"KVM is built into {kernel.release}: it cannot take --kvm-modules")
     if not stock:
         boot.command_line = _command_line(settings)
-    for given in mine:
+    for given in fitting:
         modules = _with_parameters(given.modules, settings)
         options = [*asks, f"--kvm-modules={given.path}"]
         boot.columns.append(Column(given.path.name, modules, options))
-    if not mine:
+    if not fitting:
         boot.columns.append(Column(_label(spec, kernel), _with_parameters(stock, settings), asks))
     return boot
 
@@ -128,9 +155,13 @@ def _label(spec: str, kernel: BootFiles) -> str:
     return kernel.release if Path(spec).expanduser().exists() else spec
 
 
+# --- --kvm-param ----------------------------------------------------------------------------------
+
+
 def _with_parameters(
     modules: dict[str, bytes], settings: dict[str, str]
 ) -> list[tuple[str, bytes, str]]:
+    """Give each setting, PARAMETER or MODULE.PARAMETER, to the modules that have the parameter."""
     given: dict[str, list[str]] = {name: [] for name in modules}
     for setting, value in settings.items():
         wanted, _, parameter = setting.rpartition(".")
@@ -149,6 +180,6 @@ def _with_parameters(
 
 
 def _command_line(settings: dict[str, str]) -> str:
-    """The settings, for a KVM that is built in."""
+    """Return the settings as the command line of a kernel with KVM built in takes them."""
     spelled = {name if "." in name else f"kvm.{name}": value for name, value in settings.items()}
     return " ".join(f"{name}={value}" for name, value in spelled.items())

@@ -1,6 +1,6 @@
-"""Downloading files that apt vouches for: resumable, with a progress bar, checked.
+"""Download files whose hash apt knows, with a progress bar.
 
-``apt-get download`` would do, but throws away what it has when it is interrupted.
+An interrupted download is resumed, where ``apt-get download`` starts again.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from pathlib import Path
 
 from helpers.progress import Bar
 
-_CHUNK = 1 << 18
-_SILENCE = 60  # seconds
+_CHUNK = 1 << 18  # bytes
+_SILENCE = 60  # seconds without data, after which a download fails
 
 
 @dataclass(frozen=True)
 class Download:
-    """A line of ``apt-get download --print-uris``: what is where, its size and its SHA256."""
+    """A file of apt's: a line of ``apt-get download --print-uris``. ``size`` is in bytes."""
 
     uri: str
     name: str
@@ -27,7 +27,7 @@ class Download:
 
     @classmethod
     def parse(cls, line: str) -> Download:
-        """``'URI' NAME SIZE SHA256:HASH``. Raises ValueError."""
+        """Parse ``'URI' NAME SIZE SHA256:HASH``. Raises ValueError."""
         uri, name, size, digest = line.split()
         kind, _, sha256 = digest.partition(":")
         if kind != "SHA256":
@@ -35,9 +35,9 @@ class Download:
         return cls(uri.strip("'"), name, int(size), sha256)
 
     def fetch(self, directory: Path) -> Path:
-        """The file, in ``directory``; what is there of it already is kept.
+        """Download the file to ``directory`` and return its path. Parts that are there are kept.
 
-        Raises OSError; ValueError if the file is not the one apt knows.
+        Raises OSError, or ValueError if the hash is wrong.
         """
         whole, part = directory / self.name, directory / f"{self.name}.part"
         if not whole.exists():
@@ -58,7 +58,7 @@ class Download:
             if file.tell() == self.size:
                 return
             with urllib.request.urlopen(request, timeout=_SILENCE) as answer:
-                if answer.status != 206:  # this server begins anew
+                if answer.status != 206:  # the server ignores Range
                     file.truncate(0)
                 bar = Bar(self.name, self.size, begun=file.seek(0, 2), unit="MiB", scale=1 << 20)
                 while content := answer.read(_CHUNK):

@@ -1,6 +1,6 @@
-"""What host and guest say to each other: tuples of plain data, each behind its length.
+"""Encode the messages between host and guest: tuples of plain data, each behind its length.
 
-Both ends are the same Python, so marshal fits: it is the cheapest thing to decode in an emulator.
+Both ends run the same Python, so marshal fits. No other format is as cheap in an emulator.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ _LENGTH = struct.Struct("<I")
 
 
 def pack(*message: Any) -> bytes:
-    """A message, ready to be written."""
+    """Return a message as bytes."""
     content = marshal.dumps(message)
     return _LENGTH.pack(len(content)) + content
 
 
 class Unpacker:
-    """Finds the messages in a stream of bytes."""
+    """Decodes a stream of bytes into messages."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, received: bytes) -> Iterator[tuple[Any, ...]]:
-        """The messages that ``received`` completes."""
+        """Yield the messages that ``received`` completes."""
         self._buffer += received
         while len(self._buffer) >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(self._buffer)

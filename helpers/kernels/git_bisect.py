@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""What ``git bisect run`` runs in a kernel tree: build the commit, boot it, let pytest judge it.
+"""A step of ``git bisect run`` in a kernel tree: build the commit, boot it, run tests on it.
 
     git bisect start BAD GOOD
     git bisect run .../helpers/kernels/git_bisect.py TEST ... [PYTEST OPTION ...]
 
 TEST is a path in this project, or a test's id. The exit code is 0 if the tests passed, 1 if one
-failed, 125 if this commit cannot be judged. From 128 on it ends the bisection: no commit could be.
+failed, 125 if this commit cannot be judged. 128 and more end the bisection: no commit can be
+judged.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import os
 import sys
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 11):  # noqa: UP036 - a traceback would end in 1, which means bad
+    if sys.version_info < (3, 11):  # noqa: UP036 - a traceback exits with 1, which means bad
         sys.stderr.write("error: Python 3.11 or newer must run this\n")
         sys.exit(128)
-    # In the place of the script's own directory, where names of the standard library's are.
+    # Python puts the script's directory there, which is none to import from.
     sys.path[0] = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 import hashlib
@@ -44,7 +45,7 @@ FRAGMENT = Path(__file__).with_suffix(".config")
 TOOLS = ("gcc", "ld", "make", "flex", "bison", "bc", QEMU)
 
 _PACKAGES = "gcc make flex bison bc libelf-dev qemu-system-x86"
-_GRACE = 10  # seconds that an interrupted make or pytest has for cleaning up
+_GRACE = 10  # seconds that an interrupted make or pytest has to clean up
 _COMPLAINT = re.compile(r"\berror: |\bERROR\b|\*\*\* |undefined reference|could not be judged")
 
 
@@ -53,11 +54,11 @@ class Skip(Exception):
 
 
 class Stop(Exception):
-    """No commit can be judged; the message is one line and says what to mend."""
+    """No commit can be judged. The message is one line and says what to do."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """One step of the bisection."""
+    """Run one step of the bisection, and return its exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     try:
@@ -70,7 +71,8 @@ def main(arguments: Sequence[str]) -> int:
         return STOP
     except KeyboardInterrupt:
         return INTERRUPTED
-    except Exception:  # whatever it is, it is not the kernel's: Python's own 1 would say so
+    except Exception:
+        # Python's own exit code would be 1, and blame the commit for a defect of this script.
         traceback.print_exc()
         return STOP
 
@@ -80,7 +82,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def step(arguments: Sequence[str]) -> int:
-    """GOOD or BAD, or Skip or Stop raised."""
+    """Return GOOD or BAD. Raises Skip and Stop."""
     check_arguments(arguments)
     check_tools()
     tree, commit, subject = checked_out()
@@ -96,13 +98,13 @@ def step(arguments: Sequence[str]) -> int:
         code = run(pytest(*arguments, f"--kernel={directory / 'build'}"), PROJECT, log)
     output = log.read_text(errors="replace")
     if code not in (GOOD, BAD):
-        raise Skip(f"{complaints(output)[-1]} (pytest ended with {code}); all of it is in {log}")
+        raise Skip(f"{complaints(output)[-1]} (pytest ended with {code}); log: {log}")
     said = _lines(output)[-1]
-    print(f"  {'bad' if code else 'good'}: {said}; all of it is in {log}", flush=True)
+    print(f"  {'bad' if code else 'good'}: {said}; log: {log}", flush=True)
     return code
 
 
-# --- what is the same at every commit -------------------------------------------------------------
+# --- requirements ---------------------------------------------------------------------------------
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
@@ -110,11 +112,11 @@ def check_arguments(arguments: Sequence[str]) -> None:
     if not arguments or {"-h", "--help"} & set(arguments):
         raise Stop(f"usage: git bisect run {sys.argv[0]} TEST ... [PYTEST OPTION ...]")
     if any(argument.split("=")[0] == "--kernel" for argument in arguments):
-        raise Stop("--kernel is what this script gives: leave it out")
+        raise Stop("--kernel is set by this script: leave it out")
     if not find_spec("pytest"):
         raise Stop(
-            f"{sys.executable} has no pytest: activate the environment that has, or let its "
-            "Python run this script"
+            f"{sys.executable} has no pytest: activate the environment that has pytest, or run "
+            "this script with that environment's Python"
         )
     command = pytest(*arguments, "--collect-only", "-q")
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
@@ -123,12 +125,12 @@ def check_arguments(arguments: Sequence[str]) -> None:
 
 
 def pytest(*arguments: str) -> list[str]:
-    """pytest of this Python."""
+    """Return a command that runs pytest in this Python."""
     return [sys.executable, "-m", "pytest", *arguments]
 
 
 def check_tools() -> None:
-    """Raise Stop unless there is all that it takes to build and boot a kernel."""
+    """Raise Stop unless the tools to build and boot a kernel are installed."""
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
     if not missing:
         include = ["gcc", "-E", "-include", "gelf.h", "-x", "c", os.devnull]
@@ -139,13 +141,13 @@ def check_tools() -> None:
 
 
 def checked_out() -> tuple[Path, str, str]:
-    """The kernel tree of the working directory, and its commit: hash and subject."""
+    """Return the kernel tree of the working directory, its commit and the commit's subject."""
     try:
         tree = Path(_git("rev-parse", "--show-toplevel"))
         commit = _git("rev-parse", "--short=12", "HEAD")
         subject = _git("log", "-1", "--no-show-signature", "--format=%s")
     except (OSError, subprocess.CalledProcessError):
-        raise Stop(f"{Path.cwd()} is in no git work tree: run this in a kernel's") from None
+        raise Stop(f"{Path.cwd()} is in no git work tree: run this in a kernel tree") from None
     if not (tree / "virt/kvm").is_dir():
         raise Stop(f"{tree} is no kernel tree: it has no virt/kvm")
     return tree, commit, subject
@@ -161,12 +163,12 @@ def _git(*arguments: str) -> str:
 
 
 def build(tree: Path, directory: Path, commit: str, log: Path) -> None:
-    """A bzImage in ``directory``, with nothing as a module."""
+    """Build a bzImage without modules in ``directory``. Raises Skip and Stop."""
     make = ["make", "ARCH=x86_64", f"O={directory}", f"LOCALVERSION=-g{commit}"]
     if run([*make, f"KCONFIG_ALLCONFIG={FRAGMENT}", "allnoconfig"], tree, log):
         raise _no_build(tree, log)
     if missing := unset((directory / ".config").read_text()):
-        raise Skip(f"it cannot be configured to have {', '.join(missing)}")
+        raise Skip(f"no configuration of this commit has {', '.join(missing)}")
     if run([*make, f"-j{len(os.sched_getaffinity(0))}", "bzImage"], tree, log):
         raise _no_build(tree, log)
 
@@ -175,15 +177,15 @@ def _no_build(tree: Path, log: Path) -> Exception:
     said = log.read_text(errors="replace")
     if "source tree is not clean" in said:
         return Stop(
-            f"{tree} has been built in: make mrproper there, or bisect in a work tree of its own "
-            "(git worktree add --detach ../bisect)"
+            f"{tree} holds the output of a build: make mrproper there, or bisect in a new "
+            "work tree (git worktree add --detach ../bisect)"
         )
     wrong = complaints(said)[0].replace(f"{tree}/", "")
-    return Skip(f"it does not build: {wrong}; all of it is in {log}")
+    return Skip(f"the build failed: {wrong}; log: {log}")
 
 
 def unset(config: str) -> list[str]:
-    """What the fragment demands and a .config does not have."""
+    """Return the options that git_bisect.config demands and a .config lacks."""
     demanded = FRAGMENT.read_text().partition("\n# Where they exist")[0]
     names = re.findall(r"^CONFIG_\w+=y$", demanded, re.MULTILINE)
     return [name[len("CONFIG_") : -len("=y")] for name in names if name not in config]
@@ -193,7 +195,7 @@ def unset(config: str) -> list[str]:
 
 
 def run(command: Sequence[str], directory: Path, log: Path) -> int:
-    """The exit code; output is appended to ``log``. On Ctrl-C nothing goes on running."""
+    """Run a command, append its output to ``log``, return its exit code. Ctrl-C ends it too."""
     with log.open("a") as output:
         print(f"$ {shlex.join(command)}", file=output, flush=True)
         process = subprocess.Popen(
@@ -202,7 +204,7 @@ def run(command: Sequence[str], directory: Path, log: Path) -> int:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # one group, to be ended as one
+            start_new_session=True,  # a process group of its own, for _end()
         )
         try:
             return process.wait()
@@ -212,7 +214,7 @@ def run(command: Sequence[str], directory: Path, log: Path) -> int:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt a process group, and kill what is left of it."""
+    """Interrupt a process group, and kill the processes that remain."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     with suppress(ProcessLookupError, subprocess.TimeoutExpired):
@@ -225,7 +227,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def timed(doing: str) -> Iterator[None]:
-    """Say what is being done, and how long it took."""
+    """Print what is being done, and how long it took."""
     print(f"  {doing} ...", end="", flush=True)
     begun = time.monotonic()
     try:
@@ -235,8 +237,8 @@ def timed(doing: str) -> Iterator[None]:
 
 
 def complaints(output: str) -> list[str]:
-    """The lines that say what is wrong, at least one."""
-    lines = _lines(output) or ["it said nothing"]
+    """Return the lines that tell what failed; the last line if none does."""
+    lines = _lines(output) or ["no output"]
     return list(filter(_COMPLAINT.search, lines)) or lines[-1:]
 
 

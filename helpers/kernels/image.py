@@ -1,4 +1,4 @@
-"""The initramfs: this suite and the Python that runs it, at the paths they have here."""
+"""Make an initramfs of this suite and the Python that runs it, at the paths they have here."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-# Of the standard library and of the project: what no test needs.
+# Directories of the standard library and of the project that no test needs.
 _LEFT_OUT = {"test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "pydoc_data"}
 _LEFT_OUT |= {".git", ".tox", ".mypy_cache", ".ruff_cache", "reports", "tests"}
-# Below the standard library these are another Python's packages; our own are added by name.
+# Below the standard library, packages of another Python. Packages in use are added by name.
 _LEFT_OUT |= {"site-packages", "dist-packages"}
 
-# What a test imports when it runs, and collecting it does not.
+# Packages that tests import while they run. Collecting the tests does not import these.
 _IMPORTED_LATE = ("hypothesis",)
 
 
 class Cpio:
-    """A cpio archive in "newc" format (Documentation/driver-api/early-userspace/buffer-format)."""
+    """A cpio archive in "newc" format.
+
+    Source: Documentation/driver-api/early-userspace/buffer-format.rst.
+    """
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -32,7 +35,7 @@ class Cpio:
     def add(
         self, path: str, mode: int, content: bytes = b"", *, mtime: int = 0, rdev: int = 0
     ) -> None:
-        """One file, directory, link or node; its parents are made."""
+        """Add a file, directory, link or device node, and its parents. A path is added once."""
         name = path.strip("/")
         if not name or name in self._names:
             return
@@ -49,14 +52,14 @@ class Cpio:
             self._parts += (part, bytes(-len(part) % 4))
 
     def add_path(self, path: Path) -> None:
-        """A file, link or directory of this machine, at its own path; a link's target too."""
+        """Add a file, link or directory of this machine at the same path, and a link's target."""
         info = path.lstat()
         if stat.S_ISLNK(info.st_mode):
             self.add(str(path), info.st_mode, os.readlink(path).encode())
             self.add_path(path.parent / os.readlink(path))
         elif stat.S_ISDIR(info.st_mode):
             if (path / "pyvenv.cfg").exists():
-                return  # a virtual environment inside the project; what is used of it is named
+                return  # a virtual environment in the project: packages in use are added by name
             self.add(str(path), info.st_mode)
             for child in sorted(path.iterdir()):
                 if child.name not in _LEFT_OUT and child.suffix not in (".a", ".o"):
@@ -66,13 +69,13 @@ class Cpio:
             self.add(os.path.normpath(path), info.st_mode, path.read_bytes(), mtime=mtime)
 
     def finish(self) -> bytes:
-        """The archive."""
+        """Return the archive."""
         self._put("TRAILER!!!", 0, b"", 0, 0)
         return b"".join(self._parts)
 
 
 def userland(project: Path, more: Iterable[Path]) -> bytes:
-    """An archive of ``project``, this Python with the packages in use, the libraries they need."""
+    """Return an archive of ``project``, ``more``, this Python, the packages in use, and /init."""
     archive = Cpio()
     archive.add("/dev/console", stat.S_IFCHR | 0o600, rdev=os.makedev(5, 1))
     archive.add("/tmp", stat.S_IFDIR | 0o1777)
@@ -97,7 +100,7 @@ def _python() -> Iterator[Path]:
 
 
 def _packages() -> Iterator[Path]:
-    """What this process has imported, whole packages, and what is known of their installation."""
+    """Yield the packages that this process has imported, and the metadata of all packages."""
     for name in _IMPORTED_LATE:
         importlib.import_module(name)
     names = {name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names
@@ -109,19 +112,19 @@ def _packages() -> Iterator[Path]:
     for distribution in importlib.metadata.distributions():
         for file in distribution.files or ():
             place = Path(str(distribution.locate_file(file)))
-            # Some lists name files that are gone.
+            # Some distributions list files that do not exist.
             if file.parts[0].endswith((".dist-info", ".egg-info")) and place.exists():
                 yield place
 
 
 def _extensions(packages: Iterable[Path]) -> Iterator[Path]:
-    """What of ``packages`` is not Python."""
+    """Yield the shared objects in ``packages``."""
     for package in packages:
         yield from package.rglob("*.so")
 
 
 def _libraries(binaries: Iterable[Path]) -> Iterator[Path]:
-    """The shared libraries that ``binaries`` load, and the loader."""
+    """Yield the shared libraries that ``binaries`` load, and the dynamic loader."""
     listed = subprocess.run(["ldd", *binaries], capture_output=True, text=True, check=False).stdout
     words = {word for line in listed.splitlines() for word in line.split()}
     yield from (Path(word) for word in sorted(words) if word.startswith("/") and word[-1] != ":")

@@ -1,6 +1,6 @@
-"""The guest's /init: mounts file systems, loads modules, then runs pytest with worker.py.
+"""The guest's /init: mount file systems, load modules, run pytest with worker.py, power off.
 
-The kernel runs it, from an initramfs, with the Python it finds there and no site-packages.
+Runs before site-packages are on sys.path: only the standard library and this project are there.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from helpers.kernels import insmod
 MODULES = Path("/modules")
 SETUP = Path("/setup.json")
 
-_POWER_OFF = 0x4321FEDC
+_POWER_OFF = 0x4321FEDC  # RB_POWER_OFF
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """Run the worker, then power off."""
+    """Run as process 1: start the worker, reap its orphans, power off when the worker exits."""
     for kind, where in (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")):
         os.makedirs(where, exist_ok=True)
         _libc.mount(kind.encode(), where.encode(), kind.encode(), 0, None)

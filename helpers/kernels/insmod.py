@@ -1,4 +1,4 @@
-"""Loading and unloading modules, in the guest, by the system calls of modprobe."""
+"""Load and unload modules in the guest, which has no modprobe."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def load(module: bytes, parameters: str = "") -> None:
-    """Load a module. Raises OSError."""
+    """Load a module; ``parameters`` as modprobe takes them. Raises OSError."""
     size = ctypes.c_ulong(len(module))
     if _libc.syscall(_INIT_MODULE, module, size, parameters.encode()):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -24,12 +24,12 @@ def unload(name: str) -> None:
 
 
 def loaded(name: str) -> bool:
-    """Whether a module is loaded or built in."""
+    """Return whether a module is loaded or built in."""
     return Path("/sys/module", name).exists()
 
 
 def is_loaded_from(name: str, module: bytes) -> bool:
-    """Whether the loaded module is this file, told by its build id; True if it has none."""
+    """Return whether the loaded module has the build ID of ``module``; True if it has none."""
     try:
         note = Path("/sys/module", name, "notes/.note.gnu.build-id").read_bytes()
     except OSError:

@@ -1,4 +1,4 @@
-"""What --kernel names: a packaged version, a bzImage, or a kernel build tree."""
+"""Find the kernel that --kernel names: a packaged version, a bzImage, or a kernel build tree."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.kernels.packages import Archive, KernelError
+
+_CHOICES = "give a version such as 6.12, a bzImage, or a kernel build tree"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,21 +22,20 @@ class BootFiles:
 
 
 def resolve(spec: str) -> BootFiles:
-    """The files of a kernel, fetched if need be. Raises KernelError.
+    """Return the files of a kernel; fetch a packaged one that is not here. Raises KernelError.
 
-    A path is a build tree (arch/x86/boot/bzImage in it) or an image, with its modules in
-    lib/modules/RELEASE beside it or one level up, or in /lib/modules.
+    A path is a build tree with arch/x86/boot/bzImage, or an image with its modules in
+    lib/modules/RELEASE beside the image, one level up, or in /lib/modules.
     """
+    if not spec:
+        raise KernelError(f"--kernel= is empty: {_CHOICES}")
     path = Path(spec).expanduser()
     if path.is_dir():
         return _of_tree(path)
     if path.is_file():
         return _of_image(path)
     if not spec[:1].isdigit():
-        raise KernelError(
-            f"--kernel={spec}: no such file or directory; give a version such as 6.12, a bzImage, "
-            "or a kernel build tree"
-        )
+        raise KernelError(f"--kernel={spec}: no such file or directory; {_CHOICES}")
     archive = Archive()
     name = archive.newest(spec)
     return _of_package(name, archive.fetch(name))
@@ -50,14 +51,16 @@ def _of_tree(tree: Path) -> BootFiles:
 def _of_image(image: Path) -> BootFiles:
     release = _release(image)
     image = image.resolve()
-    places = [image.parent, image.parent.parent, Path("/")]
-    found = [m for place in places for m in (place / "lib/modules" / release,) if m.is_dir()]
-    if not found:
+    places = [
+        place / "lib/modules" / release for place in (image.parent, image.parent.parent, Path("/"))
+    ]
+    modules = next(filter(Path.is_dir, places), None)
+    if modules is None:
         raise KernelError(
-            f"no modules for {image.name}: looked for lib/modules/{release} beside it, one level "
-            "up, and in /"
+            f"no modules for {image.name}: looked for lib/modules/{release} beside the image, one "
+            "level up, and in /"
         )
-    return BootFiles(release, image, found[0])
+    return BootFiles(release, image, modules)
 
 
 def _of_package(name: str, unpacked: Path) -> BootFiles:
@@ -70,10 +73,13 @@ def _of_package(name: str, unpacked: Path) -> BootFiles:
 
 
 def _release(image: Path) -> str:
-    """What ``uname -r`` will say (Documentation/arch/x86/boot.rst, kernel_version)."""
+    """Return what ``uname -r`` says on the kernel.
+
+    Source: Documentation/arch/x86/boot.rst, "Details of Header Fields", kernel_version.
+    """
     with image.open("rb") as file:
         head = file.read(0x10000)
     if head[0x202:0x206] != b"HdrS":
-        raise KernelError(f"{image} is no bzImage (vmlinux will not do)")
+        raise KernelError(f"{image} is no bzImage (a vmlinux cannot be booted)")
     (offset,) = struct.unpack_from("<H", head, 0x20E)
     return head[0x200 + offset :].split(b"\0", 1)[0].split()[0].decode()

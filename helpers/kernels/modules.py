@@ -1,4 +1,4 @@
-"""A kernel's modules: finding them by name, in the order they must be loaded."""
+"""Find a kernel's modules by name, in the order they must be loaded."""
 
 from __future__ import annotations
 
@@ -7,20 +7,37 @@ import lzma
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
+from helpers.kernels.packages import KernelError
+
+_MODULE = re.compile(r"(.+)\.ko(\.xz|\.gz|\.zst)?")
+
 
 class Modules:
-    """The modules of one kernel: all ``*.ko`` below ``directory``, compressed or not."""
+    """The modules of one kernel: all ``*.ko`` below ``directory``, compressed or not.
+
+    A build tree's own modules hide copies that were installed below the tree, in a lib/modules.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     @cached_property
-    def _files(self) -> dict[str, Path]:
-        return {_name(path.name): path for path in sorted(self.directory.rglob("*.ko*"))}
+    def _files(self) -> dict[str, list[Path]]:
+        files: dict[str, list[Path]] = {}
+        for path in sorted(self.directory.rglob("*.ko*")):
+            if found := _MODULE.fullmatch(path.name):
+                files.setdefault(_name(found[1]), []).append(path)
+        return {
+            name: [path for path in paths if not self._is_installed(path)] or paths
+            for name, paths in files.items()
+        }
+
+    def _is_installed(self, path: Path) -> bool:
+        return "/lib/modules/" in f"/{path.relative_to(self.directory)}"
 
     @cached_property
     def _builtin(self) -> set[str]:
@@ -28,19 +45,29 @@ class Modules:
             listed = (self.directory / "modules.builtin").read_text().split()
         except OSError:
             return set()
-        return {_name(Path(line).name) for line in listed}
+        return {_name(Path(line).stem) for line in listed}
+
+    def files(self, name: str) -> Sequence[Path]:
+        """Return the files of a module; more than one if the directory is ambiguous."""
+        return self._files.get(_name(name), [])
 
     def __contains__(self, name: str) -> bool:
-        return _name(name) in self._files
+        return bool(self.files(name))
 
     def __getitem__(self, name: str) -> bytes:
-        """A module, uncompressed. Raises KeyError."""
-        return _read(self._files[_name(name)])
+        """Return a module, uncompressed. Raises KeyError, or KernelError if there are several."""
+        files = self.files(name)
+        if not files:
+            raise KeyError(name)
+        if len(files) > 1:
+            listed = ", ".join(str(file.relative_to(self.directory)) for file in files)
+            raise KernelError(f"{self.directory} has several modules {name}: {listed}")
+        return _read(files[0])
 
     def closure(self, names: Iterable[str]) -> dict[str, bytes]:
-        """``names`` and what they depend on, dependencies first: {name: uncompressed module}.
+        """Return ``names`` and their dependencies, dependencies first: {name: uncompressed module}.
 
-        Built-in modules need no loading. Raises KeyError for a module the kernel does not have.
+        Built-in modules are left out. Raises KeyError for a module that the kernel does not have.
         """
         loaded: dict[str, bytes] = {}
 
@@ -57,8 +84,9 @@ class Modules:
         return loaded
 
 
-def _name(file: str) -> str:
-    return file.split(".ko", maxsplit=1)[0].replace("-", "_")
+def _name(stem: str) -> str:
+    """Return a module's name as /sys/module has it."""
+    return stem.replace("-", "_")
 
 
 def _read(path: Path) -> bytes:
@@ -74,23 +102,23 @@ def _read(path: Path) -> bytes:
 
 
 def modinfo(module: bytes, key: str) -> list[str]:
-    """The values of a key of the .modinfo section, which holds NUL-terminated ``key=value``."""
+    """Return the values of a key of the .modinfo section: ``key=value`` that end with a NUL."""
     found = re.findall(rb"\0" + key.encode() + rb"=([^\0]*)(?=\0)", module)
     return [value.decode() for value in found]
 
 
 def depends(module: bytes) -> list[str]:
-    """The modules that must be loaded before this one."""
+    """Return the names of the modules that must be loaded before this one."""
     return [
         _name(name) for names in modinfo(module, "depends") for name in names.split(",") if name
     ]
 
 
-def release(module: bytes) -> str:
-    """The kernel a module was built for, as ``uname -r`` has it; empty if it does not say."""
-    return next((magic.split()[0] for magic in modinfo(module, "vermagic")), "")
+def vermagic(module: bytes) -> str:
+    """Return the release and settings of the kernel a module is built for; empty if unknown."""
+    return next((magic.strip() for magic in modinfo(module, "vermagic")), "")
 
 
 def parameters(module: bytes) -> set[str]:
-    """The names of a module's parameters."""
+    """Return the names of a module's parameters."""
     return {described.partition(":")[0] for described in modinfo(module, "parmtype")}

@@ -1,7 +1,7 @@
-"""Debian's packaged kernels: listed, fetched with signatures checked, unpacked, never installed.
+"""List, fetch and unpack Debian's packaged kernels. Nothing is installed.
 
-apt does it, with a configuration of its own: this machine's mirror, every suite that has kernels,
-its lists in a cache directory. Works for any user.
+apt fetches them and checks their signatures, with a configuration of its own: this machine's
+mirrors, every suite that has kernels, package lists in the cache directory. Any user can do so.
 """
 
 from __future__ import annotations
@@ -18,26 +18,20 @@ from pathlib import Path
 
 from helpers.cache import cache_directory
 from helpers.kernels.download import Download
+from helpers.spec.kernels import DEBIAN_SUITES
 
-SUITES = {
-    "debian": (
-        *("bullseye", "bookworm", "bookworm-backports"),
-        *("trixie", "trixie-backports", "sid"),
-    ),
-    "debian-security": ("bullseye-security", "bookworm-security", "trixie-security"),
-}
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_LISTS_KEEP = 24 * 3600  # seconds
+_LISTS_AGE = 24 * 3600  # seconds after which package lists are fetched anew
 _KERNEL = re.compile(r"linux-(?:image|binary)-(\d+\.\d+\.\d+\S*-amd64)")
 _OTHER_FLAVOURS = ("cloud", "rt", "unsigned")
 
 
 class KernelError(Exception):
-    """A kernel that cannot be had or booted; the message is one line and says how to mend it."""
+    """A kernel cannot be fetched or booted. The message is one line and says what to do."""
 
 
 class Archive:
-    """Debian's archive, through apt. One process at a time: the others wait."""
+    """Debian's archive, through apt. Processes take turns. Methods raise KernelError."""
 
     def __init__(self) -> None:
         if not shutil.which("apt-get"):
@@ -66,14 +60,14 @@ class Archive:
         return [tool, *(f"-o{name}={value}" for name, value in options.items()), *arguments]
 
     def _packages(self) -> list[str]:
-        """The names of all packages of the kernel, as of today."""
+        """Return the names of all packages that start with linux-, at most a day old."""
         names = self._apt / "names"
-        if names.exists() and time.time() - names.stat().st_mtime < _LISTS_KEEP:
+        if names.exists() and time.time() - names.stat().st_mtime < _LISTS_AGE:
             return names.read_text().split()
         sources = [
             f"deb [signed-by={_KEYRING}] {uri} {suite} main\n"
             for uri in _mirrors()
-            for suite in SUITES.get(uri.rstrip("/").rpartition("/")[2], ())
+            for suite in DEBIAN_SUITES.get(uri.rstrip("/").rpartition("/")[2], ())
         ]
         if not sources:
             raise KernelError(
@@ -88,30 +82,30 @@ class Archive:
         return names.read_text().split()
 
     def kernels(self) -> list[str]:
-        """The names of all kernels, such as ``6.12.107+deb13-amd64``, oldest first."""
+        """Return the names of all kernels, such as ``6.12.107+deb13-amd64``, oldest first."""
         with self._locked():
             packages = set(self._packages())
         names = {found[1] for package in packages if (found := _KERNEL.fullmatch(package))}
-        # A new kernel's modules have a package of their own, which the archive may have lost.
+        # The modules of newer kernels are a separate package, and some archives lack it.
         names -= {
             name
             for name in names
             if f"linux-binary-{name}" in packages and f"linux-modules-{name}" not in packages
         }
         plain = [name for name in names if not set(_OTHER_FLAVOURS) & set(name.split("-"))]
-        # A newer kernel rebuilt for an older release is the same kernel again.
+        # A kernel rebuilt for an older Debian release is left out: its source is the same.
         return sorted((name for name in plain if ".deb11." not in name), key=numbers)
 
     def is_fetched(self, name: str) -> bool:
-        """Whether a kernel is there already."""
+        """Return whether a kernel is in the cache directory."""
         return (self.directory / name).exists()
 
     def newest(self, version: str) -> str:
-        """The newest kernel of a version, ``6.12``, or the one of that full name."""
+        """Return the newest kernel of a version such as ``6.12``, or the kernel of that name."""
         return self.matching(version)[-1]
 
     def matching(self, version: str) -> list[str]:
-        """All kernels of a version, oldest first, or the one of that full name."""
+        """Return all kernels of a version, oldest first, or the kernel of that name."""
         names = self.kernels()
         matching = [name for name in names if re.match(rf"{re.escape(version)}(?![0-9])", name)]
         if not matching:
@@ -120,16 +114,16 @@ class Archive:
         return matching
 
     def fetch(self, name: str) -> Path:
-        """Where the kernel is unpacked; fetched first when it is not there yet.
+        """Return the directory of an unpacked kernel; fetch the kernel if need be.
 
-        Progress is shown on the terminal; a fetch that was cut off goes on where it was.
+        The terminal shows the progress. An interrupted fetch is resumed.
         """
         with self._locked():
             wanted = {f"linux-{part}-{name}" for part in ("image", "binary", "modules", "base")}
             return self._unpacked(name, sorted(wanted & set(self._packages())))
 
     def fetch_sources(self, name: str) -> Path:
-        """Where the kernel's sources and what builds modules for it are unpacked; as ``fetch``."""
+        """Return the directory of a kernel's unpacked sources, headers and build tools."""
         with self._locked():
             self._packages()
             headers = self._control(f"linux-headers-{name}")
@@ -138,14 +132,14 @@ class Archive:
             return self._unpacked(f"{name}-sources", [headers["Package"], *needed, source])
 
     def compiler(self, name: str) -> str:
-        """What compiles modules for the kernel, such as ``gcc-12``."""
+        """Return the compiler of a kernel and its modules, such as ``gcc-12``."""
         with self._locked():
             self._packages()
             depends = self._control(f"linux-headers-{name}")["Depends"]
         return next(iter(re.findall(r"\bgcc-\d+", depends)), "gcc")
 
     def _control(self, package: str) -> dict[str, str]:
-        """What the archive says of a package: {field: value}."""
+        """Return a package's fields in the archive: {name: value}."""
         shown = _run(self._command("apt-cache", "show", package))
         fields = (line.partition(": ") for line in shown.split("\n\n")[0].splitlines())
         return {name: value for name, _, value in fields}
@@ -175,7 +169,7 @@ class Archive:
 
 
 def _mirrors() -> list[str]:
-    """The URIs of the Debian archives that this machine's apt uses."""
+    """Return the URIs of the Debian archives that this machine's apt uses."""
     listed = _run(["apt-get", "indextargets", "--format", "$(ORIGIN) $(REPO_URI)"])
     return sorted(
         {uri for line in listed.splitlines() for o, uri in [line.split()] if o == "Debian"}
@@ -183,12 +177,12 @@ def _mirrors() -> list[str]:
 
 
 def series(name: str) -> str:
-    """``6.12`` for a kernel of that series."""
+    """Return the stable series of a kernel's name, such as ``6.12``."""
     return ".".join(name.split(".")[:2])
 
 
 def numbers(name: str) -> list[int]:
-    """What to sort names of kernels by."""
+    """Return the numbers in a kernel's name, by which names are sorted."""
     return [int(number) for number in re.findall(r"\d+", name)]
 
 

@@ -1,33 +1,41 @@
-"""``--kernel``: the run's tests in kernels booted in QEMU, reported as if they had run here."""
+"""The plugin behind ``--kernel``: run the tests in booted kernels, report them as if run here."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from _pytest.cacheprovider import LFPlugin
+from _pytest.capture import CaptureManager
 
 from helpers.guest.assemble import AssemblyError
-from helpers.kernels.boot import VIRTIO, Images, Processor, require_qemu
+from helpers.kernels.boot import VIRTIO, Images, Processor, require_qemu, slots
 from helpers.kernels.columns import Boot, boots
-from helpers.kernels.loop import Judging, slots
 from helpers.kernels.packages import KernelError
+from helpers.kernels.run import BootedRun, Reports
+from helpers.spec.kernels import DEFAULT_KERNEL, REFERENCE_KERNELS
 from helpers.verdicts.kernel import is_x86_64
 from helpers.verdicts.session import VERDICTS, judges_suites
 
-DEFAULT_KERNEL = "6.12"
+REFERENCES = "references"
+"""The value of --kernel that stands for all reference kernels."""
 
 
 class Hooks:
-    """For other plugins."""
+    """The hooks that other plugins can implement."""
 
     @pytest.hookspec(firstresult=True)
     def pytest_kvm_column_tests(
         self, column: str, items: Mapping[str, pytest.Item]
     ) -> Sequence[str] | None:
-        """Which of the collected tests the kernel of this label runs, in order, by node id."""
+        """Return the node ids of the tests that a column runs, in order; None for all.
+
+        ``column`` is the label of a kernel under test, ``items`` are the collected tests.
+        """
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -43,17 +51,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="SPEC",
         action="append",
         default=[],
-        help="judge this kernel, booted in QEMU: a version such as 6.12 (Debian's newest package "
-        "of it, or one by its full name), a bzImage, or a kernel build tree; repeat it for several "
-        "kernels in one report; with -n N, N of them at a time",
+        help="test this kernel, booted in QEMU: a version such as 6.12 (Debian's newest package "
+        "of that series), a package's full version, a bzImage, a kernel build tree, or "
+        f"'{REFERENCES}' ({', '.join(REFERENCE_KERNELS)}); repeat it for several kernels in one "
+        "report; with -n N, N of them at a time",
     )
     group.addoption(
         "--kvm-modules",
         metavar="DIR",
         action="append",
         default=[],
-        help="judge kvm.ko and kvm-amd.ko or kvm-intel.ko of DIR, built for a --kernel of the run; "
-        "repeat it for several sets, each on the same boot",
+        help="test the kvm.ko and kvm-amd.ko or kvm-intel.ko below DIR, built for a --kernel of "
+        "the run; repeat it for several sets, each on the same boot",
     )
     group.addoption(
         "--kvm-param",
@@ -77,8 +86,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     option = config.option
     if hasattr(config, "workerinput") or option.collectonly:
         return
-    default = not option.kernel and judges_suites(config) and not _has_kvm()
-    if not default and not option.kernel:
+    is_default = not option.kernel and judges_suites(config) and not _has_kvm()
+    if not is_default and not option.kernel:
         if option.kvm_modules or option.kvm_param:
             raise pytest.UsageError(
                 "--kvm-modules and --kvm-param are for kernels that are booted: name one by "
@@ -87,35 +96,40 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return
     if option.usepdb or option.trace:
         raise pytest.UsageError("--pdb and --trace cannot reach into a booted kernel")
-    if default:
-        option.kernel = [DEFAULT_KERNEL]
+    option.kernel = [DEFAULT_KERNEL] if is_default else list(expand(option.kernel))
     processor = Processor.best()
     try:
         require_qemu()
         found = _find(config, processor)
     except KernelError as reason:
-        no_kvm = "no /dev/kvm on this machine, and: " if default else ""
+        no_kvm = "no /dev/kvm on this machine, and: " if is_default else ""
         raise pytest.UsageError(f"{no_kvm}{reason}") from None
     wanted = option.numprocesses if isinstance(option.numprocesses, int) else None
     option.numprocesses, option.dist, option.tx = None, "no", []
-    booted = BootedKernels(found, processor, slots(wanted), default)
+    booted = BootedKernels(found, processor, slots(wanted), is_default)
     config.pluginmanager.register(booted, "kvm-booted-kernels")
 
 
 def _has_kvm() -> bool:
-    """Whether the suite can be run here; other machines than x86-64 have their own message."""
+    """Return whether to judge this machine, which other machines than x86-64 refuse later."""
     return Path("/dev/kvm").exists() or not is_x86_64()
+
+
+def expand(specs: Sequence[str]) -> Iterator[str]:
+    """Replace REFERENCES by the reference kernels."""
+    for spec in specs:
+        yield from REFERENCE_KERNELS if spec == REFERENCES else [spec]
 
 
 def _find(config: pytest.Config, processor: Processor) -> list[Boot]:
     option = config.option
-    capture = config.pluginmanager.getplugin("capturemanager")
+    capture: CaptureManager = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():  # apt shows its progress
         return boots(option.kernel, option.kvm_modules, option.kvm_param, VIRTIO, processor.vendor)
 
 
 class BootedKernels:
-    """A run over booted kernels, where the report is written."""
+    """The plugin of a run over booted kernels, on the host."""
 
     def __init__(
         self, boots: Sequence[Boot], processor: Processor, slots: int, is_default: bool
@@ -124,14 +138,18 @@ class BootedKernels:
         self.processor = processor
         self.slots = slots
         self.is_default = is_default
-        self.failed: dict[object, bool] = {}
+        self.failed: dict[Any, bool] = {}
+
+    @property
+    def labels(self) -> Iterator[str]:
+        """The labels of all columns, in order."""
+        return (column.label for boot in self.boots for column in boot.columns)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
-        """Announce the columns, in order."""
-        for boot in self.boots:
-            for column in boot.columns:
-                session.config.stash[VERDICTS].tally(column.label)
+        """Make the columns known to the reports, in order."""
+        for label in self.labels:
+            session.config.stash[VERDICTS].tally(label)
 
     def pytest_report_header(self) -> list[str]:
         lines = [
@@ -146,42 +164,48 @@ class BootedKernels:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool | None:
-        """In place of pytest's own loop."""
+        """Run the tests in guests, in place of pytest's own loop."""
         config = session.config
         if session.testsfailed and not config.option.continue_on_collection_errors:
-            return None  # pytest's own says so
-        reporter = config.pluginmanager.getplugin("terminalreporter")
+            return None  # pytest's own loop reports the collection errors
+        reporter: pytest.TerminalReporter | None = config.pluginmanager.getplugin(
+            "terminalreporter"
+        )
         if reporter:
-            reporter.showfspath = False  # tests come from several files at once
-        # Descriptors need no capturing: what is written to them ends on the console.
-        argv = ["-u", "-m", "pytest", "-p", "helpers.kernels.worker", "--capture=sys"]
-        argv += map(str, config.invocation_params.args)
-        environ = {name: value for name, value in os.environ.items() if name.startswith("PYTEST_")}
+            reporter.showfspath = False  # tests of several files run at a time
         try:
-            images = Images(argv, environ, _worker_input(config))
+            images = _images(config)
         except AssemblyError as reason:
             raise pytest.UsageError(str(reason)) from None
-        judging = Judging(
-            session, self.boots, images, self.processor, self.slots, session.config.stash[VERDICTS]
-        )
-        judging.run()
+        reports = Reports(session, config.stash[VERDICTS], len(list(self.labels)))
+        BootedRun(reports, self.boots, images, self.processor, self.slots).run()
         return True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
-            self.failed[getattr(report, "id", report.nodeid)] = True
+            self.failed[getattr(report, "id", report.nodeid)] = True  # as pytest 9.2 keys them
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Remember failures for --lf, and fail for every kernel that could not be judged."""
-        if last_failed := session.config.pluginmanager.getplugin("lfplugin"):
-            last_failed.lastfailed.update(self.failed)  # the same id may pass on the next kernel
+        last_failed: LFPlugin | None = session.config.pluginmanager.getplugin("lfplugin")
+        if last_failed:
+            # pytest forgets a failure when the same id passes on another kernel.
+            last_failed.lastfailed.update(self.failed)
         if any(tally.broken for tally in session.config.stash[VERDICTS].tallies.values()):
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
 
+def _images(config: pytest.Config) -> Images:
+    # Descriptors need no capturing: the console takes what is written to them.
+    argv = ["-u", "-m", "pytest", "-p", "helpers.kernels.worker", "--capture=sys"]
+    argv += map(str, config.invocation_params.args)
+    environ = {name: value for name, value in os.environ.items() if name.startswith("PYTEST_")}
+    return Images(argv, environ, _worker_input(config))
+
+
 def _worker_input(config: pytest.Config) -> dict[str, object]:
-    """What plugins tell their workers, by pytest-xdist's hook: the seed of a random order."""
+    """Return what plugins give their workers by pytest-xdist's hook, such as a random seed."""
     given: dict[str, object] = {"workerid": "guest"}
     node = SimpleNamespace(config=config, workerinput=given)
     if configure := getattr(config.hook, "pytest_configure_node", None):

@@ -1,19 +1,21 @@
-"""pytest inside a booted kernel: runs the tests it is told to, and reports them to the host.
+"""pytest in a booted kernel: run the tests that the host sends, and send it their reports.
 
-``-p helpers.kernels.worker``. The command line is the host's own, so that the same tests are
-collected; which of them run, and in which order, the host says. What is said:
+Loaded by ``-p helpers.kernels.worker``. The command line is the host's, so that host and guest
+collect the same tests. The host decides which of them run, and in which order. Messages:
 
     host:  ("column", n, {module: parameters}, options)
-                             load that column's modules
+                             load the modules of column n
            ("run", [node id, ...])
-                             run these tests, after those before
-           ("end",)              no more tests of this column
+                             run these tests, after those sent before
+           ("end",)              no more tests of this column follow
     guest: ("ready", [node id, ...])
-           ("column", n, kernel) loaded; what the kernel is, as a dict
+                             the collected tests
+           ("column", n, kernel) column n is loaded; kernel is a Kernel as a dict
            ("begin", node id)    a test begins
            ("ended", node id, [report, ...])
+                             a test has ended; reports are serialized by pytest
            ("done",)             all tests of the column have run and cleaned up
-           ("failed", reason)    nothing can be judged
+           ("failed", reason)    the column cannot be tested
 """
 
 from __future__ import annotations
@@ -36,12 +38,13 @@ from helpers.verdicts.kernel import Kernel, Untestable, require_testable, runnin
 from helpers.verdicts.session import VERDICTS
 
 _PORTS = Path("/sys/class/virtio-ports")
-_ALLOCATIONS = 100_000  # between collections of garbage: there is memory enough, and no time
+_ALLOCATIONS = 100_000
+"""Allocations between collections of garbage. The guest has more memory than time."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Make this what plugins know as a worker of xdist: it writes no report and no cache."""
+    """Look like a worker of pytest-xdist to plugins, which then write no report and no cache."""
     given = json.loads(SETUP.read_text())["worker"]
     vars(early_config).update(workerinput=given, workeroutput={})
     early_config.pluginmanager.set_blocked("terminalreporter")
@@ -49,33 +52,35 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """Take back what is for the host to do."""
+    """Ignore -n, and register the worker."""
     config.option.numprocesses, config.option.dist, config.option.tx = None, "no", []
     config.pluginmanager.register(Worker(config), "kvm-kernels-worker")
 
 
-class Failed(Exception):
-    """Nothing can be judged; the message is one line."""
+class ColumnFailed(Exception):
+    """A column cannot be tested. The message is one line."""
 
 
 class Worker:
-    """One session's worker."""
+    """The plugin that runs a session's tests."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.port = _open_port()
         self.unpacker = Unpacker()
         self.unsent = b""
-        self.messages: deque[tuple[Any, ...]] = deque()
+        self.received: deque[tuple[Any, ...]] = deque()
         self.loaded: list[str] = []
         self.reports: list[dict[str, Any]] = []
 
-    def say(self, *message: Any) -> None:
-        """Send with the next message, or before waiting for one: each time costs a VM exit."""
+    # --- messages ---------------------------------------------------------------------------------
+
+    def send_later(self, *message: Any) -> None:
+        """Send a message together with the next one: each write costs a VM exit."""
         self.unsent += pack(*message)
 
     def send(self, *message: Any) -> None:
-        self.say(*message)
+        self.send_later(*message)
         self._flush()
 
     def _flush(self) -> None:
@@ -84,21 +89,24 @@ class Worker:
             content = content[os.write(self.port, content) :]
 
     def receive(self) -> tuple[Any, ...]:
+        """Return the next message of the host; wait for it."""
         self._flush()
-        while not self.messages:
-            self.messages.extend(self.unpacker.feed(os.read(self.port, 1 << 16)))
-        return self.messages.popleft()
+        while not self.received:
+            self.received.extend(self.unpacker.feed(os.read(self.port, 1 << 16)))
+        return self.received.popleft()
 
     # --- the session ------------------------------------------------------------------------------
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Generator[None]:
+        """Undo what plugins select and order: the host has done so already."""
         collected = list(items)
         yield
-        items[:] = collected  # selecting and ordering are the host's
+        items[:] = collected
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Run one column after the other, until the host kills the guest or one fails."""
         gc.collect()
         gc.freeze()
         gc.set_threshold(_ALLOCATIONS)
@@ -109,7 +117,7 @@ class Worker:
             assert message[0] == "column", message
             try:
                 self.send("column", message[1], asdict(self.load(*message[1:])))
-            except Failed as reason:
+            except ColumnFailed as reason:
                 self.send("failed", str(reason))
                 return True
             self.run_column(items)
@@ -121,43 +129,52 @@ class Worker:
     # --- modules ----------------------------------------------------------------------------------
 
     def load(self, column: int, parameters: dict[str, str], options: list[str]) -> Kernel:
-        """Replace the loaded KVM by a column's. Raises Failed."""
+        """Replace the KVM of the last column by this column's. Raises ColumnFailed."""
         running_kernel.cache_clear()
         gc.collect()
-        for name in reversed(self.loaded):
-            try:
-                insmod.unload(name)
-            except OSError as error:
-                raise Failed(f"the module {name} before it cannot be unloaded: {error}") from None
-        self.loaded = []
+        self._unload()
         for name, settings in parameters.items():
             module = Path(MODULES, str(column), name).read_bytes()
             if insmod.loaded(name):
-                raise Failed(f"another {name} is loaded already")
+                raise ColumnFailed(f"another {name} is loaded already")
             try:
                 insmod.load(module, settings)
             except OSError as error:
-                raise Failed(f"{name} cannot be loaded: {error.strerror}") from None
+                raise ColumnFailed(f"{name} cannot be loaded: {error.strerror}") from None
             self.loaded.append(name)
             if not insmod.is_loaded_from(name, module):
-                raise Failed(f"the loaded {name} is not the one that was asked for")
+                raise ColumnFailed(f"the loaded {name} is not the one that was asked for")
         try:
             require_testable()
         except Untestable as reason:
-            raise Failed(str(reason)) from None
+            raise ColumnFailed(str(reason)) from None
         verdicts = self.config.stash[VERDICTS]
         verdicts.kernel_options = options
-        verdicts.log.complaints()  # modules of one's own taint the kernel
+        verdicts.log.complaints()  # modules without Debian's signature taint the kernel
         return running_kernel()
+
+    def _unload(self) -> None:
+        while self.loaded:
+            name = self.loaded[-1]
+            try:
+                insmod.unload(name)
+            except OSError as error:
+                raise ColumnFailed(
+                    f"the last column's {name} cannot be unloaded: {error}"
+                ) from None
+            self.loaded.pop()
 
     # --- tests ------------------------------------------------------------------------------------
 
     def run_column(self, items: dict[str, pytest.Item]) -> None:
-        """Run tests until the host says that there are no more."""
+        """Run tests until the host says that no more follow.
+
+        A test runs once the next one is known, which decides what fixtures are torn down.
+        """
         queue: deque[str] = deque()
         is_complete = False
         while queue or not is_complete:
-            while len(queue) < 2 and not is_complete:  # the next test decides what is torn down
+            while len(queue) < 2 and not is_complete:
                 kind, *arguments = self.receive()
                 if kind == "end":
                     is_complete = True
@@ -168,11 +185,13 @@ class Worker:
                 self.run(item, items[queue[0]] if queue else None)
 
     def run(self, item: pytest.Item, following: pytest.Item | None) -> None:
+        """Run a test, and report it. ``following`` is the next test, None after the last."""
         self.reports = []
         self.send("begin", item.nodeid)
         self.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-        self.say("ended", item.nodeid, self.reports)
-        item.user_properties.clear()  # an item runs once for every column
+        self.send_later("ended", item.nodeid, self.reports)
+        # An item runs once per column.
+        item.user_properties.clear()
         item._report_sections.clear()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

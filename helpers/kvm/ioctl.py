@@ -10,7 +10,8 @@ import ctypes
 import errno
 import os
 from collections import deque
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from helpers.kvm.abi import Request, kvm_enable_cap, kvm_msi
 

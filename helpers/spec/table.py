@@ -19,16 +19,21 @@ class SpecError(ValueError):
     """A file or an entry that does not fit. The message is one line."""
 
 
-def read(file: Path, kind: type[T]) -> dict[str, T]:
+def read(file: Path, kind: type[T], within: str = "") -> dict[str, T]:
     """Return {name: entry} of the tables in ``file``, each read as the dataclass ``kind``.
 
-    The name of a table becomes the field ``id``. The type of a field is str, bool, int, Literal, a
-    dataclass, a tuple of such types, or ``None |`` such a type. Raises SpecError.
+    ``within`` names the table that holds them, in a file of several kinds. The name of a table
+    becomes the field ``id``. The type of a field is str, bool, int, Literal, a dataclass, a tuple
+    of such types, or ``None |`` such a type. Raises SpecError.
     """
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SpecError(f"{file.name}: {error}") from None
+    if within:
+        if within not in tables:
+            raise SpecError(f"{file.name}: no table {within}")
+        tables = tables[within]
     return {id: _table(f"{file.name}: {id}", kind, table, id=id) for id, table in tables.items()}
 
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from helpers.verdicts.session import REPEAT
 from helpers.verdicts.reports import column_of
+from helpers.verdicts.session import REPEAT
 
 _SEEDS_PER_SHARD = 1_000_000
 """Distance between the first seeds of two shards."""

@@ -1,0 +1,233 @@
+"""Run the tests in booted kernels: carry out the schedule, and report what the guests say.
+
+pytest-xdist could be given booted kernels as execnet gateways. It starts one gateway after the
+other before the first test, waits for a hung one for ever, blames the test of every worker in a
+dead kernel, has no second set of modules on the same boot, and its messages cost twice as much as
+a test in an emulator.
+"""
+
+from __future__ import annotations
+
+import selectors
+import time
+from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from helpers.kernels import schedule
+from helpers.kernels.boot import Guest, Images, Processor
+from helpers.kernels.columns import Boot, Column
+from helpers.kernels.oops import last_words
+from helpers.kernels.schedule import Action, Schedule
+from helpers.verdicts.kernel import Kernel
+from helpers.verdicts.reports import put_column
+from helpers.verdicts.session import Verdicts
+
+
+class Reports:
+    """Hands the reports of guests to pytest, as if the tests had run here."""
+
+    def __init__(self, session: pytest.Session, verdicts: Verdicts, columns: int) -> None:
+        self.session = session
+        self.config = session.config
+        self.verdicts = verdicts
+        self.items = {item.nodeid: item for item in session.items}
+        self._total = len(self.items) * columns
+        self._seen: set[str] = set()
+        self._reported = 0
+
+    def receive(self, boot: Boot, column: Column, reports: Iterable[dict[str, Any]]) -> int:
+        """Log a test's reports, as its worker serialized them. Return the number of failed ones."""
+        failures = 0
+        for data in reports:
+            report = self.config.hook.pytest_report_from_serializable(config=self.config, data=data)
+            failures += report.failed
+            self._log(boot, column, report)
+        return failures
+
+    def lose(self, boot: Boot, column: Column, test: str, text: str) -> None:
+        """Log a failure of a test whose guest died. ``text`` says how, and shows the console."""
+        item = self.items[test]
+        common: dict[str, Any] = {"nodeid": test, "location": item.location, "keywords": {}}
+        for report in (
+            pytest.TestReport(**common, outcome="failed", longrepr=text, when="call"),
+            pytest.TestReport(**common, outcome="passed", longrepr=None, when="teardown"),
+        ):
+            self.verdicts.add_verdict(item, report, column.options)
+            self._log(boot, column, report)
+
+    def _log(self, boot: Boot, column: Column, report: pytest.TestReport) -> None:
+        put_column(report, column.label)
+        # pytest's terminal shows these attributes of pytest-xdist's reports.
+        origin = f"on {column.label}, Linux {boot.kernel.release}"
+        gateway = SimpleNamespace(id=column.label)
+        vars(report)["node"] = SimpleNamespace(gateway=gateway, _workerinfocache=origin)
+        if report.when == "call" or not report.passed:
+            self._advance(report.nodeid)
+        hook = self.config.hook
+        hook.pytest_runtest_logreport(report=report)
+        if report.when == "teardown":
+            hook.pytest_runtest_logfinish(nodeid=report.nodeid, location=report.location)
+
+    def _advance(self, nodeid: str) -> None:
+        """Correct pytest's progress, ids seen of tests collected: an id comes once per column."""
+        self._reported += 1
+        self._seen.add(nodeid)
+        seen = len(self._seen)
+        expected = round(seen * self._total / min(self._reported, self._total))
+        self.session.testscollected = max(seen, expected)
+
+    def time_limit(self, test: str) -> float:
+        """Return the seconds that a test may take. Its guest ends it at half of them."""
+        mark = self.items[test].get_closest_marker("timeout")
+        given = [*(mark.args if mark else ()), self.config.getoption("timeout")]
+        timeout = next((value for value in given if value), self.config.getini("timeout"))
+        return 2 * float(timeout) + 10 if float(timeout or 0) else float("inf")
+
+
+class BootedRun:
+    """A run of the session's tests over all columns of all boots, ``slots`` guests at a time."""
+
+    def __init__(
+        self,
+        reports: Reports,
+        boots: Sequence[Boot],
+        images: Images,
+        processor: Processor,
+        slots: int,
+    ) -> None:
+        self.reports = reports
+        self.session = reports.session
+        self.boots = boots
+        self.images = images
+        self.processor = processor
+        self.schedule = Schedule(
+            [[self._tests_of(column) for column in boot.columns] for boot in boots],
+            slots,
+            reports.time_limit,
+            self.session.config.getoption("maxfail_each"),
+        )
+        self.guests: dict[int, Guest] = {}
+        self.selector = selectors.DefaultSelector()
+
+    def _tests_of(self, column: Column) -> Sequence[str]:
+        items = self.reports.items
+        hook = self.session.config.hook
+        tests: Sequence[str] | None = hook.pytest_kvm_column_tests(column=column.label, items=items)
+        return list(items) if tests is None else tests
+
+    def run(self) -> None:
+        """Run all tests. No guest is left behind, even by an exception."""
+        try:
+            self._carry_out(self.schedule.start(time.monotonic()))
+            while self.guests:
+                self._wait()
+                self._stop_if_asked()
+                self._carry_out(self.schedule.start(time.monotonic()))
+        finally:
+            for guest in self.guests.values():
+                guest.close()
+            self.selector.close()
+            for place, boot in enumerate(self.boots):
+                for number, column in enumerate(boot.columns):
+                    tally = self.reports.verdicts.tally(column.label)
+                    tally.left = self.schedule.unrun(place, number)
+
+    def _stop_if_asked(self) -> None:
+        """Obey -x, --maxfail and session.shouldstop, as pytest's own loop does."""
+        if self.session.shouldfail:
+            raise self.session.Failed(self.session.shouldfail)
+        if self.session.shouldstop:
+            raise self.session.Interrupted(self.session.shouldstop)
+
+    def _wait(self) -> None:
+        """Handle what guests say until the next deadline, then the guests that are silent."""
+        patience = max(0.0, self.schedule.next_deadline() - time.monotonic())
+        for key, _ in self.selector.select(None if patience == float("inf") else patience):
+            if key.data in self.guests:
+                self._receive(key.data)
+        for number in self.schedule.overdue(time.monotonic()):
+            if number in self.guests:
+                console = self.guests[number].console()
+                self._carry_out(self.schedule.expired(number, console, time.monotonic()))
+
+    def _receive(self, number: int) -> None:
+        guest = self.guests[number]
+        try:
+            for message in guest.receive():
+                self._carry_out(self._handle(number, *message))
+                if number not in self.guests:
+                    return
+        except EOFError:
+            console = guest.console()
+            self._carry_out(self.schedule.died(number, "the kernel died", console))
+
+    def _handle(self, number: int, kind: str, *arguments: Any) -> list[Action]:
+        """Tell the schedule what a worker said; worker.py lists the messages."""
+        now = time.monotonic()
+        match kind:
+            case "ready":
+                if missing := self.reports.items.keys() - arguments[0]:
+                    return self.schedule.failed(number, f"the guest does not find {min(missing)}")
+                return self.schedule.ready(number, now)
+            case "column":
+                _, column = self._place(number)
+                self.reports.verdicts.tally(column.label).kernel = Kernel(**arguments[1])
+                return self.schedule.loaded(number)
+            case "begin":
+                return self.schedule.began(number, arguments[0], now)
+            case "ended":
+                failures = self.reports.receive(*self._place(number), arguments[1])
+                return self.schedule.ended(number, arguments[0], failures)
+            case "done":
+                return self.schedule.ready(number, now)
+            case "failed":
+                return self.schedule.failed(number, arguments[0])
+        raise AssertionError(f"the worker said {kind}")
+
+    def _place(self, number: int) -> tuple[Boot, Column]:
+        """Return the boot that a guest is of, and the column whose tests it runs."""
+        guest = self.schedule.guests[number]
+        boot = self.boots[guest.boot]
+        return boot, boot.columns[guest.column]
+
+    # --- actions ----------------------------------------------------------------------------------
+
+    def _carry_out(self, actions: Iterable[Action]) -> None:
+        for action in actions:
+            match action:
+                case schedule.Start(number, place):
+                    self._start(number, self.boots[place])
+                case schedule.Load(number, column):
+                    self._load(self.guests[number], column)
+                case schedule.Send(number, tests):
+                    self.guests[number].send("run", tests)
+                case schedule.End(number):
+                    self.guests[number].send("end")
+                case schedule.Close(number):
+                    guest = self.guests.pop(number)
+                    self.selector.unregister(guest)
+                    guest.close()
+                case schedule.Lost():
+                    self._lose(action)
+                case schedule.Broken(place, column, reason):
+                    label = self.boots[place].columns[column].label
+                    self.reports.verdicts.tally(label).broken = reason
+
+    def _start(self, number: int, boot: Boot) -> None:
+        guest = Guest(boot, self.images.of(boot), self.processor)
+        self.guests[number] = guest
+        self.selector.register(guest, selectors.EVENT_READ, number)
+
+    def _load(self, guest: Guest, number: int) -> None:
+        column = guest.boot.columns[number]
+        parameters = {name: options for name, _, options in column.modules}
+        guest.send("column", number, parameters, list(column.options))
+
+    def _lose(self, lost: schedule.Lost) -> None:
+        boot = self.boots[lost.boot]
+        words = last_words(lost.console, boot.kernel.tree)
+        text = f"{lost.how} in this test. Its last words:\n{words}"
+        self.reports.lose(boot, boot.columns[lost.column], lost.test, text)

@@ -1,0 +1,320 @@
+"""Decide which guest runs which test, and what becomes of the tests of a guest that dies.
+
+The schedule knows no process, no socket, no clock and no pytest. run.py reports to it the messages
+of the guests, their deaths and the time, and carries out the actions that each call returns, in
+order.
+
+A boot is a kernel to boot. A boot has columns: the sets of KVM modules to test on it, one after
+the other. A guest is one running instance of a boot; two guests of a boot share its tests. Boots,
+the columns of a boot and guests are known by their numbers, tests by their node ids. Times are
+seconds of a monotonic clock.
+
+The state of a column is
+
+    pending        the tests that no guest has, in order
+    unfinished     the number of tests that have not ended, pending or not
+    failures       the number of failed reports
+
+and the state of a guest is
+
+    boot           the boot that the guest is an instance of
+    takes_last     whether the guest is sent the last of the pending tests. The other guest of a
+                   boot is sent the first ones, so that its caches serve it in the next column
+    column         the column whose tests the guest runs; -1 until the guest is up
+    sent           the tests that were sent to the guest and have not ended, in order
+    running        the first of these, once it has begun; else empty
+    is_complete    whether the guest has been told that no more tests of the column follow
+    deadline       the time after which a silent guest hangs
+    boot_deadline  the time after which a guest that is not up hangs, silent or not
+    console        the console of a guest that is not up, when its deadline last passed
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+BOOT_SECONDS = 300
+SILENT_SECONDS = 90
+"""Longest silence of a console during a boot. A loaded machine took a quarter of it."""
+WORTH_A_BOOT = 200
+"""Tests per guest from which on another guest of the same boot saves time."""
+_SENT_AHEAD = 3
+"""Tests that a guest has at least: the running one, the next one, one on the way."""
+
+
+@dataclass
+class ColumnState:
+    """The state of one column; see above."""
+
+    pending: deque[str]
+    unfinished: int
+    failures: int = 0
+
+
+@dataclass
+class GuestState:
+    """The state of one guest; see above."""
+
+    boot: int
+    takes_last: bool
+    deadline: float
+    boot_deadline: float
+    console: list[str] = field(default_factory=list)
+    column: int = -1
+    sent: deque[str] = field(default_factory=deque)
+    running: str = ""
+    is_complete: bool = False
+
+
+# --- actions --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Start:
+    """Boot a guest."""
+
+    guest: int
+    boot: int
+
+
+@dataclass(frozen=True)
+class Load:
+    """Tell a guest to load the modules of a column."""
+
+    guest: int
+    column: int
+
+
+@dataclass(frozen=True)
+class Send:
+    """Send tests to a guest, to run after those that it has."""
+
+    guest: int
+    tests: Sequence[str]
+
+
+@dataclass(frozen=True)
+class End:
+    """Tell a guest that no more tests of its column follow."""
+
+    guest: int
+
+
+@dataclass(frozen=True)
+class Close:
+    """End a guest at once. The schedule has forgotten it."""
+
+    guest: int
+
+
+@dataclass(frozen=True)
+class Lost:
+    """Report a test as failed, because its guest died or hung. ``how`` says which."""
+
+    boot: int
+    column: int
+    test: str
+    how: str
+    console: list[str]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Report that a column cannot be tested, or not to the end."""
+
+    boot: int
+    column: int
+    reason: str
+
+
+Action = Start | Load | Send | End | Close | Lost | Broken
+
+
+# --- the schedule ---------------------------------------------------------------------------------
+
+
+class Schedule:
+    """The schedule of one run.
+
+    ``boots`` are the tests of each column of each boot. ``slots`` is the number of guests that run
+    at a time. ``time_limit`` returns the seconds after which a test that has not ended means that
+    its guest hangs. A column is left after ``maxfail`` failures; 0 means never.
+    """
+
+    def __init__(
+        self,
+        boots: Sequence[Sequence[Sequence[str]]],
+        slots: int,
+        time_limit: Callable[[str], float],
+        maxfail: int = 0,
+    ) -> None:
+        self.boots = [
+            [ColumnState(deque(tests), len(tests)) for tests in columns] for columns in boots
+        ]
+        self.slots = slots
+        self.time_limit = time_limit
+        self.maxfail = maxfail
+        self.guests: dict[int, GuestState] = {}
+        self._numbers = count()
+
+    def start(self, now: float) -> list[Action]:
+        """Fill the free slots with guests."""
+        actions: list[Action] = []
+        while len(self.guests) < self.slots and (boot := self._neediest()) is not None:
+            guest = next(self._numbers)
+            takes_last = any(
+                other.boot == boot and not other.takes_last for other in self.guests.values()
+            )
+            self.guests[guest] = GuestState(
+                boot, takes_last, deadline=now + SILENT_SECONDS, boot_deadline=now + BOOT_SECONDS
+            )
+            actions.append(Start(guest, boot))
+        return actions
+
+    def _neediest(self) -> int | None:
+        """Return the boot that another guest helps most; None if no boot is worth another."""
+        guests = Counter(guest.boot for guest in self.guests.values())
+        share: dict[int, float] = {}
+        for boot, columns in enumerate(self.boots):
+            pending = sum(len(column.pending) for column in columns)
+            if pending and (not guests[boot] or pending >= WORTH_A_BOOT * (guests[boot] + 1)):
+                share[boot] = pending / (guests[boot] + 1)
+        return max(share, key=lambda boot: (not guests[boot], share[boot]), default=None)
+
+    def next_deadline(self) -> float:
+        """Return the time at which :meth:`overdue` has to be asked again."""
+        return min((guest.deadline for guest in self.guests.values()), default=float("inf"))
+
+    def overdue(self, now: float) -> list[int]:
+        """Return the guests whose deadline has passed; each needs a call of :meth:`expired`."""
+        return [number for number, guest in self.guests.items() if now > guest.deadline]
+
+    def unrun(self, boot: int, column: int) -> int:
+        """Return the number of tests that did not run because the column was left."""
+        state = self.boots[boot][column]
+        return state.unfinished if self._is_left(state) else 0
+
+    def _is_left(self, column: ColumnState) -> bool:
+        return 0 < self.maxfail <= column.failures
+
+    def _column(self, guest: GuestState) -> ColumnState:
+        return self.boots[guest.boot][guest.column]
+
+    # --- what guests say --------------------------------------------------------------------------
+
+    def ready(self, number: int, now: float) -> list[Action]:
+        """Handle a guest that is up, or has run all tests of a column."""
+        guest = self.guests[number]
+        columns = enumerate(self.boots[guest.boot])
+        column = next((place for place, state in columns if state.pending), None)
+        if column is None:
+            return [self._close(number)]
+        guest.column, guest.is_complete = column, False
+        guest.deadline = now + BOOT_SECONDS
+        return [Load(number, column)]
+
+    def loaded(self, number: int) -> list[Action]:
+        """Handle a guest that has loaded the modules of its column."""
+        return self._feed(number)
+
+    def began(self, number: int, test: str, now: float) -> list[Action]:
+        """Handle the beginning of a test."""
+        guest = self.guests[number]
+        guest.running = test
+        guest.deadline = now + self.time_limit(test)
+        return self._feed(number)
+
+    def ended(self, number: int, test: str, failures: int) -> list[Action]:
+        """Handle the end of a test that had this many failed reports."""
+        guest = self.guests[number]
+        guest.running = ""
+        guest.sent.remove(test)
+        self._column(guest).unfinished -= 1
+        return self._failed(guest.boot, guest.column, failures)
+
+    def failed(self, number: int, reason: str) -> list[Action]:
+        """Handle a guest that cannot test its column; one that is not up can test none."""
+        guest = self.guests[number]
+        columns = range(len(self.boots[guest.boot])) if guest.column < 0 else [guest.column]
+        for column in columns:
+            self.boots[guest.boot][column].pending.clear()
+        broken = [Broken(guest.boot, column, reason) for column in columns]
+        return [self._close(number), *broken]
+
+    # --- silence and death ------------------------------------------------------------------------
+
+    def expired(self, number: int, console: list[str], now: float) -> list[Action]:
+        """Handle a passed deadline. A boot whose console is not silent gets another one."""
+        guest = self.guests[number]
+        if guest.column >= 0:
+            return self.died(number, "no sign of life for too long: the kernel hangs", console)
+        if console == guest.console:
+            how = f"nothing on its console for {SILENT_SECONDS} s: the kernel hangs"
+            return self.died(number, how, console)
+        if now > guest.boot_deadline:
+            return self.died(number, f"not up after {BOOT_SECONDS} s: the kernel hangs", console)
+        guest.console = console
+        guest.deadline = min(now + SILENT_SECONDS, guest.boot_deadline)
+        return []
+
+    def died(self, number: int, how: str, console: list[str]) -> list[Action]:
+        """Handle a dead guest: fail the test that ran, leave the others to another guest."""
+        guest = self.guests[number]
+        test = guest.running
+        if not test:
+            last = next((line for line in reversed(console) if line), "it said nothing")
+            return self.failed(number, f"{how} with no test running; its last words: {last}")
+        guest.sent.remove(test)
+        column = self._column(guest)
+        if guest.takes_last:
+            column.pending.extend(guest.sent)
+        else:
+            column.pending.extendleft(reversed(guest.sent))
+        column.unfinished -= 1
+        return [
+            self._close(number),
+            Lost(guest.boot, guest.column, test, how, console),
+            *self._failed(guest.boot, guest.column, failures=1),
+        ]
+
+    # --- decisions --------------------------------------------------------------------------------
+
+    def _feed(self, number: int) -> list[Action]:
+        """Send tests to a guest that has too few: it must know the one after the running one."""
+        guest = self.guests[number]
+        pending = self._column(guest).pending
+        guests = sum(other.boot == guest.boot for other in self.guests.values())
+        actions: list[Action] = []
+        while len(guest.sent) < _SENT_AHEAD and not guest.is_complete:
+            if not pending:
+                guest.is_complete = True
+                return [*actions, End(number)]
+            share = min(len(pending), max(2, len(pending) // (2 * guests)))
+            take = pending.pop if guest.takes_last else pending.popleft
+            tests = [take() for _ in range(share)]
+            if guest.takes_last:
+                tests.reverse()
+            guest.sent.extend(tests)
+            actions.append(Send(number, tests))
+        return actions
+
+    def _failed(self, boot: int, column: int, failures: int) -> list[Action]:
+        """Count failures. After ``maxfail`` of them, end the column's guests, even in a test."""
+        state = self.boots[boot][column]
+        state.failures += failures
+        if not (self._is_left(state) and state.unfinished):
+            return []
+        state.pending.clear()
+        guests = [
+            number
+            for number, guest in self.guests.items()
+            if (guest.boot, guest.column) == (boot, column)
+        ]
+        return [self._close(number) for number in guests]
+
+    def _close(self, number: int) -> Close:
+        del self.guests[number]
+        return Close(number)

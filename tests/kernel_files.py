@@ -1,0 +1,36 @@
+"""Files with as much of a kernel's image and modules as the suite reads."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+RELEASE = "6.99.0-test"
+
+
+def bzimage(path: Path, release: str = RELEASE) -> Path:
+    """Write the header of a bzImage."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    head = bytearray(0x400)
+    head[0x202:0x206] = b"HdrS"
+    struct.pack_into("<H", head, 0x20E, 0x100)
+    path.write_bytes(head[:0x300] + release.encode() + b" (somebody) #1\0")
+    return path
+
+
+def module(*modinfo: str) -> bytes:
+    """Return a module with these lines, KEY=VALUE, in its .modinfo section."""
+    return b"\x7fELF\0" + b"".join(line.encode() + b"\0" for line in modinfo)
+
+
+def kvm_modules(path: Path, release: str = RELEASE, names: str = "kvm kvm-amd") -> str:
+    """Write KVM's modules for a kernel to a directory; return its path."""
+    path.mkdir(parents=True, exist_ok=True)
+    own = {
+        "kvm": ("parmtype=vector_hashing:bool",),
+        "kvm-amd": ("parmtype=npt:bool", "depends=kvm,ccp"),
+    }
+    for name in names.split():
+        magic = f"vermagic={release} SMP mod_unload "
+        (path / f"{name}.ko").write_bytes(module(*own[name], magic))
+    return str(path)

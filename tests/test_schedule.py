@@ -1,0 +1,332 @@
+"""The schedule of booted kernels, with guests that exist in memory alone."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from helpers.kernels.schedule import (
+    BOOT_SECONDS,
+    SILENT_SECONDS,
+    WORTH_A_BOOT,
+    Action,
+    Broken,
+    Close,
+    End,
+    Load,
+    Lost,
+    Schedule,
+    Send,
+    Start,
+)
+
+LIMIT = 30.0
+"""Seconds that each test may take."""
+
+
+@dataclass
+class Guest:
+    """A guest that does as it is told. ``state`` is what it does next."""
+
+    state: str = "boot"
+    column: int = -1
+    queue: deque[str] = field(default_factory=deque)
+    is_complete: bool = False
+
+
+class Play:
+    """A run of a schedule. Boots are lists of columns, a column is a string, a letter is a test.
+
+    ``fails`` are the tests that fail, ``kills`` those that kill their guest, ``unloadable`` the
+    columns (of any boot) that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        *boots: Sequence[str],
+        slots: int = 1,
+        maxfail: int = 0,
+        fails: str = "",
+        kills: str = "",
+        unloadable: Sequence[int] = (),
+    ) -> None:
+        self.schedule = Schedule(boots, slots, lambda _: LIMIT, maxfail)
+        self.fails, self.kills, self.unloadable = fails, kills, unloadable
+        self.guests: dict[int, Guest] = {}
+        self.log: list[Action] = []
+        self.ran: dict[int, str] = {}
+        """By guest: the tests that ended, a space before each column."""
+
+    def carry_out(self, actions: Sequence[Action]) -> None:
+        for action in actions:
+            self.log.append(action)
+            match action:
+                case Start(number):
+                    self.guests[number], self.ran[number] = Guest(), ""
+                case Load(number, column):
+                    guest = self.guests[number]
+                    guest.state, guest.column, guest.is_complete = "load", column, False
+                    self.ran[number] += " "
+                case Send(number, tests):
+                    self.guests[number].queue.extend(tests)
+                case End(number):
+                    self.guests[number].is_complete = True
+                case Close(number):
+                    del self.guests[number]
+
+    def step(self, number: int) -> None:
+        """Let a guest do one thing."""
+        guest = self.guests[number]
+        match guest.state:
+            case "boot":
+                self.carry_out(self.schedule.ready(number, 0))
+            case "load" if guest.column in self.unloadable:
+                self.carry_out(self.schedule.failed(number, "it cannot be loaded"))
+            case "load":
+                guest.state = "idle"
+                self.carry_out(self.schedule.loaded(number))
+            case "idle" if guest.queue:
+                assert len(guest.queue) > 1 or guest.is_complete, "it must know the next test"
+                guest.state = "test"
+                self.carry_out(self.schedule.began(number, guest.queue[0], 0))
+            case "idle":
+                assert guest.is_complete
+                self.carry_out(self.schedule.ready(number, 0))
+            case "test" if guest.queue[0] in self.kills:
+                self.carry_out(self.schedule.died(number, "it died", ["last words"]))
+            case "test":
+                test = guest.queue.popleft()
+                guest.state = "idle"
+                self.ran[number] += test
+                self.carry_out(self.schedule.ended(number, test, int(test in self.fails)))
+
+    def run(self) -> Play:
+        self.carry_out(self.schedule.start(0))
+        while self.guests:
+            for number in list(self.guests):
+                if number in self.guests:
+                    self.step(number)
+            self.carry_out(self.schedule.start(0))
+        return self
+
+    def until_test(self, test: str) -> Play:
+        """Run until a test begins."""
+        self.carry_out(self.schedule.start(0))
+        while not any(g.state == "test" and g.queue[0] == test for g in self.guests.values()):
+            for number in list(self.guests):
+                self.step(number)
+        return self
+
+    def those(self, kind: type) -> list[Action]:
+        """The actions of a kind that were carried out."""
+        return [action for action in self.log if isinstance(action, kind)]
+
+
+def letters(number: int) -> str:
+    return "".join(chr(0x4E00 + place) for place in range(number))
+
+
+MANY = letters(2 * WORTH_A_BOOT)
+"""A column that is worth two guests."""
+
+
+# --- who runs what --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 17, 400])
+def test_one_guest_runs_all_tests_in_order(number):
+    assert Play([letters(number)]).run().ran == {0: " " + letters(number)}
+
+
+def test_columns_of_a_boot_share_its_guest():
+    assert Play(["abc", "abcd", "b"]).run().ran == {0: " abc abcd b"}
+
+
+def test_column_without_tests_is_not_loaded():
+    play = Play(["", "ab", ""]).run()
+    assert play.those(Load) == [Load(0, 1)]
+
+
+def test_nothing_to_run_boots_nothing():
+    assert Play(["", ""], []).run().log == []
+
+
+def test_boots_take_turns_in_a_slot():
+    assert Play(["ab"], ["cd"]).run().ran == {0: " ab", 1: " cd"}
+
+
+def test_two_guests_share_a_column_from_both_ends():
+    first, last = Play([MANY], slots=2).run().ran.values()
+    assert sorted(first + last) == sorted("  " + MANY)
+    assert max(first) < min(last.strip())
+    assert abs(len(first) - len(last)) < 5
+
+
+def test_small_boot_is_not_worth_a_second_guest():
+    assert Play([MANY[1:]], slots=2).run().ran.keys() == {0}
+
+
+def test_boot_without_a_guest_comes_first():
+    play = Play([MANY * 2], ["ab"], slots=2)
+    play.carry_out(play.schedule.start(0))
+    assert play.those(Start) == [Start(0, 0), Start(1, 1)]
+
+
+def test_guest_that_is_up_when_nothing_is_left_is_closed():
+    play = Play([MANY], slots=2)
+    play.carry_out(play.schedule.start(0))
+    while 0 in play.guests:
+        play.step(0)
+    play.step(1)
+    assert (play.guests, play.ran) == ({}, {0: " " + MANY, 1: ""})
+
+
+# --- deaths ---------------------------------------------------------------------------------------
+
+
+def test_death_costs_the_test_that_ran():
+    play = Play(["abcdefgh", "xy"], kills="c").run()
+    assert play.ran == {0: " ab", 1: " defgh xy"}
+    assert play.those(Lost) == [Lost(0, 0, "c", "it died", ["last words"])]
+    assert play.those(Broken) == []
+
+
+def test_death_of_the_guest_that_takes_the_last_tests():
+    play = Play([MANY], slots=2, kills=MANY[-50]).run()
+    assert sorted("".join(play.ran.values()).replace(" ", "")) == sorted(set(MANY) - {MANY[-50]})
+    assert play.schedule.boots[0][0].unfinished == 0
+
+
+def test_death_between_tests_breaks_the_column():
+    play = Play(["abc", "xy"]).until_test("a")
+    play.step(0)
+    play.carry_out(play.schedule.died(0, "it died", ["said", "more", ""]))
+    reason = "it died with no test running; its last words: more"
+    assert play.those(Broken) == [Broken(0, 0, reason)]
+    assert play.run().ran == {0: " a", 1: " xy"}
+
+
+def test_death_before_the_guest_is_up_breaks_all_columns():
+    play = Play(["abc", "xy"])
+    play.carry_out(play.schedule.start(0))
+    play.carry_out(play.schedule.died(0, "it died", []))
+    reason = "it died with no test running; its last words: it said nothing"
+    assert play.those(Broken) == [Broken(0, 0, reason), Broken(0, 1, reason)]
+    assert play.run().ran == {0: ""}
+
+
+def test_column_that_cannot_be_loaded_leaves_the_others():
+    play = Play(["abc", "def", "xy"], unloadable=[1]).run()
+    assert play.those(Broken) == [Broken(0, 1, "it cannot be loaded")]
+    assert play.ran == {0: " abc ", 1: " xy"}
+
+
+# --- --maxfail-each -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("maxfail, ran", [(1, "ab"), (2, "abcd"), (3, "abcde"), (4, MANY)])
+def test_guest_leaves_at_once(maxfail, ran):
+    column = "abcde" + MANY[5:]
+    play = Play([column], maxfail=maxfail, fails="bde").run()
+    assert play.ran == {0: " " + ran.replace(MANY[:5], "abcde")}
+    assert play.schedule.unrun(0, 0) == len(column) - len(ran)
+
+
+def test_other_columns_and_boots_go_on():
+    play = Play(["abc", "xy"], ["cde"], maxfail=1, fails="b").run()
+    assert sorted(play.ran.values()) == [" ab", " cde", " xy"]
+    assert [play.schedule.unrun(*place) for place in ((0, 0), (0, 1), (1, 0))] == [1, 0, 0]
+
+
+def test_last_test_leaves_nothing_to_leave():
+    play = Play(["abc", "xy"], maxfail=1, fails="c").run()
+    assert (play.ran, play.schedule.unrun(0, 0)) == ({0: " abc xy"}, 0)
+
+
+def test_deaths_are_failures():
+    play = Play(["abcdef"], maxfail=2, kills="bd").run()
+    assert (play.ran, play.schedule.unrun(0, 0)) == ({0: " a", 1: " c"}, 2)
+    assert len(play.those(Lost)) == 2
+
+
+def test_two_guests_leave_together_even_in_a_test():
+    play = Play([MANY], slots=2, maxfail=1, fails=MANY[1]).until_test(MANY[1])
+    assert {guest.state for guest in play.guests.values()} == {"test"}
+    play.step(0)
+    assert (play.guests, play.schedule.unrun(0, 0)) == ({}, len(MANY) - 3)
+    assert len(play.run().ran) == 2
+
+
+def test_without_maxfail_nothing_is_left():
+    play = Play(["abc"], fails="abc").run()
+    assert (play.ran, play.schedule.unrun(0, 0)) == ({0: " abc"}, 0)
+
+
+# --- hangs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def booting():
+    """A play whose guest was started at time 0, and is not up."""
+    play = Play(["abc"])
+    play.carry_out(play.schedule.start(0))
+    return play
+
+
+def hang(play, now, *console):
+    """The console at a time that is past the deadline."""
+    assert play.schedule.next_deadline() < now
+    assert play.schedule.overdue(now) == [0]
+    play.carry_out(play.schedule.expired(0, list(console), now))
+
+
+def test_boot_in_time_is_left_alone(booting):
+    assert booting.schedule.overdue(SILENT_SECONDS) == []
+
+
+def test_silent_boot_hangs(booting):
+    hang(booting, SILENT_SECONDS + 1)
+    (broken,) = booting.those(Broken)
+    assert f"nothing on its console for {SILENT_SECONDS} s: the kernel hangs" in broken.reason
+
+
+def test_boot_that_falls_silent_hangs(booting):
+    hang(booting, SILENT_SECONDS + 1, "Linux version")
+    assert booting.those(Broken) == []
+    hang(booting, 2 * SILENT_SECONDS + 2, "Linux version")
+    assert "its last words: Linux version" in booting.those(Broken)[0].reason
+
+
+def test_boot_that_never_ends_hangs(booting):
+    for turn in range(1, 4):
+        hang(booting, turn * (SILENT_SECONDS + 1), *"line" * turn)
+    assert booting.those(Broken) == []
+    hang(booting, BOOT_SECONDS + 1, "another line")
+    assert f"not up after {BOOT_SECONDS} s: the kernel hangs" in booting.those(Broken)[0].reason
+
+
+def test_module_that_hangs_when_loaded_breaks_its_column(booting):
+    booting.step(0)
+    hang(booting, BOOT_SECONDS + 1, "loading")
+    (broken,) = booting.those(Broken)
+    assert "the kernel hangs with no test running" in broken.reason
+
+
+def test_test_that_hangs_is_lost():
+    play = Play(["abc"]).until_test("b")
+    assert play.schedule.overdue(LIMIT) == []
+    hang(play, LIMIT + 1, "said")
+    how = "no sign of life for too long: the kernel hangs"
+    assert play.those(Lost) == [Lost(0, 0, "b", how, ["said"])]
+    assert play.run().ran == {0: " a", 1: " c"}
+
+
+def test_test_without_a_limit_never_hangs():
+    play = Play(["abc"])
+    play.schedule.time_limit = lambda _: float("inf")
+    play.until_test("b")
+    assert play.schedule.next_deadline() == float("inf")
+    assert play.schedule.overdue(1e9) == []
