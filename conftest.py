@@ -103,7 +103,7 @@ def shared_machine(system: System) -> Iterator[Callable[..., Machine]]:
 def machine(
     shared_machine: Callable[..., Machine], irqchip: Irqchip, apic_mode: ApicMode, x2apic_api: int
 ) -> Machine:
-    """Four vCPUs, IDs 0-3, in their power-on state: xAPIC, flat logical IDs ``1 << ID``."""
+    """Four vCPUs, IDs 0-3, in their power-on state. The flat logical ID of an xAPIC is 1 << ID."""
     return shared_machine(
         irqchip=irqchip, vcpu_ids=range(4), apic_mode=apic_mode, x2apic_api=x2apic_api
     )

@@ -283,7 +283,7 @@ def test_enabling_late_takes_effect_at_once(machines):
 def test_large_id_is_in_reach_after_enabling_late(machines):
     machine = machines(vcpu_ids=(0, 256, 1), power_on=False)
     for cpu in machine.cpus:
-        cpu.vcpu.set_cpuid(machine.cpuid)
+        cpu.set_cpuid()
         cpu.apic_mode = ApicMode.X2APIC
     machine.vm.enable_cap(abi.KVM_CAP_X2APIC_API, BOTH)
     machine.signal(to(256, delivery_mode=NMI)).returns(1).accepted_by(1)

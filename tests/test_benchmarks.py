@@ -59,9 +59,9 @@ def seconds() -> dict[str, float]:
 def test_plain_loop(benchmark, system, plain, seconds):
     topology = TOPOLOGIES["xapic-flat"]
     messages = [
-        msi_of(replace(message, trigger_mode=trigger, level=level))
+        msi_of(replace(message, trigger_mode=trigger_mode, level=level))
         for message in to_every_destination(topology, FIXED)
-        for trigger in (0, 1)
+        for trigger_mode in (0, 1)
         for level in (0, 1)
     ]
     sweep = Sweep(system, topology, REFERENCE)

@@ -27,8 +27,7 @@ class Machine(Closing):
 
     ``x2apic_api``: args[0] of KVM_CAP_X2APIC_API, enabled before the vCPUs are created; 0 does not
     enable the capability. ``apic_mode``: the APIC mode of all LAPICs. ``power_on=False`` leaves the
-    vCPUs as KVM_CREATE_VCPU makes them. ``cpuid``: the table for KVM_SET_CPUID2, all that KVM
-    supports.
+    vCPUs as KVM_CREATE_VCPU makes them.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class Machine(Closing):
     ) -> None:
         self.irqchip = irqchip
         self.cpus: list[Cpu] = []
-        self.cpuid = system.supported_cpuid()
+        self._cpuid = system.supported_cpuid()
         self.has_smm = system.check_extension(abi.KVM_CAP_X86_SMM) > 0
         with contextlib.ExitStack() as undo:
             self.vm = undo.enter_context(system.create_vm())
@@ -80,7 +79,7 @@ class Machine(Closing):
     def add_cpu(self, vcpu_id: int) -> Cpu:
         """Create a vCPU and leave it as KVM_CREATE_VCPU makes it."""
         vcpu = self.vm.create_vcpu(vcpu_id)
-        cpu = Cpu(len(self.cpus), vcpu, self.memory, self.cpuid, self._ledger)
+        cpu = Cpu(len(self.cpus), vcpu, self.memory, self._cpuid, self._ledger)
         self.cpus.append(cpu)
         return cpu
 
