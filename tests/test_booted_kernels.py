@@ -239,7 +239,11 @@ def test_boot_that_hangs_is_ended(suite, tmp_path, kind):
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "sent",
+    [signal.SIGINT, signal.SIGTERM, signal.SIGKILL],
+    ids=["ctrl-c", "terminate", "kill"],
+)
 def test_interrupted_run_leaves_no_process(suite, sent):
     suite.add("import time\n@clause('msi.pad')\ndef test_it(): time.sleep(600)")
     mark = f"MARK={suite.path}"
@@ -253,7 +257,7 @@ def test_interrupted_run_leaves_no_process(suite, sent):
         output, _ = run.communicate(timeout=60)
     until(lambda: not processes(mark))
     if sent != signal.SIGKILL:
-        assert "no test was run to a verdict: nothing was judged" in output
+        assert "no test came to a verdict" in output
         assert run.returncode == pytest.ExitCode.INTERRUPTED
 
 

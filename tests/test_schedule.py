@@ -162,6 +162,7 @@ def test_two_guests_share_a_column_from_both_ends():
     first, last = Play([MANY], slots=2).run().ran.values()
     assert sorted(first + last) == sorted("  " + MANY)
     assert max(first) < min(last.strip())
+    assert list(last[:50]) == sorted(last[:50])
     assert abs(len(first) - len(last)) < 5
 
 
@@ -196,6 +197,7 @@ def test_death_costs_the_test_that_ran():
 
 def test_death_of_the_guest_that_takes_the_last_tests():
     play = Play([MANY], slots=2, kills=MANY[-50]).run()
+    assert list(play.ran[0]) == sorted(play.ran[0])
     assert sorted("".join(play.ran.values()).replace(" ", "")) == sorted(set(MANY) - {MANY[-50]})
     assert play.schedule.boots[0][0].unfinished == 0
 
@@ -260,6 +262,12 @@ def test_two_guests_leave_together_even_in_a_test():
     assert len(play.run().ran) == 2
 
 
+def test_guest_of_another_column_stays():
+    play = Play(["ab", MANY], slots=2, maxfail=1, fails="a").until_test("a")
+    play.step(0)
+    assert play.guests.keys() == {1}
+
+
 def test_without_maxfail_nothing_is_left():
     play = Play(["abc"], fails="abc").run()
     assert (play.ran, play.schedule.unrun(0, 0)) == ({0: " abc"}, 0)
@@ -310,6 +318,7 @@ def test_boot_that_never_ends_hangs(booting):
 
 def test_module_that_hangs_when_loaded_breaks_its_column(booting):
     booting.step(0)
+    assert booting.schedule.overdue(BOOT_SECONDS) == []
     hang(booting, BOOT_SECONDS + 1, "loading")
     (broken,) = booting.those(Broken)
     assert "the kernel hangs with no test running" in broken.reason

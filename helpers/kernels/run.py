@@ -1,9 +1,9 @@
 """Run the tests in booted kernels: carry out the schedule, and report what the guests say.
 
-pytest-xdist could be given booted kernels as execnet gateways. It starts one gateway after the
-other before the first test, waits for a hung one for ever, blames the test of every worker in a
-dead kernel, has no second set of modules on the same boot, and its messages cost twice as much as
-a test in an emulator.
+pytest-xdist, with booted kernels as execnet gateways, was tried and does not fit. It starts one
+gateway after the other before the first test, waits for a hung one for ever, blames the test of
+every worker in a dead kernel, has no second set of modules on the same boot, and its messages cost
+twice as much as a test in an emulator.
 """
 
 from __future__ import annotations
