@@ -194,7 +194,18 @@ def qemu(boot: Boot, processor: Processor, initramfs: int, console: int) -> list
     # fmt: on
 
 
+@contextlib.contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Hold back Ctrl-C and SIGTERM, for the creation of what must be closed again."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def _die_with_parent() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from helpers.kernels import schedule
-from helpers.kernels.boot import Guest, Images, Processor
+from helpers.kernels.boot import Guest, Images, Processor, without_interrupts
 from helpers.kernels.columns import Boot, Column
 from helpers.kernels.oops import last_words
 from helpers.kernels.schedule import Action, Schedule
@@ -207,9 +207,9 @@ class BootedRun:
                 case schedule.End(number):
                     self.guests[number].send("end")
                 case schedule.Close(number):
-                    guest = self.guests.pop(number)
-                    self.selector.unregister(guest)
-                    guest.close()
+                    self.selector.unregister(self.guests[number])
+                    self.guests[number].close()
+                    del self.guests[number]
                 case schedule.Lost():
                     self._lose(action)
                 case schedule.Broken(place, column, reason):
@@ -217,8 +217,9 @@ class BootedRun:
                     self.reports.verdicts.tally(label).broken = reason
 
     def _start(self, number: int, boot: Boot) -> None:
-        guest = Guest(boot, self.images.of(boot), self.processor)
-        self.guests[number] = guest
+        image = self.images.of(boot)
+        with without_interrupts():
+            guest = self.guests[number] = Guest(boot, image, self.processor)
         self.selector.register(guest, selectors.EVENT_READ, number)
 
     def _load(self, guest: Guest, number: int) -> None:
