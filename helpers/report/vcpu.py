@@ -13,9 +13,8 @@ from helpers.report.details import VcpuChange, VcpuState
 def facts(state: VcpuState) -> dict[str, str]:
     """Return the state without its vectors, each item as text: registers, pending, mp_state."""
     shown = {name: _register(name, value) for name, value in state["registers"].items()}
-    shown["pending"] = " ".join(state["pending"]) or "none"
-    shown["mp_state"] = state["mp_state"]
-    return shown
+    pending = " ".join(state["pending"]) or "none"
+    return shown | {"pending": pending, "mp_state": state["mp_state"]}
 
 
 def _register(name: str, value: int) -> str:
@@ -55,8 +54,11 @@ class Strip:
     @property
     def paths(self) -> dict[str, str]:
         """SVG paths by CSS class."""
-        lanes = {"kept": (self.kept, 0, 12), "lost": (self.lost, 0, 6)}
-        lanes["gained"] = (self.gained, 6, 6)
+        lanes = {
+            "kept": (self.kept, 0, 12),
+            "lost": (self.lost, 0, 6),
+            "gained": (self.gained, 6, 6),
+        }
         return {
             css_class: "".join(
                 f"M{first} {top}h{last - first + 1}v{height}h-{last - first + 1}z"
@@ -69,11 +71,10 @@ class Strip:
 
 def strips(change: VcpuChange) -> list[Strip]:
     """Return the pictures of IRR, ISR and TMR, without registers that stayed empty."""
-    before, after = change["before"], change["after"] or change["before"]
+    after = change["after"] or change["before"]
     every = [
-        Strip("IRR", before["irr"], after["irr"]),
-        Strip("ISR", before["isr"], after["isr"]),
-        Strip("TMR", before["tmr"], after["tmr"]),
+        Strip(name, before, after["vectors"][name])
+        for name, before in change["before"]["vectors"].items()
     ]
     return [strip for strip in every if strip.before or strip.after]
 
