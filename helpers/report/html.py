@@ -57,7 +57,7 @@ class Writer:
         return self._parts.setdefault(html, f"p{len(self._parts)}")
 
     def part(self, html: Markup) -> Markup:
-        """Return the element that shows the part with this content. Store a new part."""
+        """Return the element that shows the part with this content, which is stored once."""
         return Markup(f"<kvm-part of={self._part_id(html)}></kvm-part>")
 
     def part_of(self, template: str, key: str, **values: object) -> Markup:
@@ -88,10 +88,9 @@ class Writer:
 
     def header_cells(self) -> list[str]:
         """Return the head of the results table, in pytest-html's form."""
-        columns = [("result", "Outcome"), ("testId", "Test"), ("clause", "Clause")]
-        columns.append(("duration", "Duration"))
+        heads = {"result": "Outcome", "testId": "Test", "clause": "Clause", "duration": "Duration"}
         cell = Markup('<th class="sortable" data-column-type="{}">{}</th>')
-        return [cell.format(*column) for column in columns]
+        return [cell.format(*column) for column in heads.items()]
 
     def row_cells(self, phase: Phase, outcome: str, duration: str) -> list[str]:
         """Return a row of the results table. Pytest-html gives ``outcome`` and ``duration``."""

@@ -35,11 +35,9 @@ class KernelComplaint(AssertionError):
 
 def judges_suites(config: pytest.Config) -> bool:
     """Return whether the run's arguments cover suites/, so that the run needs a KVM."""
-    paths = [Path(config.invocation_params.dir, arg.split("::")[0]) for arg in config.args]
-    return any(
-        path.resolve().is_relative_to(SUITES) or SUITES.is_relative_to(path.resolve())
-        for path in paths
-    )
+    directory = config.invocation_params.dir
+    paths = [(directory / arg.split("::")[0]).resolve() for arg in config.args]
+    return any(path.is_relative_to(SUITES) or SUITES.is_relative_to(path) for path in paths)
 
 
 def clause_of(item: pytest.Item) -> Clause | None:
@@ -117,10 +115,8 @@ class Verdicts:
         try:
             return (yield)
         finally:
-            if complaints := self.log.complaints():
-                raise KernelComplaint(
-                    "\n".join(["the kernel logged during the test:", *complaints])
-                )
+            if complaints := "\n".join(self.log.complaints()):
+                raise KernelComplaint(f"the kernel logged during the test:\n{complaints}")
 
     pytest_runtest_teardown = pytest_runtest_call
 
