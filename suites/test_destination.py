@@ -14,7 +14,7 @@ from helpers.apic import ApicMode
 from helpers.apic.lapic import DFR_CLUSTER, SVR_RESET, bits
 from helpers.verdicts import clause, deviation
 from suites import each
-from suites.common import expect_acceptors, mix_models, sharing_a_bit, to
+from suites.common import VECTOR_HASHING, expect_acceptors, mix_models, sharing_a_bit, to
 from suites.names import FIXED, INIT, LOGICAL, LOWEST, NMI, USE_32BIT_IDS
 
 # --- dest.physical --------------------------------------------------------------------------------
@@ -290,6 +290,7 @@ def test_id_256_wraps_to_0_in_xapic_mode(machines):
 
 
 @clause("dest.aliased")
+@VECTOR_HASHING
 @pytest.mark.parametrize(
     "vector",
     [
