@@ -9,11 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from _pytest.cacheprovider import LFPlugin
-from _pytest.capture import CaptureManager
 
 from helpers.guest.assemble import AssemblyError
-from helpers.kernels.boot import VIRTIO, Images, Processor, require_qemu, slots
+from helpers.kernels.boot import VIRTIO, Guest, Images, Processor, require_qemu, slots
 from helpers.kernels.columns import Boot, boots
 from helpers.kernels.packages import KernelError
 from helpers.kernels.run import BootedRun, Reports
@@ -46,11 +44,11 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --kernel, --kvm-modules, --kvm-param and --maxfail-each."""
     group = parser.getgroup("kernels")
+    each: dict[str, Any] = {"action": "append", "default": []}
     group.addoption(
         "--kernel",
         metavar="SPEC",
-        action="append",
-        default=[],
+        **each,
         help="test this kernel, booted in QEMU: a version such as 6.12 (Debian's newest package "
         "of that series), a package's full version, a bzImage, a kernel build tree, or "
         f"'{REFERENCES}' ({', '.join(REFERENCE_KERNELS)}); repeat it for several kernels in one "
@@ -59,16 +57,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--kvm-modules",
         metavar="DIR",
-        action="append",
-        default=[],
+        **each,
         help="test the kvm.ko and kvm-amd.ko or kvm-intel.ko below DIR, built for a --kernel of "
         "the run; repeat it for several sets, each on the same boot",
     )
     group.addoption(
         "--kvm-param",
         metavar="NAME=VALUE",
-        action="append",
-        default=[],
+        **each,
         help="set a parameter of KVM's modules in all booted kernels: vector_hashing=N",
     )
     group.addoption(
@@ -87,7 +83,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if hasattr(config, "workerinput") or option.collectonly:
         return
     is_default = not option.kernel and judges_suites(config) and not _has_kvm()
-    if not is_default and not option.kernel:
+    if not (is_default or option.kernel):
         if option.kvm_modules or option.kvm_param:
             raise pytest.UsageError(
                 "--kvm-modules and --kvm-param are for kernels that are booted: name one by "
@@ -123,7 +119,7 @@ def expand(specs: Sequence[str]) -> Iterator[str]:
 
 def _find(config: pytest.Config, processor: Processor) -> list[Boot]:
     option = config.option
-    capture: CaptureManager = config.pluginmanager.getplugin("capturemanager")
+    capture = config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():  # apt shows its progress
         return boots(option.kernel, option.kvm_modules, option.kvm_param, VIRTIO, processor.vendor)
 
@@ -139,11 +135,7 @@ class BootedKernels:
         self.slots = slots
         self.is_default = is_default
         self.failed: dict[Any, bool] = {}
-
-    @property
-    def labels(self) -> Iterator[str]:
-        """The labels of all columns, in order."""
-        return (column.label for boot in self.boots for column in boot.columns)
+        self.labels = [column.label for boot in boots for column in boot.columns]
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
@@ -168,17 +160,18 @@ class BootedKernels:
         config = session.config
         if session.testsfailed and not config.option.continue_on_collection_errors:
             return None  # pytest's own loop reports the collection errors
-        reporter: pytest.TerminalReporter | None = config.pluginmanager.getplugin(
-            "terminalreporter"
-        )
-        if reporter:
+        if reporter := config.pluginmanager.getplugin("terminalreporter"):
             reporter.showfspath = False  # tests of several files run at a time
         try:
             images = _images(config)
         except AssemblyError as reason:
             raise pytest.UsageError(str(reason)) from None
-        reports = Reports(session, config.stash[VERDICTS], len(list(self.labels)))
-        BootedRun(reports, self.boots, images, self.processor, self.slots).run()
+
+        def launch(boot: Boot) -> Guest:
+            return Guest(boot, images.of(boot), self.processor)
+
+        reports = Reports(session, config.stash[VERDICTS], len(self.labels))
+        BootedRun(reports, self.boots, launch, self.slots).run()
         return True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -188,8 +181,7 @@ class BootedKernels:
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Remember failures for --lf, and fail for every kernel that could not be judged."""
-        last_failed: LFPlugin | None = session.config.pluginmanager.getplugin("lfplugin")
-        if last_failed:
+        if last_failed := session.config.pluginmanager.getplugin("lfplugin"):
             # pytest forgets a failure when the same id passes on another kernel.
             last_failed.lastfailed.update(self.failed)
         if any(tally.broken for tally in session.config.stash[VERDICTS].tallies.values()):
@@ -201,13 +193,8 @@ def _images(config: pytest.Config) -> Images:
     argv = ["-u", "-m", "pytest", "-p", "helpers.kernels.worker", "--capture=sys"]
     argv += map(str, config.invocation_params.args)
     environ = {name: value for name, value in os.environ.items() if name.startswith("PYTEST_")}
-    return Images(argv, environ, _worker_input(config))
-
-
-def _worker_input(config: pytest.Config) -> dict[str, object]:
-    """Return what plugins give their workers by pytest-xdist's hook, such as a random seed."""
-    given: dict[str, object] = {"workerid": "guest"}
-    node = SimpleNamespace(config=config, workerinput=given)
+    # Plugins give their workers data by pytest-xdist's hook, such as a random seed.
+    worker: dict[str, object] = {"workerid": "guest"}
     if configure := getattr(config.hook, "pytest_configure_node", None):
-        configure(node=node)
-    return given
+        configure(node=SimpleNamespace(config=config, workerinput=worker))
+    return Images(argv, environ, worker)

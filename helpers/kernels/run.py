@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import selectors
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from helpers.kernels import schedule
-from helpers.kernels.boot import Guest, Images, Processor, without_interrupts
+from helpers.kernels.boot import Guest, without_interrupts
 from helpers.kernels.columns import Boot, Column
 from helpers.kernels.oops import last_words
 from helpers.kernels.schedule import Action, Schedule
 from helpers.verdicts.kernel import Kernel
 from helpers.verdicts.reports import put_column
 from helpers.verdicts.session import Verdicts
+from helpers.verdicts.tally import Tally
 
 
 class Reports:
@@ -91,18 +91,12 @@ class BootedRun:
     """A run of the session's tests over all columns of all boots, ``slots`` guests at a time."""
 
     def __init__(
-        self,
-        reports: Reports,
-        boots: Sequence[Boot],
-        images: Images,
-        processor: Processor,
-        slots: int,
+        self, reports: Reports, boots: Sequence[Boot], launch: Callable[[Boot], Guest], slots: int
     ) -> None:
         self.reports = reports
         self.session = reports.session
         self.boots = boots
-        self.images = images
-        self.processor = processor
+        self.launch = launch
         self.schedule = Schedule(
             [[self._tests_of(column) for column in boot.columns] for boot in boots],
             slots,
@@ -124,23 +118,16 @@ class BootedRun:
             self._carry_out(self.schedule.start(time.monotonic()))
             while self.guests:
                 self._wait()
-                self._stop_if_asked()
+                # Obey -x, --maxfail and session.shouldstop, as pytest's own loop does.
+                if self.session.shouldfail:
+                    raise self.session.Failed(self.session.shouldfail)
+                if self.session.shouldstop:
+                    raise self.session.Interrupted(self.session.shouldstop)
                 self._carry_out(self.schedule.start(time.monotonic()))
         finally:
             for guest in self.guests.values():
                 guest.close()
             self.selector.close()
-            for place, boot in enumerate(self.boots):
-                for number, column in enumerate(boot.columns):
-                    tally = self.reports.verdicts.tally(column.label)
-                    tally.left = self.schedule.unrun(place, number)
-
-    def _stop_if_asked(self) -> None:
-        """Obey -x, --maxfail and session.shouldstop, as pytest's own loop does."""
-        if self.session.shouldfail:
-            raise self.session.Failed(self.session.shouldfail)
-        if self.session.shouldstop:
-            raise self.session.Interrupted(self.session.shouldstop)
 
     def _wait(self) -> None:
         """Handle what guests say until the next deadline, then the guests that are silent."""
@@ -167,19 +154,21 @@ class BootedRun:
     def _handle(self, number: int, kind: str, *arguments: Any) -> list[Action]:
         """Tell the schedule what a worker said; worker.py lists the messages."""
         now = time.monotonic()
+        state = self.schedule.guests[number]
         match kind:
             case "ready":
                 if missing := self.reports.items.keys() - arguments[0]:
                     return self.schedule.failed(number, f"the guest does not find {min(missing)}")
                 return self.schedule.ready(number, now)
             case "column":
-                _, column = self._place(number)
-                self.reports.verdicts.tally(column.label).kernel = Kernel(**arguments[1])
+                self._tally(state.boot, state.column).kernel = Kernel(**arguments[0])
                 return self.schedule.loaded(number)
             case "begin":
                 return self.schedule.began(number, arguments[0], now)
             case "ended":
-                failures = self.reports.receive(*self._place(number), arguments[1])
+                boot = self.boots[state.boot]
+                column = boot.columns[state.column]
+                failures = self.reports.receive(boot, column, arguments[1])
                 return self.schedule.ended(number, arguments[0], failures)
             case "done":
                 return self.schedule.ready(number, now)
@@ -187,48 +176,36 @@ class BootedRun:
                 return self.schedule.failed(number, arguments[0])
         raise AssertionError(f"the worker said {kind}")
 
-    def _place(self, number: int) -> tuple[Boot, Column]:
-        """Return the boot that a guest is of, and the column whose tests it runs."""
-        guest = self.schedule.guests[number]
-        boot = self.boots[guest.boot]
-        return boot, boot.columns[guest.column]
-
     # --- actions ----------------------------------------------------------------------------------
 
     def _carry_out(self, actions: Iterable[Action]) -> None:
         for action in actions:
             match action:
-                case schedule.Start(number, place):
-                    self._start(number, self.boots[place])
-                case schedule.Load(number, column):
-                    self._load(self.guests[number], column)
-                case schedule.Send(number, tests):
+                case "start", number, place:
+                    with without_interrupts():
+                        self.guests[number] = self.launch(self.boots[place])
+                    self.selector.register(self.guests[number], selectors.EVENT_READ, number)
+                case "load", number, column:
+                    loaded = self.guests[number].boot.columns[column]
+                    parameters = {name: given for name, _, given in loaded.modules}
+                    self.guests[number].send("column", column, parameters, loaded.options)
+                case "send", number, tests:
                     self.guests[number].send("run", tests)
-                case schedule.End(number):
+                case "end", number:
                     self.guests[number].send("end")
-                case schedule.Close(number):
+                case "close", number:
                     self.selector.unregister(self.guests[number])
                     self.guests[number].close()
                     del self.guests[number]
-                case schedule.Lost():
-                    self._lose(action)
-                case schedule.Broken(place, column, reason):
-                    label = self.boots[place].columns[column].label
-                    self.reports.verdicts.tally(label).broken = reason
+                case "lose", place, column, test, how, console:
+                    boot = self.boots[place]
+                    words = last_words(console, boot.kernel.tree)
+                    text = f"{how} in this test. Its last words:\n{words}"
+                    self.reports.lose(boot, boot.columns[column], test, text)
+                case "break", place, column, reason:
+                    self._tally(place, column).broken = reason
+                case "leave", place, column, unrun:
+                    self._tally(place, column).left = unrun
 
-    def _start(self, number: int, boot: Boot) -> None:
-        image = self.images.of(boot)
-        with without_interrupts():
-            guest = self.guests[number] = Guest(boot, image, self.processor)
-        self.selector.register(guest, selectors.EVENT_READ, number)
-
-    def _load(self, guest: Guest, number: int) -> None:
-        column = guest.boot.columns[number]
-        parameters = {name: options for name, _, options in column.modules}
-        guest.send("column", number, parameters, list(column.options))
-
-    def _lose(self, lost: schedule.Lost) -> None:
-        boot = self.boots[lost.boot]
-        words = last_words(lost.console, boot.kernel.tree)
-        text = f"{lost.how} in this test. Its last words:\n{words}"
-        self.reports.lose(boot, boot.columns[lost.column], lost.test, text)
+    def _tally(self, boot: int, column: int) -> Tally:
+        return self.reports.verdicts.tally(self.boots[boot].columns[column].label)

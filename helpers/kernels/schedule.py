@@ -27,6 +27,18 @@ and the state of a guest is
     deadline       the time after which a silent guest hangs
     boot_deadline  the time after which a guest that is not up hangs, silent or not
     console        the console of a guest that is not up, when its deadline last passed
+
+An action is one of
+
+    "start", guest, boot            boot a guest
+    "load", guest, column           tell a guest to load the modules of a column
+    "send", guest, tests            send tests to a guest, to run after those that it has
+    "end", guest                    tell a guest that no more tests of its column follow
+    "close", guest                  end a guest at once; the schedule has forgotten it
+    "lose", boot, column, test, how, console
+                                    report a test as failed, because its guest died or hung
+    "leave", boot, column, unrun    report that a column was left, and the number of tests not run
+    "break", boot, column, reason   report that a column cannot be tested, or not to the end
 """
 
 from __future__ import annotations
@@ -35,6 +47,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 BOOT_SECONDS = 300
 SILENT_SECONDS = 90
@@ -69,71 +82,7 @@ class GuestState:
     is_complete: bool = False
 
 
-# --- actions --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Start:
-    """Boot a guest."""
-
-    guest: int
-    boot: int
-
-
-@dataclass(frozen=True)
-class Load:
-    """Tell a guest to load the modules of a column."""
-
-    guest: int
-    column: int
-
-
-@dataclass(frozen=True)
-class Send:
-    """Send tests to a guest, to run after those that it has."""
-
-    guest: int
-    tests: Sequence[str]
-
-
-@dataclass(frozen=True)
-class End:
-    """Tell a guest that no more tests of its column follow."""
-
-    guest: int
-
-
-@dataclass(frozen=True)
-class Close:
-    """End a guest at once. The schedule has forgotten it."""
-
-    guest: int
-
-
-@dataclass(frozen=True)
-class Lost:
-    """Report a test as failed, because its guest died or hung. ``how`` says which."""
-
-    boot: int
-    column: int
-    test: str
-    how: str
-    console: list[str]
-
-
-@dataclass(frozen=True)
-class Broken:
-    """Report that a column cannot be tested, or not to the end."""
-
-    boot: int
-    column: int
-    reason: str
-
-
-Action = Start | Load | Send | End | Close | Lost | Broken
-
-
-# --- the schedule ---------------------------------------------------------------------------------
+Action = tuple[Any, ...]
 
 
 class Schedule:
@@ -149,11 +98,9 @@ class Schedule:
         boots: Sequence[Sequence[Sequence[str]]],
         slots: int,
         time_limit: Callable[[str], float],
-        maxfail: int = 0,
+        maxfail: int,
     ) -> None:
-        self.boots = [
-            [ColumnState(deque(tests), len(tests)) for tests in columns] for columns in boots
-        ]
+        self.boots = [[ColumnState(deque(tests), len(tests)) for tests in boot] for boot in boots]
         self.slots = slots
         self.time_limit = time_limit
         self.maxfail = maxfail
@@ -165,13 +112,11 @@ class Schedule:
         actions: list[Action] = []
         while len(self.guests) < self.slots and (boot := self._neediest()) is not None:
             guest = next(self._numbers)
-            takes_last = any(
-                other.boot == boot and not other.takes_last for other in self.guests.values()
-            )
+            takes_last = boot in (o.boot for o in self.guests.values() if not o.takes_last)
             self.guests[guest] = GuestState(
                 boot, takes_last, deadline=now + SILENT_SECONDS, boot_deadline=now + BOOT_SECONDS
             )
-            actions.append(Start(guest, boot))
+            actions.append(("start", guest, boot))
         return actions
 
     def _neediest(self) -> int | None:
@@ -192,14 +137,6 @@ class Schedule:
         """Return the guests whose deadline has passed; each needs a call of :meth:`expired`."""
         return [number for number, guest in self.guests.items() if now > guest.deadline]
 
-    def unrun(self, boot: int, column: int) -> int:
-        """Return the number of tests that did not run because the column was left."""
-        state = self.boots[boot][column]
-        return state.unfinished if self._is_left(state) else 0
-
-    def _is_left(self, column: ColumnState) -> bool:
-        return 0 < self.maxfail <= column.failures
-
     def _column(self, guest: GuestState) -> ColumnState:
         return self.boots[guest.boot][guest.column]
 
@@ -214,7 +151,7 @@ class Schedule:
             return [self._close(number)]
         guest.column, guest.is_complete = column, False
         guest.deadline = now + BOOT_SECONDS
-        return [Load(number, column)]
+        return [("load", number, column)]
 
     def loaded(self, number: int) -> list[Action]:
         """Handle a guest that has loaded the modules of its column."""
@@ -232,8 +169,7 @@ class Schedule:
         guest = self.guests[number]
         guest.running = ""
         guest.sent.remove(test)
-        self._column(guest).unfinished -= 1
-        return self._failed(guest.boot, guest.column, failures)
+        return self._count(guest, failures)
 
     def failed(self, number: int, reason: str) -> list[Action]:
         """Handle a guest that cannot test its column; one that is not up can test none."""
@@ -241,7 +177,7 @@ class Schedule:
         columns = range(len(self.boots[guest.boot])) if guest.column < 0 else [guest.column]
         for column in columns:
             self.boots[guest.boot][column].pending.clear()
-        broken = [Broken(guest.boot, column, reason) for column in columns]
+        broken = [("break", guest.boot, column, reason) for column in columns]
         return [self._close(number), *broken]
 
     # --- silence and death ------------------------------------------------------------------------
@@ -268,17 +204,13 @@ class Schedule:
             last = next((line for line in reversed(console) if line), "it said nothing")
             return self.failed(number, f"{how} with no test running; its last words: {last}")
         guest.sent.remove(test)
-        column = self._column(guest)
+        pending = self._column(guest).pending
         if guest.takes_last:
-            column.pending.extend(guest.sent)
+            pending.extend(guest.sent)
         else:
-            column.pending.extendleft(reversed(guest.sent))
-        column.unfinished -= 1
-        return [
-            self._close(number),
-            Lost(guest.boot, guest.column, test, how, console),
-            *self._failed(guest.boot, guest.column, failures=1),
-        ]
+            pending.extendleft(reversed(guest.sent))
+        lost = ("lose", guest.boot, guest.column, test, how, console)
+        return [self._close(number), lost, *self._count(guest, failures=1)]
 
     # --- decisions --------------------------------------------------------------------------------
 
@@ -291,30 +223,28 @@ class Schedule:
         while len(guest.sent) < _SENT_AHEAD and not guest.is_complete:
             if not pending:
                 guest.is_complete = True
-                return [*actions, End(number)]
+                return [*actions, ("end", number)]
             share = min(len(pending), max(2, len(pending) // (2 * guests)))
             take = pending.pop if guest.takes_last else pending.popleft
             tests = [take() for _ in range(share)]
             if guest.takes_last:
                 tests.reverse()
             guest.sent.extend(tests)
-            actions.append(Send(number, tests))
+            actions.append(("send", number, tests))
         return actions
 
-    def _failed(self, boot: int, column: int, failures: int) -> list[Action]:
-        """Count failures. After ``maxfail`` of them, end the column's guests, even in a test."""
-        state = self.boots[boot][column]
-        state.failures += failures
-        if not (self._is_left(state) and state.unfinished):
+    def _count(self, guest: GuestState, failures: int) -> list[Action]:
+        """Count an ended test. After ``maxfail`` failures, close the guests of the column."""
+        column = self._column(guest)
+        column.unfinished -= 1
+        column.failures += failures
+        if not (0 < self.maxfail <= column.failures and column.unfinished):
             return []
-        state.pending.clear()
-        guests = [
-            number
-            for number, guest in self.guests.items()
-            if (guest.boot, guest.column) == (boot, column)
-        ]
-        return [self._close(number) for number in guests]
+        column.pending.clear()
+        place = (guest.boot, guest.column)
+        guests = [n for n, other in self.guests.items() if (other.boot, other.column) == place]
+        return [*map(self._close, guests), ("leave", *place, column.unfinished)]
 
-    def _close(self, number: int) -> Close:
+    def _close(self, number: int) -> Action:
         del self.guests[number]
-        return Close(number)
+        return ("close", number)

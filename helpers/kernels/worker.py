@@ -10,7 +10,7 @@ collect the same tests. The host decides which of them run, and in which order. 
            ("end",)              no more tests of this column follow
     guest: ("ready", [node id, ...])
                              the collected tests
-           ("column", n, kernel) column n is loaded; kernel is a Kernel as a dict
+           ("column", kernel)    the column is loaded; kernel is a Kernel as a dict
            ("begin", node id)    a test begins
            ("ended", node id, [report, ...])
                              a test has ended; reports are serialized by pytest
@@ -116,7 +116,7 @@ class Worker:
             message = self.receive()
             assert message[0] == "column", message
             try:
-                self.send("column", message[1], asdict(self.load(*message[1:])))
+                self.send("column", asdict(self.load(*message[1:])))
             except ColumnFailed as reason:
                 self.send("failed", str(reason))
                 return True
