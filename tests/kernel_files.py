@@ -5,6 +5,8 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+from helpers.kernels.columns import VIRTIO
+
 RELEASE = "6.99.0-test"
 
 
@@ -16,6 +18,12 @@ def bzimage(path: Path, release: str = RELEASE) -> Path:
     struct.pack_into("<H", head, 0x20E, 0x100)
     path.write_bytes(head[:0x300] + release.encode() + b" (somebody) #1\0")
     return path
+
+
+def builtin_modules(path: Path, *names: str) -> None:
+    """Write the list of the modules that are built into a kernel: these, and virtio's."""
+    listed = "".join(f"kernel/{name}.ko\n" for name in (*VIRTIO, *names))
+    (path / "modules.builtin").write_text(listed)
 
 
 def module(*modinfo: str) -> bytes:

@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 
 from helpers.kernels import oops
-from helpers.kernels.boot import VIRTIO
 from helpers.kernels.oops import last_words
 from helpers.kernels.packages import Archive
 from helpers.report.results import read
 from tests.copy_of_the_suite import ROOT, run_pytest
-from tests.kernel_files import RELEASE, bzimage, kvm_modules
+from tests.kernel_files import RELEASE, builtin_modules, bzimage, kvm_modules
 
 # --- without /dev/kvm -----------------------------------------------------------------------------
 
@@ -145,8 +144,7 @@ def kernel_with_kvm(path):
     """A bzImage that does not boot, of a kernel with KVM and virtio built in."""
     modules = path / "lib/modules" / RELEASE
     modules.mkdir(parents=True)
-    names = (*VIRTIO, "kvm", "kvm_amd")
-    (modules / "modules.builtin").write_text("".join(f"kernel/{name}.ko\n" for name in names))
+    builtin_modules(modules, "kvm", "kvm_amd")
     return bzimage(path / "bzImage")
 
 

@@ -20,7 +20,7 @@ from helpers.kernels.modules import Modules
 from helpers.kernels.packages import Archive, KernelError
 from helpers.spec.kernels import DEFAULT_KERNEL, REFERENCE_KERNELS
 from tests.copy_of_the_suite import ROOT, run_pytest
-from tests.kernel_files import RELEASE, bzimage, kvm_modules, module
+from tests.kernel_files import RELEASE, builtin_modules, bzimage, kvm_modules, module
 
 
 def entries(archive: bytes) -> dict[str, tuple[int, bytes]]:
@@ -142,11 +142,12 @@ def kernel(tmp_path):
     modules = tmp_path / "boot/lib/modules" / RELEASE
     kvm_modules(modules / "kernel/arch/x86/kvm")
     (modules / "ccp.ko").write_bytes(module())
+    builtin_modules(modules)
     return str(bzimage(tmp_path / "boot/bzImage"))
 
 
 def boots(*arguments):
-    return columns.boots(*arguments, virtio=(), vendor="kvm_amd")
+    return columns.boots(*arguments, vendor="kvm_amd")
 
 
 def test_module_sets_share_a_boot(tmp_path, kernel):
@@ -167,7 +168,7 @@ def test_parameter_of_a_built_in_kvm_goes_to_the_command_line(tmp_path):
     image = bzimage(tmp_path / "bzImage")
     modules = tmp_path / "lib/modules" / RELEASE
     modules.mkdir(parents=True)
-    (modules / "modules.builtin").write_text("arch/x86/kvm/kvm.ko\narch/x86/kvm/kvm-amd.ko\n")
+    builtin_modules(modules, "kvm", "kvm-amd")
     (boot,) = boots([str(image)], [], ["vector_hashing=N"])
     assert (boot.command_line, boot.columns[0].modules) == ("kvm.vector_hashing=N", [])
 

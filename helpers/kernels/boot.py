@@ -29,7 +29,6 @@ from helpers.kvm.closing import Closing
 PROJECT = Path(__file__).resolve().parents[2]
 QEMU = "qemu-system-x86_64"
 MEMORY = 1536  # MiB
-VIRTIO = ("virtio_pci", "virtio_console")
 
 # fmt: off
 COMMAND_LINE = (

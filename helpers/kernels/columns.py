@@ -10,6 +10,9 @@ from helpers.kernels.locate import BootFiles, resolve
 from helpers.kernels.modules import Modules, parameters, vermagic
 from helpers.kernels.packages import KernelError
 
+VIRTIO = ("virtio_pci", "virtio_console")
+"""Modules that every guest needs, for the channel to its worker."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -39,20 +42,16 @@ class Boot:
 
 
 def boots(
-    specs: Sequence[str],
-    directories: Sequence[str],
-    settings: Sequence[str],
-    virtio: Sequence[str],
-    vendor: str,
+    specs: Sequence[str], directories: Sequence[str], settings: Sequence[str], vendor: str
 ) -> list[Boot]:
     """Return the boots of a run; fetch the kernels that are not here. Raises KernelError.
 
     ``specs``, ``directories`` and ``settings`` are the values of --kernel, --kvm-modules and
-    --kvm-param. Every guest needs the modules ``virtio``. ``vendor`` is kvm_amd or kvm_intel.
+    --kvm-param. ``vendor`` is kvm_amd or kvm_intel.
     """
-    chosen = dict(_setting(text) for text in settings)
+    chosen = dict(map(_setting, settings))
     sets = [_module_set(text, vendor) for text in directories]
-    made = [_boot(spec, sets, chosen, virtio, vendor) for spec in dict.fromkeys(specs)]
+    made = [_boot(spec, sets, chosen, vendor) for spec in dict.fromkeys(specs)]
     releases = {boot.kernel.release for boot in made}
     for given in sets:
         if given.release not in releases:
@@ -91,11 +90,10 @@ def _module_set(text: str, vendor: str) -> _ModuleSet:
         raise KernelError("--kvm-modules= is empty: give the directory of kvm.ko")
     path = Path(text).expanduser().resolve()
     found = Modules(path)
-    files: list[Path] = []
     for name in ("kvm", vendor):
-        if name not in found:
+        if not found.files(name):
             raise KernelError(f"--kvm-modules={path}: no {_file(name)} in it")
-        files += found.files(name)
+    files = [*found.files("kvm"), *found.files(vendor)]
     if len(files) > 2 or files[0].parent != files[1].parent:
         listed = ", ".join(str(file.relative_to(path)) for file in files)
         raise KernelError(
@@ -117,42 +115,32 @@ def _file(module: str) -> str:
 # --- --kernel -------------------------------------------------------------------------------------
 
 
-def _boot(
-    spec: str,
-    sets: Sequence[_ModuleSet],
-    settings: dict[str, str],
-    virtio: Sequence[str],
-    vendor: str,
-) -> Boot:
+def _boot(spec: str, sets: Sequence[_ModuleSet], settings: dict[str, str], vendor: str) -> Boot:
     kernel = resolve(spec)
     own = Modules(kernel.modules)
     kvm = ("kvm", vendor)
     try:
-        shared = own.closure([*virtio, *kvm])
+        shared = own.closure([*VIRTIO, *kvm])
     except KeyError as missing:
         raise KernelError(f"no module {missing} below {own.directory}") from None
     stock = {name: shared.pop(name) for name in kvm if name in shared}
     boot = Boot(kernel, shared)
-    asks = [
-        f"--kernel={spec}",
-        *(f"--kvm-param={name}={value}" for name, value in settings.items()),
-    ]
+    asks = [f"--kernel={spec}", *(f"--kvm-param={name}={settings[name]}" for name in settings)]
     fitting = [given for given in sets if given.release == kernel.release]
     if fitting and len(stock) < len(kvm):
         raise KernelError(f"KVM is built into {kernel.release}: it cannot take --kvm-modules")
-    if not stock:
-        boot.command_line = _command_line(settings)
+    if not stock:  # KVM is built in
+        boot.command_line = " ".join(
+            f"{name if '.' in name else f'kvm.{name}'}={value}" for name, value in settings.items()
+        )
     for given in fitting:
         modules = _with_parameters(given.modules, settings)
         options = [*asks, f"--kvm-modules={given.path}"]
         boot.columns.append(Column(given.path.name, modules, options))
     if not fitting:
-        boot.columns.append(Column(_label(spec, kernel), _with_parameters(stock, settings), asks))
+        label = kernel.release if Path(spec).expanduser().exists() else spec
+        boot.columns.append(Column(label, _with_parameters(stock, settings), asks))
     return boot
-
-
-def _label(spec: str, kernel: BootFiles) -> str:
-    return kernel.release if Path(spec).expanduser().exists() else spec
 
 
 # --- --kvm-param ----------------------------------------------------------------------------------
@@ -165,21 +153,11 @@ def _with_parameters(
     given: dict[str, list[str]] = {name: [] for name in modules}
     for setting, value in settings.items():
         wanted, _, parameter = setting.rpartition(".")
-        owners = [
-            name
-            for name, content in modules.items()
-            if wanted in ("", name) and parameter in parameters(content)
-        ]
+        owners = [name for name, module in modules.items() if parameter in parameters(module)]
+        owners = [name for name in owners if wanted in ("", name)]
         if modules and not owners:
-            raise KernelError(
-                f"--kvm-param={setting}: {' and '.join(modules)} have no such parameter"
-            )
+            known = " and ".join(modules)
+            raise KernelError(f"--kvm-param={setting}: {known} have no such parameter")
         for owner in owners:
             given[owner].append(f"{parameter}={value}")
     return [(name, content, " ".join(given[name])) for name, content in modules.items()]
-
-
-def _command_line(settings: dict[str, str]) -> str:
-    """Return the settings as the command line of a kernel with KVM built in takes them."""
-    spelled = {name if "." in name else f"kvm.{name}": value for name, value in settings.items()}
-    return " ".join(f"{name}={value}" for name, value in spelled.items())

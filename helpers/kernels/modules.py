@@ -5,10 +5,8 @@ from __future__ import annotations
 import gzip
 import lzma
 import re
-import shutil
 import subprocess
 from collections.abc import Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 
 from helpers.kernels.packages import KernelError
@@ -24,35 +22,22 @@ class Modules:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-
-    @cached_property
-    def _files(self) -> dict[str, list[Path]]:
-        files: dict[str, list[Path]] = {}
-        for path in sorted(self.directory.rglob("*.ko*")):
+        self._files: dict[str, list[Path]] = {}
+        for path in sorted(directory.rglob("*.ko*")):
             if found := _MODULE.fullmatch(path.name):
-                files.setdefault(_name(found[1]), []).append(path)
-        return {
-            name: [path for path in paths if not self._is_installed(path)] or paths
-            for name, paths in files.items()
-        }
-
-    def _is_installed(self, path: Path) -> bool:
-        return "/lib/modules/" in f"/{path.relative_to(self.directory)}"
-
-    @cached_property
-    def _builtin(self) -> set[str]:
-        try:
-            listed = (self.directory / "modules.builtin").read_text().split()
-        except OSError:
-            return set()
-        return {_name(Path(line).stem) for line in listed}
+                self._files.setdefault(_name(found[1]), []).append(path)
+        listed = directory / "modules.builtin"
+        lines = listed.read_text().split() if listed.exists() else []
+        self._builtin = {_name(Path(line).stem) for line in lines}
 
     def files(self, name: str) -> Sequence[Path]:
         """Return the files of a module; more than one if the directory is ambiguous."""
-        return self._files.get(_name(name), [])
+        files = self._files.get(_name(name), [])
+        own = [file for file in files if "/lib/modules/" not in f"/{self._relative(file)}"]
+        return own or files
 
-    def __contains__(self, name: str) -> bool:
-        return bool(self.files(name))
+    def _relative(self, file: Path) -> Path:
+        return file.relative_to(self.directory)
 
     def __getitem__(self, name: str) -> bytes:
         """Return a module, uncompressed. Raises KeyError, or KernelError if there are several."""
@@ -60,7 +45,7 @@ class Modules:
         if not files:
             raise KeyError(name)
         if len(files) > 1:
-            listed = ", ".join(str(file.relative_to(self.directory)) for file in files)
+            listed = ", ".join(str(self._relative(file)) for file in files)
             raise KernelError(f"{self.directory} has several modules {name}: {listed}")
         return _read(files[0])
 
@@ -90,15 +75,10 @@ def _name(stem: str) -> str:
 
 
 def _read(path: Path) -> bytes:
-    match path.suffix:
-        case ".xz":
-            return lzma.decompress(path.read_bytes())
-        case ".gz":
-            return gzip.decompress(path.read_bytes())
-        case ".zst":
-            tool = shutil.which("zstd") or "zstd"
-            return subprocess.run([tool, "-dcq", path], capture_output=True, check=True).stdout
-    return path.read_bytes()
+    if path.suffix == ".zst":
+        return subprocess.run(["zstd", "-dcq", path], capture_output=True, check=True).stdout
+    decompress = {".xz": lzma.decompress, ".gz": gzip.decompress}.get(path.suffix, bytes)
+    return decompress(path.read_bytes())
 
 
 def modinfo(module: bytes, key: str) -> list[str]:
@@ -109,9 +89,8 @@ def modinfo(module: bytes, key: str) -> list[str]:
 
 def depends(module: bytes) -> list[str]:
     """Return the names of the modules that must be loaded before this one."""
-    return [
-        _name(name) for names in modinfo(module, "depends") for name in names.split(",") if name
-    ]
+    listed = ",".join(modinfo(module, "depends")).split(",")
+    return [_name(name) for name in listed if name]
 
 
 def vermagic(module: bytes) -> str:

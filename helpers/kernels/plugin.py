@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.guest.assemble import AssemblyError
-from helpers.kernels.boot import VIRTIO, Guest, Images, Processor, require_qemu, slots
+from helpers.kernels.boot import Guest, Images, Processor, require_qemu, slots
 from helpers.kernels.columns import Boot, boots
 from helpers.kernels.packages import KernelError
 from helpers.kernels.run import BootedRun, Reports
@@ -94,9 +94,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         raise pytest.UsageError("--pdb and --trace cannot reach into a booted kernel")
     option.kernel = [DEFAULT_KERNEL] if is_default else list(expand(option.kernel))
     processor = Processor.best()
+    capture = config.pluginmanager.getplugin("capturemanager")
     try:
         require_qemu()
-        found = _find(config, processor)
+        with capture.global_and_fixture_disabled():  # apt shows its progress
+            found = boots(option.kernel, option.kvm_modules, option.kvm_param, processor.vendor)
     except KernelError as reason:
         no_kvm = "no /dev/kvm on this machine, and: " if is_default else ""
         raise pytest.UsageError(f"{no_kvm}{reason}") from None
@@ -115,13 +117,6 @@ def expand(specs: Sequence[str]) -> Iterator[str]:
     """Replace REFERENCES by the reference kernels."""
     for spec in specs:
         yield from REFERENCE_KERNELS if spec == REFERENCES else [spec]
-
-
-def _find(config: pytest.Config, processor: Processor) -> list[Boot]:
-    option = config.option
-    capture = config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():  # apt shows its progress
-        return boots(option.kernel, option.kvm_modules, option.kvm_param, VIRTIO, processor.vendor)
 
 
 class BootedKernels:

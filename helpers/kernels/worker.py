@@ -3,19 +3,15 @@
 Loaded by ``-p helpers.kernels.worker``. The command line is the host's, so that host and guest
 collect the same tests. The host decides which of them run, and in which order. Messages:
 
-    host:  ("column", n, {module: parameters}, options)
-                             load the modules of column n
-           ("run", [node id, ...])
-                             run these tests, after those sent before
-           ("end",)              no more tests of this column follow
-    guest: ("ready", [node id, ...])
-                             the collected tests
-           ("column", kernel)    the column is loaded; kernel is a Kernel as a dict
-           ("begin", node id)    a test begins
-           ("ended", node id, [report, ...])
-                             a test has ended; reports are serialized by pytest
-           ("done",)             all tests of the column have run and cleaned up
-           ("failed", reason)    the column cannot be tested
+    host:  "column", n, {module: parameters}, options  load the modules of column n
+           "run", [node id, ...]                 run these tests, after those sent before
+           "end"                                 no more tests of this column follow
+    guest: "ready", [node id, ...]               these are the collected tests
+           "column", kernel                      the column is loaded: a Kernel as a dict
+           "begin", node id                      a test begins
+           "ended", node id, [report, ...]       a test has ended: reports as pytest serializes them
+           "done"                                all tests of the column have run and cleaned up
+           "failed", reason                      the column cannot be tested
 """
 
 from __future__ import annotations
@@ -55,10 +51,6 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Ignore -n, and register the worker."""
     config.option.numprocesses, config.option.dist, config.option.tx = None, "no", []
     config.pluginmanager.register(Worker(config), "kvm-kernels-worker")
-
-
-class ColumnFailed(Exception):
-    """A column cannot be tested. The message is one line."""
 
 
 class Worker:
@@ -117,7 +109,7 @@ class Worker:
             assert message[0] == "column", message
             try:
                 self.send("column", asdict(self.load(*message[1:])))
-            except ColumnFailed as reason:
+            except Untestable as reason:
                 self.send("failed", str(reason))
                 return True
             self.run_column(items)
@@ -129,40 +121,32 @@ class Worker:
     # --- modules ----------------------------------------------------------------------------------
 
     def load(self, column: int, parameters: dict[str, str], options: list[str]) -> Kernel:
-        """Replace the KVM of the last column by this column's. Raises ColumnFailed."""
+        """Replace the KVM of the last column by this column's. Raises Untestable."""
         running_kernel.cache_clear()
         gc.collect()
-        self._unload()
+        while self.loaded:
+            name = self.loaded.pop()
+            try:
+                insmod.unload(name)
+            except OSError as error:
+                reason = f"the last column's {name} cannot be unloaded: {error}"
+                raise Untestable(reason) from None
         for name, settings in parameters.items():
             module = Path(MODULES, str(column), name).read_bytes()
             if insmod.loaded(name):
-                raise ColumnFailed(f"another {name} is loaded already")
+                raise Untestable(f"another {name} is loaded already")
             try:
                 insmod.load(module, settings)
             except OSError as error:
-                raise ColumnFailed(f"{name} cannot be loaded: {error.strerror}") from None
+                raise Untestable(f"{name} cannot be loaded: {error.strerror}") from None
             self.loaded.append(name)
             if not insmod.is_loaded_from(name, module):
-                raise ColumnFailed(f"the loaded {name} is not the one that was asked for")
-        try:
-            require_testable()
-        except Untestable as reason:
-            raise ColumnFailed(str(reason)) from None
+                raise Untestable(f"the loaded {name} is not the one that was asked for")
+        require_testable()
         verdicts = self.config.stash[VERDICTS]
         verdicts.kernel_options = options
         verdicts.log.complaints()  # modules without Debian's signature taint the kernel
         return running_kernel()
-
-    def _unload(self) -> None:
-        while self.loaded:
-            name = self.loaded[-1]
-            try:
-                insmod.unload(name)
-            except OSError as error:
-                raise ColumnFailed(
-                    f"the last column's {name} cannot be unloaded: {error}"
-                ) from None
-            self.loaded.pop()
 
     # --- tests ------------------------------------------------------------------------------------
 
@@ -171,28 +155,21 @@ class Worker:
 
         A test runs once the next one is known, which decides what fixtures are torn down.
         """
-        queue: deque[str] = deque()
-        is_complete = False
-        while queue or not is_complete:
-            while len(queue) < 2 and not is_complete:
-                kind, *arguments = self.receive()
-                if kind == "end":
-                    is_complete = True
-                else:
-                    queue.extend(arguments[0])
-            if queue:
-                item = items[queue.popleft()]
-                self.run(item, items[queue[0]] if queue else None)
-
-    def run(self, item: pytest.Item, following: pytest.Item | None) -> None:
-        """Run a test, and report it. ``following`` is the next test, None after the last."""
-        self.reports = []
-        self.send("begin", item.nodeid)
-        self.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
-        self.send_later("ended", item.nodeid, self.reports)
-        # An item runs once per column.
-        item.user_properties.clear()
-        item._report_sections.clear()
+        queue: deque[pytest.Item | None] = deque()  # None follows the last test
+        while True:
+            while len(queue) < 2 and None not in queue:
+                kind, *tests = self.receive()
+                queue.extend([None] if kind == "end" else (items[test] for test in tests[0]))
+            item = queue.popleft()
+            if item is None:
+                return
+            self.reports = []
+            self.send("begin", item.nodeid)
+            self.config.hook.pytest_runtest_protocol(item=item, nextitem=queue[0])
+            self.send_later("ended", item.nodeid, self.reports)
+            # An item runs once per column.
+            item.user_properties.clear()
+            item._report_sections.clear()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
