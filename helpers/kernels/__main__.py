@@ -26,7 +26,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             case "list":
                 _list(Archive())
             case "fetch":
-                _fetch(Archive(), given.version)
+                archive = Archive()
+                for name in [archive.newest(version) for version in given.version]:
+                    print(f"Linux {name} is in {archive.fetch(name)}")
             case "bisect":
                 bisect(given.first, given.last, given.pytest)
     except KernelError as reason:
@@ -62,11 +64,6 @@ def _list(archive: Archive) -> None:
     for name, kernels in groupby(archive.kernels(), key=series):
         marked = [f"{kernel}{'*' * archive.is_fetched(kernel)}" for kernel in kernels]
         print(f"{name:6}{'  '.join(reversed(marked))}")
-
-
-def _fetch(archive: Archive, versions: Sequence[str]) -> None:
-    for name in [archive.newest(version) for version in versions]:
-        print(f"Linux {name} is in {archive.fetch(name)}")
 
 
 if __name__ == "__main__":

@@ -33,14 +33,11 @@ def between(kernels: Sequence[str], first: str, last: str) -> list[str]:
     first, last = sorted((first, last), key=numbers)
     if first == last:
         raise KernelError(f"both kernels are {first}: there is nothing to bisect")
-    chosen = {_upstream(name): name for name in kernels if _within(first, name, last)}
+    within = [name for name in kernels if numbers(first) <= numbers(name) <= numbers(last)]
+    chosen = {_upstream(name): name for name in within}
     # Of several packages of the first and last releases, take those that were asked for.
     chosen.update({_upstream(name): name for name in (first, last)})
     return sorted(chosen.values(), key=numbers)
-
-
-def _within(first: str, name: str, last: str) -> bool:
-    return numbers(first) <= numbers(name) <= numbers(last)
 
 
 def _upstream(name: str) -> str:

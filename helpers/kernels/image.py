@@ -17,7 +17,6 @@ _LEFT_OUT = {"test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3",
 _LEFT_OUT |= {".git", ".tox", ".mypy_cache", ".ruff_cache", "reports", "tests"}
 # Below the standard library, packages of another Python. Packages in use are added by name.
 _LEFT_OUT |= {"site-packages", "dist-packages"}
-
 # Packages that tests import while they run. Collecting the tests does not import these.
 _IMPORTED_LATE = ("hypothesis",)
 
@@ -84,7 +83,8 @@ def userland(project: Path, more: Iterable[Path]) -> bytes:
     init += "from helpers.kernels.init import main\nmain()\n"
     archive.add("/init", stat.S_IFREG | 0o755, init.encode())
     packages = list(_packages())
-    for path in (*_python(), *packages, *_libraries(_extensions(packages)), project, *more):
+    extensions = [file for package in packages for file in package.rglob("*.so")]
+    for path in (*_python(), *packages, *_libraries(extensions), project, *more):
         archive.add_path(path)
     return archive.finish()
 
@@ -115,12 +115,6 @@ def _packages() -> Iterator[Path]:
             # Some distributions list files that do not exist.
             if file.parts[0].endswith((".dist-info", ".egg-info")) and place.exists():
                 yield place
-
-
-def _extensions(packages: Iterable[Path]) -> Iterator[Path]:
-    """Yield the shared objects in ``packages``."""
-    for package in packages:
-        yield from package.rglob("*.so")
 
 
 def _libraries(binaries: Iterable[Path]) -> Iterator[Path]:

@@ -22,8 +22,9 @@ from helpers.spec.kernels import DEBIAN_SUITES
 
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _LISTS_AGE = 24 * 3600  # seconds after which package lists are fetched anew
-_KERNEL = re.compile(r"linux-(?:image|binary)-(\d+\.\d+\.\d+\S*-amd64)")
-_OTHER_FLAVOURS = ("cloud", "rt", "unsigned")
+# A kernel rebuilt for an older Debian release is left out: its source is the same.
+_LEFT_OUT = r"(?!\S*(?:-cloud-|-rt-|\.deb11\.))"
+_KERNEL = re.compile(rf"linux-(?:image|binary)-{_LEFT_OUT}(\d+\.\d+\.\d+\S*-amd64)")
 
 
 class KernelError(Exception):
@@ -43,13 +44,19 @@ class Archive:
         self._apt = self.directory / "apt"
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _packages(self) -> Iterator[set[str]]:
+        """Lock the archive. Yield the names of all packages that start with linux-."""
         self._apt.mkdir(parents=True, exist_ok=True)
         with open(self._apt / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+            names = self._apt / "names"
+            if not names.exists() or time.time() - names.stat().st_mtime >= _LISTS_AGE:
+                self._update()
+                names.write_text(self._run("apt-cache", "pkgnames", "linux-"))
+            yield set(names.read_text().split())
 
-    def _command(self, tool: str, *arguments: str) -> list[str]:
+    def _run(self, tool: str, *arguments: str) -> str:
+        """Run one of apt's tools on this archive; return its output."""
         options = {
             "Dir::Etc::SourceList": self._apt / "sources.list",
             "Dir::Etc::SourceParts": "-",
@@ -57,13 +64,9 @@ class Archive:
             "Dir::Cache": self._apt / "cache",
             "APT::Sandbox::User": "root",
         }
-        return [tool, *(f"-o{name}={value}" for name, value in options.items()), *arguments]
+        return _run(tool, *(f"-o{name}={value}" for name, value in options.items()), *arguments)
 
-    def _packages(self) -> list[str]:
-        """Return the names of all packages that start with linux-, at most a day old."""
-        names = self._apt / "names"
-        if names.exists() and time.time() - names.stat().st_mtime < _LISTS_AGE:
-            return names.read_text().split()
+    def _update(self) -> None:
         sources = [
             f"deb [signed-by={_KEYRING}] {uri} {suite} main\n"
             for uri in _mirrors()
@@ -77,24 +80,16 @@ class Archive:
         (self._apt / "sources.list").write_text("".join(sources))
         for needed in ("lists/partial", "cache/archives/partial"):
             (self._apt / needed).mkdir(parents=True, exist_ok=True)
-        _run(self._command("apt-get", "-q", "update"))
-        names.write_text(_run(self._command("apt-cache", "pkgnames", "linux-")))
-        return names.read_text().split()
+        self._run("apt-get", "-q", "update")
 
     def kernels(self) -> list[str]:
         """Return the names of all kernels, such as ``6.12.107+deb13-amd64``, oldest first."""
-        with self._locked():
-            packages = set(self._packages())
-        names = {found[1] for package in packages if (found := _KERNEL.fullmatch(package))}
+        with self._packages() as packages:
+            names = {found[1] for package in packages if (found := _KERNEL.fullmatch(package))}
         # The modules of newer kernels are a separate package, and some archives lack it.
-        names -= {
-            name
-            for name in names
-            if f"linux-binary-{name}" in packages and f"linux-modules-{name}" not in packages
-        }
-        plain = [name for name in names if not set(_OTHER_FLAVOURS) & set(name.split("-"))]
-        # A kernel rebuilt for an older Debian release is left out: its source is the same.
-        return sorted((name for name in plain if ".deb11." not in name), key=numbers)
+        split = {name for name in names if f"linux-binary-{name}" in packages}
+        lacking = {name for name in split if f"linux-modules-{name}" not in packages}
+        return sorted(names - lacking, key=numbers)
 
     def is_fetched(self, name: str) -> bool:
         """Return whether a kernel is in the cache directory."""
@@ -118,14 +113,13 @@ class Archive:
 
         The terminal shows the progress. An interrupted fetch is resumed.
         """
-        with self._locked():
-            wanted = {f"linux-{part}-{name}" for part in ("image", "binary", "modules", "base")}
-            return self._unpacked(name, sorted(wanted & set(self._packages())))
+        wanted = {f"linux-{part}-{name}" for part in ("image", "binary", "modules", "base")}
+        with self._packages() as packages:
+            return self._unpacked(name, sorted(wanted & packages))
 
     def fetch_sources(self, name: str) -> Path:
         """Return the directory of a kernel's unpacked sources, headers and build tools."""
-        with self._locked():
-            self._packages()
+        with self._packages():
             headers = self._control(f"linux-headers-{name}")
             needed = re.findall(r"\blinux-(?:headers|kbuild)-[^\s,]+", headers["Depends"])
             source = f"linux-source-{series(name)}={headers['Version']}"
@@ -133,14 +127,13 @@ class Archive:
 
     def compiler(self, name: str) -> str:
         """Return the compiler of a kernel and its modules, such as ``gcc-12``."""
-        with self._locked():
-            self._packages()
+        with self._packages():
             depends = self._control(f"linux-headers-{name}")["Depends"]
         return next(iter(re.findall(r"\bgcc-\d+", depends)), "gcc")
 
     def _control(self, package: str) -> dict[str, str]:
         """Return a package's fields in the archive: {name: value}."""
-        shown = _run(self._command("apt-cache", "show", package))
+        shown = self._run("apt-cache", "show", package)
         fields = (line.partition(": ") for line in shown.split("\n\n")[0].splitlines())
         return {name: value for name, _, value in fields}
 
@@ -151,29 +144,24 @@ class Archive:
         print(f"fetching Linux {name}", file=sys.stderr, flush=True)
         work = self.directory / f"{name}.part"
         work.mkdir(exist_ok=True)
-        self._download(packages, work)
+        listed = self._run("apt-get", "download", "--print-uris", *packages)
+        try:
+            for line in listed.splitlines():
+                Download.parse(line).fetch(work)
+        except (OSError, ValueError) as error:
+            raise KernelError(f"could not fetch {', '.join(packages)}: {error}") from None
         shutil.rmtree(work / "unpacked", ignore_errors=True)
         for package in work.glob("*.deb"):
-            _run(["dpkg-deb", "-x", str(package), str(work / "unpacked")])
+            _run("dpkg-deb", "-x", str(package), str(work / "unpacked"))
         (work / "unpacked").rename(unpacked)
         shutil.rmtree(work)
         return unpacked
 
-    def _download(self, packages: Sequence[str], directory: Path) -> None:
-        listed = _run(self._command("apt-get", "download", "--print-uris", *packages))
-        try:
-            for line in listed.splitlines():
-                Download.parse(line).fetch(directory)
-        except (OSError, ValueError) as error:
-            raise KernelError(f"could not fetch {', '.join(packages)}: {error}") from None
-
 
 def _mirrors() -> list[str]:
     """Return the URIs of the Debian archives that this machine's apt uses."""
-    listed = _run(["apt-get", "indextargets", "--format", "$(ORIGIN) $(REPO_URI)"])
-    return sorted(
-        {uri for line in listed.splitlines() for o, uri in [line.split()] if o == "Debian"}
-    )
+    listed = _run("apt-get", "indextargets", "--format", "$(ORIGIN) $(REPO_URI)")
+    return sorted(set(re.findall(r"^Debian (\S+)$", listed, re.MULTILINE)))
 
 
 def series(name: str) -> str:
@@ -186,7 +174,7 @@ def numbers(name: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", name)]
 
 
-def _run(command: list[str]) -> str:
+def _run(*command: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = (done.stderr or done.stdout).strip().splitlines() or ["no message"]

@@ -3,7 +3,7 @@
 Loaded by ``-p helpers.kernels.worker``. The command line is the host's, so that host and guest
 collect the same tests. The host decides which of them run, and in which order. Messages:
 
-    host:  "column", n, {module: parameters}, options  load the modules of column n
+    host:  "column", n, parameters, options      load the modules of column n: {name: parameters}
            "run", [node id, ...]                 run these tests, after those sent before
            "end"                                 no more tests of this column follow
     guest: "ready", [node id, ...]               these are the collected tests
