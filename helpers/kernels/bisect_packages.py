@@ -18,13 +18,7 @@ def bisect(first: str, last: str, arguments: Sequence[str]) -> None:
     archive = Archive()
     kernels = between(archive.kernels(), archive.newest(first), archive.newest(last))
     print(f"{len(kernels)} kernels from {kernels[0]} to {kernels[-1]}", flush=True)
-
-    def verdict(kernel: str) -> str:
-        found = _verdict(kernel, arguments)
-        print(f"{kernel:24} {found}", flush=True)
-        return found
-
-    old, new, was, now = search(kernels, verdict)
+    old, new, was, now = search(kernels, lambda kernel: _verdict(kernel, arguments))
     print(f"\nthe verdict changes between\n  {old:24} {was}\n  {new:24} {now}")
 
 
@@ -63,9 +57,12 @@ def search(kernels: Sequence[str], verdict: Callable[[str], str]) -> tuple[str, 
 
 
 def _verdict(kernel: str, arguments: Sequence[str]) -> str:
+    """Run pytest on a kernel; print and return the verdict."""
     command = [sys.executable, "-m", "pytest", f"--kernel={kernel}", "-q", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     # Python's own failures exit with 1 as well, but without pytest's summary.
     if done.returncode not in _VERDICTS or not _SUMMARY.search(done.stdout):
         raise KernelError(f"{kernel} came to no verdict:\n{done.stdout[-2000:]}")
-    return _VERDICTS[done.returncode]
+    verdict = _VERDICTS[done.returncode]
+    print(f"{kernel:24} {verdict}", flush=True)
+    return verdict

@@ -33,17 +33,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 
 from helpers.cache import cache_directory
-from helpers.kernels.boot import QEMU
+from helpers.kernels.boot import PROJECT, QEMU
 
 GOOD, BAD, SKIP, STOP, INTERRUPTED = 0, 1, 125, 128, 130
 
-PROJECT = Path(__file__).resolve().parents[2]
 FRAGMENT = Path(__file__).with_suffix(".config")
+PYTEST = (sys.executable, "-m", "pytest")
 TOOLS = ("gcc", "ld", "make", "flex", "bison", "bc", QEMU)
-
 _PACKAGES = "gcc make flex bison bc libelf-dev qemu-system-x86"
 _GRACE = 10  # seconds that an interrupted make or pytest has to clean up
 _COMPLAINT = re.compile(r"\berror: |\bERROR\b|\*\*\* |undefined reference|could not be judged")
@@ -60,7 +58,7 @@ class Stop(Exception):
 def main(arguments: Sequence[str]) -> int:
     """Run one step of the bisection, and return its exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        signal.signal(number, signal.default_int_handler)
     try:
         return step(arguments)
     except Skip as reason:
@@ -77,10 +75,6 @@ def main(arguments: Sequence[str]) -> int:
         return STOP
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def step(arguments: Sequence[str]) -> int:
     """Return GOOD or BAD. Raises Skip and Stop."""
     check_arguments(arguments)
@@ -95,12 +89,11 @@ def step(arguments: Sequence[str]) -> int:
     with timed("building"):
         build(tree, directory / "build", commit, log)
     with timed("judging"):
-        code = run(pytest(*arguments, f"--kernel={directory / 'build'}"), PROJECT, log)
+        code = run([*PYTEST, *arguments, f"--kernel={directory / 'build'}"], PROJECT, log)
     output = log.read_text(errors="replace")
     if code not in (GOOD, BAD):
         raise Skip(f"{complaints(output)[-1]} (pytest ended with {code}); log: {log}")
-    said = _lines(output)[-1]
-    print(f"  {'bad' if code else 'good'}: {said}; log: {log}", flush=True)
+    print(f"  {'bad' if code else 'good'}: {_lines(output)[-1]}; log: {log}", flush=True)
     return code
 
 
@@ -118,24 +111,18 @@ def check_arguments(arguments: Sequence[str]) -> None:
             f"{sys.executable} has no pytest: activate the environment that has pytest, or run "
             "this script with that environment's Python"
         )
-    command = pytest(*arguments, "--collect-only", "-q")
+    command = [*PYTEST, *arguments, "--collect-only", "-q"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Stop(f"pytest {' '.join(arguments)}: {complaints(done.stdout + done.stderr)[-1]}")
 
 
-def pytest(*arguments: str) -> list[str]:
-    """Return a command that runs pytest in this Python."""
-    return [sys.executable, "-m", "pytest", *arguments]
-
-
 def check_tools() -> None:
     """Raise Stop unless the tools to build and boot a kernel are installed."""
     missing = [tool for tool in TOOLS if not shutil.which(tool)]
-    if not missing:
-        include = ["gcc", "-E", "-include", "gelf.h", "-x", "c", os.devnull]
-        if subprocess.run(include, capture_output=True, check=False).returncode:
-            missing = ["gelf.h"]
+    include = ["gcc", "-E", "-include", "gelf.h", "-x", "c", os.devnull]
+    if not missing and subprocess.run(include, capture_output=True, check=False).returncode:
+        missing = ["gelf.h"]
     if missing:
         raise Stop(f"{', '.join(missing)} not found (on Debian: apt-get install {_PACKAGES})")
 
@@ -154,9 +141,8 @@ def checked_out() -> tuple[Path, str, str]:
 
 
 def _git(*arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
 
 # --- building -------------------------------------------------------------------------------------
@@ -165,23 +151,23 @@ def _git(*arguments: str) -> str:
 def build(tree: Path, directory: Path, commit: str, log: Path) -> None:
     """Build a bzImage without modules in ``directory``. Raises Skip and Stop."""
     make = ["make", "ARCH=x86_64", f"O={directory}", f"LOCALVERSION=-g{commit}"]
-    if run([*make, f"KCONFIG_ALLCONFIG={FRAGMENT}", "allnoconfig"], tree, log):
-        raise _no_build(tree, log)
+    _run_make([*make, f"KCONFIG_ALLCONFIG={FRAGMENT}", "allnoconfig"], tree, log)
     if missing := unset((directory / ".config").read_text()):
         raise Skip(f"no configuration of this commit has {', '.join(missing)}")
-    if run([*make, f"-j{len(os.sched_getaffinity(0))}", "bzImage"], tree, log):
-        raise _no_build(tree, log)
+    _run_make([*make, f"-j{len(os.sched_getaffinity(0))}", "bzImage"], tree, log)
 
 
-def _no_build(tree: Path, log: Path) -> Exception:
+def _run_make(make: Sequence[str], tree: Path, log: Path) -> None:
+    if run(make, tree, log) == 0:
+        return
     said = log.read_text(errors="replace")
     if "source tree is not clean" in said:
-        return Stop(
+        raise Stop(
             f"{tree} holds the output of a build: make mrproper there, or bisect in a new "
             "work tree (git worktree add --detach ../bisect)"
         )
     wrong = complaints(said)[0].replace(f"{tree}/", "")
-    return Skip(f"the build failed: {wrong}; log: {log}")
+    raise Skip(f"the build failed: {wrong}; log: {log}")
 
 
 def unset(config: str) -> list[str]:

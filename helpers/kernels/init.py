@@ -15,7 +15,6 @@ from helpers.kernels import insmod
 
 MODULES = Path("/modules")
 SETUP = Path("/setup.json")
-
 _POWER_OFF = 0x4321FEDC  # RB_POWER_OFF
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -30,14 +29,10 @@ def main() -> None:
             insmod.load(module.read_bytes())
     worker = os.fork()
     if worker == 0:
-        _work()
+        setup = json.loads(SETUP.read_text())
+        os.setsid()
+        os.chdir(setup["cwd"])
+        os.execve(sys.executable, [sys.executable, *setup["argv"]], setup["environ"])
     while os.wait()[0] != worker:
         pass
     _libc.reboot(_POWER_OFF)
-
-
-def _work() -> None:
-    setup = json.loads(SETUP.read_text())
-    os.setsid()
-    os.chdir(setup["cwd"])
-    os.execve(sys.executable, [sys.executable, *setup["argv"]], setup["environ"])

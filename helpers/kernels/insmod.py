@@ -23,11 +23,6 @@ def unload(name: str) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def loaded(name: str) -> bool:
-    """Return whether a module is loaded or built in."""
-    return Path("/sys/module", name).exists()
-
-
 def is_loaded_from(name: str, module: bytes) -> bool:
     """Return whether the loaded module has the build ID of ``module``; True if it has none."""
     try:

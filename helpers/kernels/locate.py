@@ -51,9 +51,8 @@ def _of_tree(tree: Path) -> BootFiles:
 def _of_image(image: Path) -> BootFiles:
     release = _release(image)
     image = image.resolve()
-    places = [
-        place / "lib/modules" / release for place in (image.parent, image.parent.parent, Path("/"))
-    ]
+    above = (image.parent, image.parent.parent, Path("/"))
+    places = (place / "lib/modules" / release for place in above)
     modules = next(filter(Path.is_dir, places), None)
     if modules is None:
         raise KernelError(

@@ -30,9 +30,8 @@ def last_words(console: Sequence[str], tree: Path | None = None) -> str:
 def _decode(oops: str, tree: Path) -> str:
     """Return the oops as scripts/decode_stacktrace.sh shows it; unchanged where it cannot."""
     # make O=DIR leaves a link to the sources in DIR.
-    places = (tree / "scripts", tree / "source/scripts")
-    found = (place / "decode_stacktrace.sh" for place in places)
-    decoder = next(filter(Path.exists, found), None)
+    places = (tree / place / "decode_stacktrace.sh" for place in ("scripts", "source/scripts"))
+    decoder = next(filter(Path.exists, places), None)
     vmlinux = tree / "vmlinux"
     if decoder is None or not vmlinux.exists():
         return oops

@@ -148,17 +148,16 @@ class BootedRun:
                 if number not in self.guests:
                     return
         except EOFError:
-            console = guest.console()
-            self._carry_out(self.schedule.died(number, "the kernel died", console))
+            self._carry_out(self.schedule.died(number, "the kernel died", guest.console()))
 
     def _handle(self, number: int, kind: str, *arguments: Any) -> list[Action]:
         """Tell the schedule what a worker said; worker.py lists the messages."""
         now = time.monotonic()
         state = self.schedule.guests[number]
         match kind:
-            case "ready":
-                if missing := self.reports.items.keys() - arguments[0]:
-                    return self.schedule.failed(number, f"the guest does not find {min(missing)}")
+            case "ready" if missing := self.reports.items.keys() - arguments[0]:
+                return self.schedule.failed(number, f"the guest does not find {min(missing)}")
+            case "ready" | "done":
                 return self.schedule.ready(number, now)
             case "column":
                 self._tally(state.boot, state.column).kernel = Kernel(**arguments[0])
@@ -170,8 +169,6 @@ class BootedRun:
                 column = boot.columns[state.column]
                 failures = self.reports.receive(boot, column, arguments[1])
                 return self.schedule.ended(number, arguments[0], failures)
-            case "done":
-                return self.schedule.ready(number, now)
             case "failed":
                 return self.schedule.failed(number, arguments[0])
         raise AssertionError(f"the worker said {kind}")

@@ -67,12 +67,8 @@ class Worker:
 
     # --- messages ---------------------------------------------------------------------------------
 
-    def send_later(self, *message: Any) -> None:
-        """Send a message together with the next one: each write costs a VM exit."""
-        self.unsent += pack(*message)
-
     def send(self, *message: Any) -> None:
-        self.send_later(*message)
+        self.unsent += pack(*message)
         self._flush()
 
     def _flush(self) -> None:
@@ -133,7 +129,7 @@ class Worker:
                 raise Untestable(reason) from None
         for name, settings in parameters.items():
             module = Path(MODULES, str(column), name).read_bytes()
-            if insmod.loaded(name):
+            if Path("/sys/module", name).exists():
                 raise Untestable(f"another {name} is loaded already")
             try:
                 insmod.load(module, settings)
@@ -166,7 +162,8 @@ class Worker:
             self.reports = []
             self.send("begin", item.nodeid)
             self.config.hook.pytest_runtest_protocol(item=item, nextitem=queue[0])
-            self.send_later("ended", item.nodeid, self.reports)
+            # Sent together with the next message: each write costs a VM exit.
+            self.unsent += pack("ended", item.nodeid, self.reports)
             # An item runs once per column.
             item.user_properties.clear()
             item._report_sections.clear()
