@@ -530,10 +530,7 @@ class Model:
 
 
 def effect_of(
-    message: Message,
-    vcpu: VcpuState,
-    delivery_mode: DeliveryMode,
-    switches: Switches = REFERENCE,
+    message: Message, vcpu: VcpuState, delivery_mode: DeliveryMode, switches: Switches = REFERENCE
 ) -> Effect:
     """Return the effect on a vCPU that accepts ``message`` with ``delivery_mode``."""
     vector = frozenset({message.vector})

@@ -42,10 +42,7 @@ def build_all() -> None:
 
 
 def _built(
-    source: Path,
-    options: list[str],
-    suffix: str,
-    build: Callable[[Path, list[str], Path], None],
+    source: Path, options: list[str], suffix: str, build: Callable[[Path, list[str], Path], None]
 ) -> Path:
     """Return the path of the output of ``build``, which runs unless the cache has the output."""
     key = hashlib.sha256(source.read_bytes() + " ".join(options).encode()).hexdigest()[:16]

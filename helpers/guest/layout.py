@@ -41,17 +41,7 @@ PORT_IDLE = 0x1F0
 PORT_HANDLER = 0x1F1
 PORT_FAULT = 0x1F2
 
-OPERATIONS = (
-    "NONE",
-    "LAPIC_READ",
-    "LAPIC_WRITE",
-    "RDMSR",
-    "WRMSR",
-    "CLI",
-    "STI",
-    "HLT",
-    "SPIN",
-)
+OPERATIONS = ("NONE", "LAPIC_READ", "LAPIC_WRITE", "RDMSR", "WRMSR", "CLI", "STI", "HLT", "SPIN")
 
 FLAG_EOI = 1 << 0  # the handler writes EOI
 FLAG_PAUSE = 1 << 1  # the handler exits to PORT_HANDLER before the EOI

@@ -50,11 +50,7 @@ class kvm_msi(ctypes.Structure):
 
 @sized(104)
 class kvm_enable_cap(ctypes.Structure):
-    _fields_ = [
-        *_fields(c_uint32, "cap", "flags"),
-        ("args", c_uint64 * 4),
-        ("pad", c_uint8 * 64),
-    ]
+    _fields_ = [*_fields(c_uint32, "cap", "flags"), ("args", c_uint64 * 4), ("pad", c_uint8 * 64)]
 
 
 @sized(32)
@@ -157,10 +153,7 @@ class kvm_irq_level(ctypes.Structure):
 
 @sized(32)
 class kvm_irqfd(ctypes.Structure):
-    _fields_ = [
-        *_fields(c_uint32, "fd", "gsi", "flags", "resamplefd"),
-        ("pad", c_uint8 * 16),
-    ]
+    _fields_ = [*_fields(c_uint32, "fd", "gsi", "flags", "resamplefd"), ("pad", c_uint8 * 16)]
 
 
 class kvm_irq_routing_msi(ctypes.Structure):

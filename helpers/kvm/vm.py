@@ -88,9 +88,7 @@ class Vm(Closing):
         header = abi.kvm_irq_routing(nr=len(entries), flags=flags)
         table = bytes(header) + b"".join(bytes(entry) for entry in entries)
         ioctl(
-            self.fd,
-            abi.KVM_SET_GSI_ROUTING,
-            (ctypes.c_uint8 * len(table)).from_buffer_copy(table),
+            self.fd, abi.KVM_SET_GSI_ROUTING, (ctypes.c_uint8 * len(table)).from_buffer_copy(table)
         )
 
     def irqfd(self, gsi: int) -> int:
