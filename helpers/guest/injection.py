@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from helpers.apic import ApicMode, LapicPage, Message, Register
 from helpers.apic.effect import NOTHING, Effect
+from helpers.apic.lapic import bits
 from helpers.apic.model import Outcome, effect_of
 from helpers.apic.topology import Irqchip, MpState, Topology, VcpuState, show_mp_state
 from helpers.guest.expect import Mismatch, show
@@ -32,7 +33,8 @@ class Snapshot(NamedTuple):
     mp_state: int
 
 
-_VECTORS = (Register.IRR, Register.TMR)
+# The bits of a register page, as a little-endian number, except those of TMR and IRR.
+_REST = ~sum(0xFFFFFFFF << 8 * word for word in range(Register.TMR, Register.ESR, 0x10))
 
 
 def effect_between(before: Snapshot, after: Snapshot) -> Effect:
@@ -57,14 +59,9 @@ def effect_between(before: Snapshot, after: Snapshot) -> Effect:
 
 def _other_registers(old: LapicPage, new: LapicPage) -> tuple[str, ...]:
     """Return the names of the registers that differ, except IRR and TMR."""
-    old_rest, new_rest = old.without(*_VECTORS), new.without(*_VECTORS)
-    if old_rest == new_rest:
-        return ()
-    return tuple(
-        _register_name(offset)
-        for offset in range(0, len(old_rest), 4)
-        if old_rest[offset : offset + 4] != new_rest[offset : offset + 4]
-    )
+    changed = int.from_bytes(old.raw, "little") ^ int.from_bytes(new.raw, "little")
+    words = {bit // 32 for bit in bits(changed & _REST)}
+    return tuple(_register_name(4 * word) for word in sorted(words))
 
 
 def _register_name(offset: int) -> str:
@@ -148,16 +145,11 @@ class Injection:
     def explain(self, most: int = 8) -> str:
         """Return the message, the outcome, and the change of at most ``most`` vCPUs as text."""
         names = ("address_lo", "address_hi", "data", "flags", "devid")
-        words = {name: getattr(self.msi, name) for name in names}
-        pad = bytes(self.msi.pad)
-        lines = [
-            f"{self.message}",
-            "  "
-            + " ".join(f"{name}={value:#x}" for name, value in words.items())
-            + (f" pad={pad.hex()}" if any(pad) else ""),
-            f"  returned {self.returned}",
-        ]
-        for index, effect in list(enumerate(self.effects()))[:most]:
+        words = [f"{name}={getattr(self.msi, name):#x}" for name in names]
+        if any(self.msi.pad):
+            words.append(f"pad={bytes(self.msi.pad).hex()}")
+        lines = [f"{self.message}", f"  {' '.join(words)}", f"  returned {self.returned}"]
+        for index, effect in enumerate(self.effects()[:most]):
             before = self.before[index]
             state = show_mp_state(before.mp_state)
             lines.append(f"  vCPU {index}: {effect}; before it {state} {before.lapic}")
