@@ -116,8 +116,7 @@ class VcpuState:
             if getattr(self, name) == value and word not in _DEFAULTS:
                 words.append(word)
         for name in _NUMBERS:
-            value = getattr(self, name)
-            if value != getattr(usual, name):
+            if (value := getattr(self, name)) != getattr(usual, name):
                 words.append(f"{name}={value:#x}" if name in _HEX else f"{name}={value}")
         for name in _VECTORS:
             if value := getattr(self, name):
@@ -237,10 +236,8 @@ class Topology:
                 vcpus.append(VcpuState.parse(word))
             else:
                 known = [*get_args(Irqchip), "x2apic_api=", "mapped_api=", *_FLAGS]
-                raise ValueError(
-                    f"topology: {word!r} is neither a vCPU (a number, then /words) nor one of "
-                    + " ".join(known)
-                )
+                forms = f"neither a vCPU (a number, then /words) nor one of {' '.join(known)}"
+                raise ValueError(f"topology: {word!r} is {forms}")
         return cls(tuple(vcpus), **given)  # type: ignore[arg-type]
 
 
