@@ -167,8 +167,13 @@ class Message:
         words = {"address_lo": address_lo, "address_hi": address_hi, "data": data}
         values = {f.name: words[f.word] >> f.low & f.mask for f in LAYOUT}
         destination = values.pop("destination_31_8") << 8 | values.pop("destination_7_0")
-        values |= {name: member(values[name]) for name, member in _ENUMS.items()}
-        return cls(destination=destination, **values)  # type: ignore[arg-type]
+        return cls(
+            destination=destination,
+            destination_mode=DestinationMode(values.pop("destination_mode")),
+            delivery_mode=DeliveryMode(values.pop("delivery_mode")),
+            trigger_mode=TriggerMode(values.pop("trigger_mode")),
+            **values,
+        )
 
     @classmethod
     def from_words(cls, words: Mapping[str, object]) -> Message:

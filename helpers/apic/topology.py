@@ -157,15 +157,11 @@ _limited = attrgetter(*_LIMITS)
 _BEYOND = [-1 << bits for bits in _LIMITS.values()]
 
 
-def _dashed(name: str) -> str:
-    return name.lower().replace("_", "-")
-
-
 # Words for the values of fields.
 _WORDS: dict[str, tuple[str, object]] = {
-    **{_dashed(apic_mode.name): ("apic_mode", apic_mode) for apic_mode in ApicMode},
+    **{apic_mode.name.lower(): ("apic_mode", apic_mode) for apic_mode in ApicMode},
     "sw-disabled": ("software_enabled", False),
-    **{_dashed(mp_state.name): ("mp_state", mp_state) for mp_state in MpState},
+    **{state.name.lower().replace("_", "-"): ("mp_state", state) for state in MpState},
     "unmapped": ("mapped", False),
 }
 _DEFAULTS = ("xapic", "runnable")

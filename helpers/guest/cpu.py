@@ -53,19 +53,14 @@ class Cpu:
     """
 
     def __init__(
-        self,
-        index: int,
-        vcpu: Vcpu,
-        memory: mmap.mmap,
-        cpuid: ctypes.Array[ctypes.c_uint8],
-        ledger: Ledger,
+        self, index: int, vcpu: Vcpu, memory: mmap.mmap, cpuid: abi.Bytes, ledger: Ledger
     ) -> None:
         self.index = index
         self.vcpu = vcpu
         self._area = layout.AREAS + index * layout.AREA_SIZE
         self._memory = memory
         self.control = layout.Control.from_buffer(memory, self._area)
-        self._cpuid: ctypes.Array[ctypes.c_uint8] | None = cpuid
+        self._cpuid: abi.Bytes | None = cpuid
         self._ledger = ledger
 
     # --- the view of the host ---------------------------------------------------------------------
@@ -130,10 +125,7 @@ class Cpu:
     # --- running ----------------------------------------------------------------------------------
 
     def run_to(self, *ports: int) -> int:
-        """Enter the guest until it writes to a port. Return the port.
-
-        Raises GuestError unless the port is one of ``ports``.
-        """
+        """Enter the guest until an exit to one of ``ports``. Return the port. Raises GuestError."""
         return expect_port(self.vcpu, self.index, self._enter(), *ports)
 
     def _enter(self) -> int:
@@ -143,10 +135,7 @@ class Cpu:
         return reason
 
     def step(self) -> None:
-        """Enter the guest until the next exit of the idle loop.
-
-        The guest takes at most one interrupt, then leaves from the idle loop.
-        """
+        """Enter the guest until the idle loop exits. The guest takes at most one interrupt."""
         self.run_to(layout.PORT_IDLE)
 
     def take(self) -> list[Taken]:

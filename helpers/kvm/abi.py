@@ -14,6 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 C = TypeVar("C")
+Bytes = ctypes.Array[c_uint8]
 
 KVM_API_VERSION = 12
 KVMIO = 0xAE

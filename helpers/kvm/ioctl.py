@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from helpers.kvm.abi import Request, kvm_enable_cap, kvm_msi
+from helpers.kvm.abi import Bytes, Request, kvm_enable_cap, kvm_msi
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 _libc.ioctl.restype = ctypes.c_int
 
-Argument = int | ctypes.Structure | ctypes.Array[ctypes.c_uint8]
+Argument = int | ctypes.Structure | Bytes
 
 
 class KvmError(OSError):

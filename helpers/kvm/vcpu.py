@@ -48,10 +48,7 @@ class Vcpu(Closing):
         return int(self.kvm_run.exit_reason)
 
     def finish_exit(self) -> None:
-        """Complete the pending I/O instruction without entering the guest.
-
-        Source: api.rst, The kvm_run structure.
-        """
+        """Complete a pending I/O instruction, and run no other (api.rst, The kvm_run structure)."""
         if self.kvm_run.exit_reason in (abi.KVM_EXIT_UNKNOWN, abi.KVM_EXIT_INTR):
             return  # no instruction is pending
         self.kvm_run.immediate_exit = 1
@@ -107,6 +104,6 @@ class Vcpu(Closing):
     def set_events(self, events: abi.kvm_vcpu_events) -> None:
         ioctl(self.fd, abi.KVM_SET_VCPU_EVENTS, events)
 
-    def set_cpuid(self, table: ctypes.Array[ctypes.c_uint8]) -> None:
+    def set_cpuid(self, table: abi.Bytes) -> None:
         """Set the CPUID ``table`` of :meth:`helpers.kvm.System.supported_cpuid`."""
         ioctl(self.fd, abi.KVM_SET_CPUID2, table)

@@ -67,10 +67,6 @@ class Vm(Closing):
         self._memory.append(memory)
         return memory
 
-    def signal_msi(self, msi: abi.kvm_msi | int) -> int:
-        """Call KVM_SIGNAL_MSI with a kvm_msi, or with any address."""
-        return ioctl(self.fd, abi.KVM_SIGNAL_MSI, msi)
-
     def set_gsi_routing(self, routes: Iterable[abi.kvm_irq_routing_entry], flags: int = 0) -> None:
         """Replace the whole routing table (api.rst, KVM_SET_GSI_ROUTING)."""
         entries = list(routes)
