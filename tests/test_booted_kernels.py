@@ -68,7 +68,7 @@ def test_before(): pass
 def test_oops():
     insmod.unload("kvm_amd")
     module = MODULES.joinpath("0/kvm_amd").read_bytes()
-    module = module.replace(bytes.fromhex("f30f1efa"), bytes.fromhex("cc0f1efa"))  # endbr64, int3
+    module = module.replace(bytes.fromhex("f30f1efa"), bytes.fromhex("0f0b1efa"))  # endbr64, ud2
     child = os.fork()
     if not child:
         insmod.load(module[:-1])  # no signature, which is better than a wrong one

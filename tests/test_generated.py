@@ -34,7 +34,7 @@ def run_seeds(campaign, count):
 
 @pytest.mark.parametrize(
     "name, wrong",
-    [("XAPIC_BROADCAST", 0xFE), ("MOST_NMIS", 1), ("KVM_MSI_VALID_DEVID", 2)],
+    [("XAPIC_BROADCAST", 0xFE), ("MAX_PENDING_NMIS", 1), ("KVM_MSI_VALID_DEVID", 2)],
 )
 def test_wrong_model_is_noticed(campaign, monkeypatch, name, wrong):
     monkeypatch.setattr(model, name, wrong)
