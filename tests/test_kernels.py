@@ -18,8 +18,7 @@ from helpers.kernels.download import Download
 from helpers.kernels.image import Cpio
 from helpers.kernels.modules import Modules
 from helpers.kernels.packages import Archive, KernelError
-from helpers.spec.kernels import REFERENCE_KERNELS, SupportedKernel, default_of
-from helpers.spec.table import SpecError
+from helpers.spec.kernels import DEFAULT_KERNEL, REFERENCE_KERNELS
 from tests.copy_of_the_suite import ROOT, run_pytest
 from tests.kernel_files import RELEASE, bzimage, kvm_modules, module
 
@@ -288,11 +287,8 @@ def test_references_are_the_kernels_with_results():
     assert {file.stem for file in (ROOT / "reports").glob("*.json")} == set(REFERENCE_KERNELS)
 
 
-@pytest.mark.parametrize("defaults", [0, 2])
-def test_one_supported_kernel_is_the_default(defaults):
-    kernels = {str(n): SupportedKernel(str(n), default=n < defaults) for n in range(3)}
-    with pytest.raises(SpecError, match=rf"kernels\.toml: {defaults} kernels are the default"):
-        default_of(kernels)
+def test_default_kernel_is_a_reference_kernel():
+    assert DEFAULT_KERNEL in REFERENCE_KERNELS
 
 
 def test_no_module_beside_a_script_hides_the_standard_librarys():

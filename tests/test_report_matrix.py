@@ -138,7 +138,7 @@ def test_details_that_kernels_share_are_stored_once(several, suite):
 def test_kernel_that_was_left_early_says_how_many_tests_did_not_run():
     tally = Tally("6.1", left=3)
     run = JudgedRun([tally, tally], [], datetime.now(), "pytest", {}, "", failures=[])
-    headline = plain(Writer().overview(run))
+    headline = plain(Writer().render("overview.jinja2", run=run))
     assert "6.1 was left early (--maxfail-each): 3 tests did not run." in headline
 
 

@@ -28,17 +28,14 @@ REGISTERS = (Register.ID, Register.SVR, Register.LDR, Register.DFR, Register.TPR
 MAX_MESSAGES = 12
 MAX_VCPUS = 8
 MAX_TRACE_LINES = 80
-MAX_ERROR = 2000
-"""In characters."""
+MAX_ERROR = 2000  # characters
 
 
 class VcpuState(TypedDict):
-    """A vCPU between two messages. IRR, ISR and TMR are sorted lists of vectors."""
+    """A vCPU between two messages. ``vectors`` has the sorted vectors in IRR, ISR and TMR."""
 
     registers: dict[str, int]
-    irr: list[int]
-    isr: list[int]
-    tmr: list[int]
+    vectors: dict[str, list[int]]
     pending: list[str]
     mp_state: str
 
@@ -70,24 +67,16 @@ class SentMessage(TypedDict):
     changed_left_out: int
 
 
-class FailedComparison(TypedDict):
-    """The content of a :class:`Mismatch`."""
-
-    subject: str
-    expected: str
-    actual: str
-
-
 class Details(TypedDict):
     """The details of one test.
 
-    ``error`` describes an exception other than a mismatch. ``sent`` has the last messages of the
-    test; ``sent_in_all`` is the number of messages, empty if ``sent`` has them all. ``prediction``
-    is the model's for the last message, where the test ended in a mismatch and the vCPUs have
-    LAPICs in the kernel.
+    ``mismatch`` has subject, expected and actual of a :class:`Mismatch`, ``error`` describes any
+    other exception. ``sent`` has the last messages of the test; ``sent_in_all`` is the number of
+    messages, empty if ``sent`` has them all. ``prediction`` is the model's for the last message,
+    where the test ended in a mismatch and the vCPUs have LAPICs in the kernel.
     """
 
-    mismatch: FailedComparison | None
+    mismatch: dict[str, str] | None
     error: str
     sent: list[SentMessage]
     sent_in_all: str
@@ -104,35 +93,29 @@ def collect(item: pytest.Item, error: BaseException | None) -> Details:
     """Return the details of the test that just ran in this process and ended with ``error``."""
     last = list(journal)[-MAX_MESSAGES:]
     or_more = " or more" if len(journal) == journal.maxlen else ""
+    mismatch = None
+    if isinstance(error, Mismatch):
+        mismatch = {"subject": error.subject, "expected": error.expected, "actual": error.actual}
+    subject = mismatch["subject"] if mismatch else ""
     return Details(
-        mismatch=_failed_comparison(error),
-        error="" if error is None or isinstance(error, Mismatch) else _describe(error),
-        sent=[_sent(injection, error) for injection in last],
+        mismatch=mismatch,
+        error=f"{type(error).__name__}: {error}"[:MAX_ERROR] if error and not mismatch else "",
+        sent=[_sent(injection, subject) for injection in last],
         sent_in_all=f"{len(journal)}{or_more}" if len(last) < len(journal) else "",
-        prediction=_prediction(error),
-        trace=_shortened(collapse(trace), is_complete=len(trace) != trace.maxlen),
+        prediction=_prediction(last[-1]) if last and mismatch else "",
+        trace=_shortened_trace(),
         irqchips=_irqchips(item),
     )
 
 
-def _failed_comparison(error: BaseException | None) -> FailedComparison | None:
-    if not isinstance(error, Mismatch):
-        return None
-    return FailedComparison(subject=error.subject, expected=error.expected, actual=error.actual)
-
-
-def _prediction(error: BaseException | None) -> str:
-    topology = topology_before(journal[-1]) if journal and isinstance(error, Mismatch) else None
+def _prediction(injection: Injection) -> str:
+    topology = topology_before(injection)
     if topology is None:
         return ""
-    message, msi = journal[-1].message, journal[-1].msi
+    message, msi = injection.message, injection.msi
     return explain_outcome(
         Model(topology).predict(message, flags=msi.flags, devid=msi.devid, pad=bytes(msi.pad))
     )
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:MAX_ERROR]
 
 
 def _irqchips(item: pytest.Item) -> list[str]:
@@ -148,17 +131,14 @@ def _irqchips(item: pytest.Item) -> list[str]:
 # --- messages and vCPUs ---------------------------------------------------------------------------
 
 
-def _sent(injection: Injection, error: BaseException | None) -> SentMessage:
+def _sent(injection: Injection, subject: str) -> SentMessage:
+    """Return a message with the vCPU of a mismatch's ``subject`` first, then changed vCPUs."""
     msi = injection.msi
     pad = bytes(msi.pad)
-    subject = error.subject if isinstance(error, Mismatch) else ""
-
-    def priority(numbered: tuple[int, Effect]) -> tuple[bool, bool, int]:
-        """Sort the vCPU of the mismatch first, then changed vCPUs."""
-        index, effect = numbered
-        return not subject.endswith(f"vCPU {index}"), not effect, index
-
-    effects = sorted(enumerate(injection.effects()), key=priority)
+    effects = sorted(
+        enumerate(injection.effects()),
+        key=lambda numbered: (not subject.endswith(f"vCPU {numbered[0]}"), not numbered[1]),
+    )
     return SentMessage(
         words=[msi.address_lo, msi.address_hi, msi.data],
         flags=msi.flags,
@@ -189,9 +169,7 @@ def _state(snapshot: Snapshot) -> VcpuState:
     }
     return VcpuState(
         registers={register.name: lapic[register] for register in REGISTERS},
-        irr=sorted(lapic.irr),
-        isr=sorted(lapic.isr),
-        tmr=sorted(lapic.tmr),
+        vectors={"IRR": sorted(lapic.irr), "ISR": sorted(lapic.isr), "TMR": sorted(lapic.tmr)},
         pending=[name for name, is_pending in pending.items() if is_pending],
         mp_state=show_mp_state(snapshot.mp_state),
     )
@@ -227,15 +205,14 @@ def _times(count: int) -> str:
     return f"  (x {count})" if count > 1 else ""
 
 
-def _shortened(lines: list[str], is_complete: bool) -> list[str]:
-    """Return the beginning and the end of a long trace, with a line for the calls left out.
-
-    ``is_complete`` is False where the trace itself had no room for the first calls of the test.
-    """
+def _shortened_trace() -> list[str]:
+    """Return the beginning and the end of the trace, with a line for the calls left out."""
+    lines = collapse(trace)
     if len(lines) > MAX_TRACE_LINES:
         first = MAX_TRACE_LINES // 4
         last = MAX_TRACE_LINES - first
-        left_out = len(lines) - first - last
+        left_out = len(lines) - MAX_TRACE_LINES
         lines = [*lines[:first], f"... {left_out} lines left out ...", *lines[-last:]]
-    missing = [] if is_complete else [f"... calls before the last {trace.maxlen} left out ..."]
-    return missing + lines
+    if len(trace) == trace.maxlen:
+        lines.insert(0, f"... calls before the last {trace.maxlen} left out ...")
+    return lines

@@ -18,7 +18,7 @@ from helpers.apic import Message
 from helpers.apic.message import LAYOUT
 from helpers.report.details import SentMessage
 from helpers.report.matrix import Matrix
-from helpers.report.run import JudgedRun, Phase
+from helpers.report.run import Phase
 from helpers.report.vcpu import facts, ranges, strips
 from helpers.spec import CLAUSES, DEVIATIONS, LEVELS
 from helpers.verdicts.reports import Verdict
@@ -28,26 +28,11 @@ TEMPLATES = Path(__file__).with_name("templates")
 OUTCOMES = ("failed", "error", "xfailed", "passed", "skipped")
 
 
-class Parts:
-    """The parts of a page. ``ids`` are by content."""
-
-    def __init__(self) -> None:
-        self.ids: dict[Markup, str] = {}
-
-    def add(self, html: Markup) -> str:
-        """Return the id of the part with this content. Store a new part if there is none."""
-        return self.ids.setdefault(html, f"p{len(self.ids)}")
-
-    def reference(self, html: Markup) -> Markup:
-        """Return the element that shows the part with this content."""
-        return Markup(f"<kvm-part of={self.add(html)}></kvm-part>")
-
-
 class Writer:
     """Writes one report."""
 
     def __init__(self) -> None:
-        self._parts = Parts()
+        self._parts: dict[Markup, str] = {}  # ids, by content
         self._references: dict[tuple[str, str], Markup] = {}
         self._numbers: dict[tuple[str, str, str], str] = {}
         self._matrix = Matrix()
@@ -59,49 +44,34 @@ class Writer:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters.update(ranges=ranges, part=self._parts.reference)
-        self._templates.globals.update(
-            clauses=CLAUSES,
-            deviations=DEVIATIONS,
-            levels=LEVELS,
-            outcomes=OUTCOMES,
-            states=CLAUSE_STATES,
-            message=self.message,
-            number_of=self.number_of,
-            part_of=self.part_of,
-            trace=self.trace,
-            facts=facts,
-            fields_of=fields_of,
-            strips=strips,
-        )
+        self._templates.filters.update(ranges=ranges, part=self.part)
+        self._templates.globals.update(clauses=CLAUSES, deviations=DEVIATIONS, levels=LEVELS)
+        self._templates.globals.update(outcomes=OUTCOMES, states=CLAUSE_STATES, writer=self)
+        self._templates.globals.update(facts=facts, fields_of=fields_of, strips=strips)
 
     def render(self, template: str, **values: object) -> Markup:
         """Return the HTML of a template."""
         return Markup(self._templates.get_template(template).render(values).strip())
 
+    def _part_id(self, html: Markup) -> str:
+        return self._parts.setdefault(html, f"p{len(self._parts)}")
+
+    def part(self, html: Markup) -> Markup:
+        """Return the element that shows the part with this content, which is stored once."""
+        return Markup(f"<kvm-part of={self._part_id(html)}></kvm-part>")
+
     def part_of(self, template: str, key: str, **values: object) -> Markup:
-        """Return a reference to a template's HTML, which is rendered once for each ``key``."""
+        """Return the part with a template's HTML, which is rendered once for each ``key``."""
         name = template, key
         if name not in self._references:
-            self._references[name] = self._parts.reference(self.render(template, **values))
+            self._references[name] = self.part(self.render(template, **values))
         return self._references[name]
 
     def number_of(self, phase: Phase) -> str:
         """Return the number of a phase in links (#test=NUMBER); empty for a phase that has none."""
         return self._numbers.get((phase.column, phase.nodeid, phase.when), "")
 
-    def _set_number(self, phase: Phase, number: str) -> None:
-        self._numbers[phase.column, phase.nodeid, phase.when] = number
-
     # --- the page ---------------------------------------------------------------------------------
-
-    def overview(self, run: JudgedRun) -> Markup:
-        """Return the page above the results: kernels, failures, clauses, known deviations."""
-        return self.render("overview.jinja2", run=run)
-
-    def results_bar(self) -> Markup:
-        """Return the heading of the results table, with the search field."""
-        return self.render("results_bar.jinja2")
 
     def matrix(self, tallies: Sequence[Tally], nodeids: Sequence[str]) -> Markup:
         """Return the results of several kernels. ``nodeids`` are the tests, in order."""
@@ -112,22 +82,21 @@ class Writer:
         """Return all parts, and the CSS and JavaScript ``files``."""
         # The files are this project's own: nothing to escape.
         texts = {name: Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in files}
-        return self.render("resources.jinja2", parts=self._parts.ids, texts=texts)
+        return self.render("resources.jinja2", parts=self._parts, texts=texts)
 
     # --- the results ------------------------------------------------------------------------------
 
     def header_cells(self) -> list[str]:
         """Return the head of the results table, in pytest-html's form."""
-        columns = {"result": "Outcome", "testId": "Test", "clause": "Clause"}
-        columns["duration"] = "Duration"
+        heads = {"result": "Outcome", "testId": "Test", "clause": "Clause", "duration": "Duration"}
         cell = Markup('<th class="sortable" data-column-type="{}">{}</th>')
-        return [cell.format(*column) for column in columns.items()]
+        return [cell.format(*column) for column in heads.items()]
 
     def row_cells(self, phase: Phase, outcome: str, duration: str) -> list[str]:
         """Return a row of the results table. Pytest-html gives ``outcome`` and ``duration``."""
         verdict = phase.verdict or Verdict("")
-        number = self.number_of(phase) or str(len(self._numbers))
-        self._set_number(phase, number)
+        key = phase.column, phase.nodeid, phase.when
+        number = self._numbers.setdefault(key, str(len(self._numbers)))
         # No markup inside of a cell: pytest-html unfolds the parent of the element clicked.
         test = Markup('<td class="col-testId">{}</td>').format(phase.name)
         clause = Markup('<td class="col-clause" data-test="{}" data-deviation="{}">{}</td>').format(
@@ -137,19 +106,16 @@ class Writer:
 
     def add_cell(self, phase: Phase, log: str) -> None:
         """Add a phase to the matrix. ``log`` is the traceback and captured output, plain text."""
-        shown = [self.render("test.jinja2", phase=phase, details=phase.details)]
+        parts = [self._part_id(self.render("test.jinja2", phase=phase))]
         if log:
             lines = Markup("\n").join(map(_traceback_line, log.splitlines()))
-            shown.append(self.render("log.jinja2", log=lines))
-        parts = [self._parts.add(html) for html in shown]
+            parts.append(self._part_id(self.render("log.jinja2", log=lines)))
         cell = self._matrix.add(phase, number=str(len(self._numbers)), parts=parts)
-        self._set_number(phase, cell.number)
+        self._numbers[phase.column, phase.nodeid, phase.when] = cell.number
 
     def test(self, phase: Phase, log: Markup) -> Markup:
         """Return the unfolded row of a phase. ``log`` is the traceback and captured output."""
-        shown = self._parts.reference(
-            self.render("test.jinja2", phase=phase, details=phase.details)
-        )
+        shown = self.part(self.render("test.jinja2", phase=phase))
         return shown + self.render("log.jinja2", log=log) if log else shown
 
     def message(self, sent: SentMessage, number: int) -> Markup:
@@ -165,7 +131,7 @@ class Writer:
         html = Markup()
         for is_indented, run in groupby(lines, key=lambda line: line.startswith(" ")):
             text = Markup("\n").join(map(_trace_line, run))
-            html += (self._parts.reference(text) if is_indented else text) + "\n"
+            html += (self.part(text) if is_indented else text) + "\n"
         return html
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from datetime import datetime
 from typing import Any
 
@@ -32,9 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Register the HTML report if this process writes the report and the run judges a kernel."""
     config = session.config
-    verdicts = config.stash.get(VERDICTS, None)
-    is_worker = hasattr(config, "workerinput")
-    if config.getoption("htmlpath", None) and verdicts and verdicts.needs_kvm and not is_worker:
+    verdicts = config.stash[VERDICTS]
+    if config.getoption("htmlpath", None) and verdicts.needs_kvm and not verdicts.is_worker:
         config.pluginmanager.register(HtmlReport(config, verdicts), "kvm-html")
 
 
@@ -104,15 +103,16 @@ class HtmlReport:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         # pytest-html's table has a row for this failure, the matrix has none.
         if self.has_matrix and report.failed:
-            self.failures.append(
-                Phase(report.nodeid, "collect", "error", message=report.longreprtext)
-            )
+            message = report.longreprtext
+            self.failures.append(Phase(report.nodeid, "collect", "error", message=message))
 
     def pytest_html_results_summary(
         self, prefix: list[str], summary: list[str], postfix: list[str], session: pytest.Session
     ) -> None:
         tallies = list(self.verdicts.tallies.values()) or [Tally()]
-        self.page.title = f"KVM_SIGNAL_MSI on {_kernels(tallies)}"
+        kernel = tallies[0].kernel or "an unknown kernel"
+        kernels = f"{len(tallies)} kernels" if self.has_matrix else kernel
+        self.page.title = f"KVM_SIGNAL_MSI on {kernels}"
         run = JudgedRun(
             tallies=tallies,
             irqchips=sorted(self.irqchips),
@@ -123,20 +123,13 @@ class HtmlReport:
             failures=self.failures,
         )
         if self.has_matrix:
-            nodeids = [item.nodeid for item in session.items]
-            prefix.append(self.writer.matrix(tallies, nodeids))
+            prefix.append(self.writer.matrix(tallies, [item.nodeid for item in session.items]))
             files = ["report.css", "matrix.css", "parts.js", "matrix.js"]
         else:
-            prefix.append(self.writer.results_bar())
+            prefix.append(self.writer.render("results_bar.jinja2"))
             files = ["report.css", "parts.js", "rows.js"]
-        summary.append(self.writer.overview(run))
+        summary.append(self.writer.render("overview.jinja2", run=run))
         postfix.append(self.writer.resources(files))
-
-
-def _kernels(tallies: Sequence[Tally]) -> str:
-    if len(tallies) > 1:
-        return f"{len(tallies)} kernels"
-    return str(tallies[0].kernel or "an unknown kernel")
 
 
 def _phase_of(report: pytest.TestReport) -> Phase:

@@ -22,11 +22,6 @@ class Cell:
     deviation: str
     parts: list[str] = field(default_factory=list)
 
-    @property
-    def compared(self) -> tuple[str, str]:
-        """Outcome and deviation. A deviation that a passed test did not show does not count."""
-        return self.outcome, "" if self.outcome == "passed" else self.deviation
-
 
 @dataclass
 class Row:
@@ -38,8 +33,11 @@ class Row:
 
     @property
     def differs(self) -> bool:
-        """Whether kernels that ran the test disagree."""
-        return len({cell.compared for cell in self.cells.values()}) > 1
+        """Whether kernels that ran the test disagree on the outcome, or show other deviations."""
+        cells = self.cells.values()
+        return (
+            len({(cell.outcome, cell.outcome != "passed" and cell.deviation) for cell in cells}) > 1
+        )
 
 
 class Matrix:
@@ -61,9 +59,8 @@ class Matrix:
 
     def groups(self, nodeids: Sequence[str]) -> dict[bool, list[Row]]:
         """Return the rows by ``differs``, in the order of ``nodeids``. Other rows are last."""
-        position = {nodeid: number for number, nodeid in enumerate(nodeids)}
-        ordered = sorted(self.rows, key=lambda nodeid: position.get(nodeid, len(position)))
-        rows = [self.rows[nodeid] for nodeid in ordered]
+        ordered = dict.fromkeys([*nodeids, *self.rows])
+        rows = [self.rows[nodeid] for nodeid in ordered if nodeid in self.rows]
         return {
             differs: [row for row in rows if row.differs is differs] for differs in (True, False)
         }

@@ -73,20 +73,18 @@ def read(path: Path) -> RecordedVerdicts:
     try:
         kernel = content["kernel"]
         name = f"Linux {kernel['release']}, {kernel['vendor']}"
-        verdicts = dict(_verdicts(content["results"]))
+        verdicts = {
+            f"{PREFIX}{file}::{name}{parameters}": verdict
+            for file, tests in content["results"].items()
+            for name, cases in tests.items()
+            for parameters, verdict in cases.items()
+        }
         ranks = [rank(verdict) for verdict in verdicts.values()]
     except (AttributeError, KeyError, TypeError):
         raise NoResults("JSON, but not written by --results") from None
     if not ranks:
         raise NoResults("the results of no test")
     return RecordedVerdicts(name, verdicts)
-
-
-def _verdicts(files: Mapping[str, Mapping[str, Mapping[str, str]]]) -> Iterator[tuple[str, str]]:
-    for file, tests in files.items():
-        for name, cases in tests.items():
-            for parameters, verdict in cases.items():
-                yield f"{PREFIX}{file}::{name}{parameters}", verdict
 
 
 def rank(verdict: str) -> int:

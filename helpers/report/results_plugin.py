@@ -11,17 +11,8 @@ from typing import Any
 
 import pytest
 
-from helpers.report.results import (
-    PREFIX,
-    Coverage,
-    NoResults,
-    RecordedVerdicts,
-    compare,
-    read,
-    render,
-    replace_file,
-    serialize,
-)
+from helpers.report import results
+from helpers.report.results import PREFIX, NoResults
 from helpers.verdicts.session import VERDICTS
 from helpers.verdicts.tally import Tally
 
@@ -85,13 +76,11 @@ class ResultsPlugin:
         self.config = config
         self.path = _results_path(config)
         self.reference = _reference(config)
-        self.coverage = Coverage(
-            config.rootpath, is_selection=any("::" in arg for arg in config.args)
-        )
+        is_selection = any("::" in arg for arg in config.args)
+        self.coverage = results.Coverage(config.rootpath, is_selection=is_selection)
+        # For the terminal: a line for each file; title and lines of each kernel's comparison.
         self.written: list[str] = []
-        """A line for each file, for the terminal."""
         self.comparisons: list[tuple[str, list[str]]] = []
-        """Title and lines of each kernel's comparison, for the terminal."""
 
     # --- which tests the run covers ---------------------------------------------------------------
 
@@ -142,7 +131,7 @@ class ResultsPlugin:
             elif kernels > 1:
                 raise NoResults(_ONE_KERNEL)
             self._require_whole(path, tally)
-            replace_file(path, serialize(tally.kernel, _verdicts_of(tally)))
+            results.replace_file(path, results.serialize(tally.kernel, _verdicts_of(tally)))
         except (NoResults, OSError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             self.written.append(f"{path} not written: {reason}")
@@ -163,7 +152,7 @@ class ResultsPlugin:
                 f"{len(missing)} of {len(coverage.tests)} tests came to no verdict; run them all"
             )
         try:
-            recorded = read(path).verdicts.keys()
+            recorded = results.read(path).verdicts.keys()
         except NoResults:
             return
         if lost := recorded - (coverage.tests - missing) - coverage.gone(recorded):
@@ -172,13 +161,13 @@ class ResultsPlugin:
                 f"run all of {PREFIX} or name another file"
             )
 
-    def _compare(self, reference: RecordedVerdicts, tally: Tally) -> bool:
+    def _compare(self, reference: results.RecordedVerdicts, tally: Tally) -> bool:
         """Compare a kernel's results. Return whether no test is worse."""
         was, now = reference.verdicts, _verdicts_of(tally)
-        lines = compare(was, now, self.coverage.gone(was.keys()))
+        lines = results.compare(was, now, self.coverage.gone(was.keys()))
         title = f"compared with {self.config.option.compare} ({reference.kernel})"
         not_run = len(self.coverage.tests - now.keys())
-        text = list(render(lines, len(now), not_run))
+        text = list(results.render(lines, len(now), not_run))
         self.comparisons.append((f"{tally.column} {title}".strip(), text))
         return not lines["worse"]
 
@@ -229,7 +218,7 @@ def _results_path(config: pytest.Config) -> Path | None:
     return path
 
 
-def _reference(config: pytest.Config) -> RecordedVerdicts | None:
+def _reference(config: pytest.Config) -> results.RecordedVerdicts | None:
     """Return the content of --compare's file. Raise UsageError."""
     name = config.option.compare
     if not name:
@@ -238,7 +227,7 @@ def _reference(config: pytest.Config) -> RecordedVerdicts | None:
     if path.is_dir():
         raise pytest.UsageError(f"--compare={name} is a directory: name one of its files")
     try:
-        return read(path)
+        return results.read(path)
     except NoResults as reason:
         raise pytest.UsageError(
             f"--compare={name}: {reason}; write such a file with: "

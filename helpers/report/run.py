@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from helpers.report.details import Details, FailedComparison
+from helpers.report.details import Details
 from helpers.verdicts.reports import Verdict
 from helpers.verdicts.tally import Tally
 
@@ -41,7 +41,7 @@ class Phase:
         return self.test + (f"::{self.when}" if self.when in ("setup", "teardown") else "")
 
     @property
-    def mismatch(self) -> FailedComparison | None:
+    def mismatch(self) -> dict[str, str] | None:
         """The comparison that failed the test."""
         return self.details["mismatch"] if self.details else None
 
@@ -77,24 +77,13 @@ class JudgedRun:
     @property
     def failing(self) -> list[str]:
         """The columns with failures."""
-        return [
-            tally.column
-            for tally in self.tallies
-            if tally.totals["failed"] or tally.totals["error"]
-        ]
+        return [tally.column for tally in self.tallies if tally.totals.keys() & {"failed", "error"}]
 
     @property
     def known_failures(self) -> int:
         """The number of failures that show a known deviation, as with --strict."""
-        return sum(
-            bool(phase.verdict and phase.verdict.deviation and phase.mismatch)
-            for phase in self.failures
-        )
-
-    @property
-    def clause_states(self) -> list[dict[str, str]]:
-        """The states of all clauses, kernel by kernel."""
-        return [tally.clause_states() for tally in self.tallies]
+        verdicts = (phase.verdict for phase in self.failures if phase.mismatch)
+        return sum(bool(verdict and verdict.deviation) for verdict in verdicts)
 
     @property
     def tested(self) -> set[str]:
@@ -104,7 +93,5 @@ class JudgedRun:
     @property
     def capabilities(self) -> list[str]:
         """The names of the capabilities that any kernel was asked for."""
-        kernels = (tally.kernel for tally in self.tallies)
-        return list(
-            dict.fromkeys(name for kernel in kernels if kernel for name in kernel.capabilities)
-        )
+        kernels = [tally.kernel for tally in self.tallies if tally.kernel]
+        return list(dict.fromkeys(name for kernel in kernels for name in kernel.capabilities))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 from helpers.apic.lapic import DFR_CLUSTER, DFR_FLAT, SVR_ENABLE
@@ -13,9 +12,8 @@ from helpers.report.details import VcpuChange, VcpuState
 def facts(state: VcpuState) -> dict[str, str]:
     """Return the state without its vectors, each item as text: registers, pending, mp_state."""
     shown = {name: _register(name, value) for name, value in state["registers"].items()}
-    shown["pending"] = " ".join(state["pending"]) or "none"
-    shown["mp_state"] = state["mp_state"]
-    return shown
+    pending = " ".join(state["pending"]) or "none"
+    return shown | {"pending": pending, "mp_state": state["mp_state"]}
 
 
 def _register(name: str, value: int) -> str:
@@ -29,34 +27,25 @@ def _register(name: str, value: int) -> str:
     return f"{value:#04x}"
 
 
-@dataclass(frozen=True)
 class Strip:
     """The picture of a 256-bit register: a column per vector, 256 wide and 12 high.
 
     The upper half shows the register before the message, the lower half after the message.
     """
 
-    name: str
-    before: Sequence[int]
-    after: Sequence[int]
-
-    @property
-    def kept(self) -> list[int]:
-        return sorted(set(self.before) & set(self.after))
-
-    @property
-    def gained(self) -> list[int]:
-        return sorted(set(self.after) - set(self.before))
-
-    @property
-    def lost(self) -> list[int]:
-        return sorted(set(self.before) - set(self.after))
+    def __init__(self, name: str, before: Sequence[int], after: Sequence[int]) -> None:
+        was, now = set(before), set(after)
+        self.name = name
+        self.kept, self.lost, self.gained = sorted(was & now), sorted(was - now), sorted(now - was)
 
     @property
     def paths(self) -> dict[str, str]:
         """SVG paths by CSS class."""
-        lanes = {"kept": (self.kept, 0, 12), "lost": (self.lost, 0, 6)}
-        lanes["gained"] = (self.gained, 6, 6)
+        lanes = {
+            "kept": (self.kept, 0, 12),
+            "lost": (self.lost, 0, 6),
+            "gained": (self.gained, 6, 6),
+        }
         return {
             css_class: "".join(
                 f"M{first} {top}h{last - first + 1}v{height}h-{last - first + 1}z"
@@ -69,13 +58,9 @@ class Strip:
 
 def strips(change: VcpuChange) -> list[Strip]:
     """Return the pictures of IRR, ISR and TMR, without registers that stayed empty."""
-    before, after = change["before"], change["after"] or change["before"]
-    every = [
-        Strip("IRR", before["irr"], after["irr"]),
-        Strip("ISR", before["isr"], after["isr"]),
-        Strip("TMR", before["tmr"], after["tmr"]),
-    ]
-    return [strip for strip in every if strip.before or strip.after]
+    was = change["before"]["vectors"]
+    now = (change["after"] or change["before"])["vectors"]
+    return [Strip(name, was[name], now[name]) for name in was if was[name] or now[name]]
 
 
 def ranges(vectors: Iterable[int]) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from helpers.spec.table import read
 
@@ -55,20 +54,11 @@ class Deviation:
             raise ValueError("evidence is missing")
 
     @property
-    def bound(self) -> Literal["every", "version", "host"]:
-        """What decides whether a kernel has the deviation."""
-        return "version" if self.before else "host" if self.vendor else "every"
-
-    @property
     def condition(self) -> str:
         """The kernels that have the deviation, in words."""
-        match self.bound:
-            case "version":
-                return f"before Linux {self.before}"
-            case "host":
-                return f"a /dev/kvm driven by {self.vendor}"
-            case "every":
-                return "every kernel so far"
+        if self.before:
+            return f"before Linux {self.before}"
+        return f"a /dev/kvm driven by {self.vendor}" if self.vendor else "every kernel so far"
 
     @property
     def fix(self) -> str:

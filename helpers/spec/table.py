@@ -19,21 +19,16 @@ class SpecError(ValueError):
     """A file or an entry that does not fit. The message is one line."""
 
 
-def read(file: Path, kind: type[T], within: str = "") -> dict[str, T]:
+def read(file: Path, kind: type[T]) -> dict[str, T]:
     """Return {name: entry} of the tables in ``file``, each read as the dataclass ``kind``.
 
-    ``within`` names the table that holds them, in a file of several kinds. The name of a table
-    becomes the field ``id``. The type of a field is str, bool, int, Literal, a dataclass, a tuple
-    of such types, or ``None |`` such a type. Raises SpecError.
+    The name of a table becomes the field ``id``. The type of a field is str, bool, int, Literal, a
+    dataclass, a tuple of such types, or ``None |`` such a type. Raises SpecError.
     """
     try:
         tables = tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SpecError(f"{file.name}: {error}") from None
-    if within:
-        if within not in tables:
-            raise SpecError(f"{file.name}: no table {within}")
-        tables = tables[within]
     return {id: _table(f"{file.name}: {id}", kind, table, id=id) for id, table in tables.items()}
 
 
@@ -58,8 +53,7 @@ def _table(place: str, kind: Any, table: object, **given: object) -> Any:
 def _value(place: str, kind: Any, value: object) -> object:
     arguments = get_args(kind)
     if isinstance(kind, UnionType):
-        kind = next(each for each in arguments if each is not NoneType)
-        return _value(place, kind, value)
+        return _value(place, next(each for each in arguments if each is not NoneType), value)
     if is_dataclass(kind):
         return _table(place, kind, value)
     if get_origin(kind) is tuple:

@@ -1,5 +1,17 @@
-"""Turn the outcomes of tests into verdicts on clauses."""
+"""Turn the outcomes of tests into verdicts on clauses. A test names both with these marks."""
 
-from helpers.verdicts.marks import clause, deviation
+from __future__ import annotations
 
-__all__ = ["clause", "deviation"]
+import pytest
+
+from helpers.spec import CLAUSES, DEVIATIONS
+
+
+def clause(id: str) -> pytest.MarkDecorator:
+    """Mark a test with the clause that the test checks. Raises KeyError for an unknown id."""
+    return pytest.mark.clause(CLAUSES[id])
+
+
+def deviation(id: str) -> pytest.MarkDecorator:
+    """Mark a test with a known deviation. Raises KeyError for an unknown id."""
+    return pytest.mark.deviation(DEVIATIONS[id])

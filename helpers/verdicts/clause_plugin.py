@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from fnmatch import fnmatchcase
 
 import pytest
@@ -48,14 +48,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not config.option.clause:
         return
     wanted = matching(config.option.clause)
-    selected: list[pytest.Item] = []
-    others: list[pytest.Item] = []
-    for item in items:
-        clause = clause_of(item)
-        (selected if clause and clause.id in wanted else others).append(item)
-    if others:
+    selected = {item for item in items if (clause := clause_of(item)) and clause.id in wanted}
+    if others := [item for item in items if item not in selected]:
         config.hook.pytest_deselected(items=others)
-        items[:] = selected
+        items[:] = [item for item in items if item in selected]
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -75,7 +71,12 @@ def pytest_report_collectionfinish(
     if not config.option.clauses:
         return None
     tests = Counter(clause.id for item in items if (clause := clause_of(item)))
-    return list(table(matching(config.option.clause or ["*"]), tests))
+    clauses = matching(config.option.clause or ["*"])
+    wide = max(map(len, clauses))
+    lines = [f"{'clause':{wide}}  {'level':13}  tests  source"]
+    for id, clause in clauses.items():
+        lines.append(f"{id:{wide}}  {clause.level:13}  {tests[id]:5}  {clause.source}")
+    return lines
 
 
 def matching(patterns: Sequence[str]) -> dict[str, Clause]:
@@ -85,11 +86,3 @@ def matching(patterns: Sequence[str]) -> dict[str, Clause]:
         for id, clause in CLAUSES.items()
         if any(fnmatchcase(id, pattern) for pattern in patterns)
     }
-
-
-def table(clauses: Mapping[str, Clause], tests: Mapping[str, int]) -> Iterator[str]:
-    """Yield a line for each clause: id, level, number of tests, source."""
-    wide = max(map(len, clauses))
-    yield f"{'clause':{wide}}  {'level':13}  tests  source"
-    for id, clause in clauses.items():
-        yield f"{id:{wide}}  {clause.level:13}  {tests.get(id, 0):5}  {clause.source}"

@@ -31,8 +31,7 @@ def judge(known: Sequence[Deviation], kernel: Kernel, error: BaseException | Non
     if not isinstance(error, Mismatch):
         return Judgement()
     if shown := explanation(known, kernel, error):
-        note = f"known deviation {shown.id}: {shown.summary}"
-        return Judgement("xfailed", shown.id, note=note)
+        return Judgement("xfailed", shown.id, note=f"known deviation {shown.id}: {shown.summary}")
     notes = [
         f"the known deviation {entry.id} does not explain this mismatch"
         if _applies(entry, kernel)
@@ -49,9 +48,8 @@ def explanation(
     if not isinstance(error, Mismatch):
         return None
     mismatch = error.subject, error.expected, error.actual
-    return next(
-        (entry for entry in known if _applies(entry, kernel) and entry.explains(*mismatch)), None
-    )
+    applying = (entry for entry in known if _applies(entry, kernel))
+    return next((entry for entry in applying if entry.explains(*mismatch)), None)
 
 
 def _judge_pass(known: Sequence[Deviation], kernel: Kernel) -> Judgement:
@@ -59,7 +57,7 @@ def _judge_pass(known: Sequence[Deviation], kernel: Kernel) -> Judgement:
     if entry is None:
         return Judgement()
     note = f"the known deviation {entry.id} ({entry.condition}) did not occur"
-    if entry.bound == "host":
+    if entry.vendor:
         note += ": correct the entry in helpers/spec/deviations.toml"
         return Judgement("failed", entry.id, note=note)
     if entry.fix:

@@ -13,24 +13,11 @@ from pathlib import Path
 from helpers.apic.topology import Topology
 from helpers.guest import Injection
 from helpers.guest.assemble import AssemblyError, build_all
-from helpers.kvm import System, abi
+from helpers.kvm import KvmError, System, abi
 
 VENDOR_MODULES = ("kvm_intel", "kvm_amd", "kvm_pvm")
 
-CAPABILITIES = {
-    name: getattr(abi, name)
-    for name in (
-        "KVM_CAP_IRQCHIP",
-        "KVM_CAP_SIGNAL_MSI",
-        "KVM_CAP_MSI_DEVID",
-        "KVM_CAP_SPLIT_IRQCHIP",
-        "KVM_CAP_X2APIC_API",
-        "KVM_CAP_IRQ_ROUTING",
-        "KVM_CAP_X86_SMM",
-        "KVM_CAP_MAX_VCPUS",
-        "KVM_CAP_MAX_VCPU_ID",
-    )
-}
+CAPABILITIES = {name: value for name, value in vars(abi).items() if name.startswith("KVM_CAP_")}
 
 
 class Untestable(Exception):
@@ -56,10 +43,6 @@ class Kernel:
         return f"Linux {self.release}, {self.vendor}, {self.cpu}"
 
     @property
-    def is_pvm(self) -> bool:
-        return self.vendor == "kvm_pvm"
-
-    @property
     def has_smm(self) -> bool:
         """Whether a vCPU can take an SMI."""
         return self.capabilities["KVM_CAP_X86_SMM"] > 0
@@ -77,13 +60,11 @@ def running_kernel() -> Kernel:
         capabilities = {name: system.check_extension(cap) for name, cap in CAPABILITIES.items()}
     release = platform.release()
     found = re.match(r"(\d+)\.(\d+)", release)
+    modules = {name for name in VENDOR_MODULES if Path("/sys/module", name).exists()}
     return Kernel(
         release=release,
         version=(int(found[1]), int(found[2])) if found else (0, 0),
-        vendor=vendor_of(
-            {name for name in VENDOR_MODULES if Path("/sys/module", name).exists()},
-            set(_cpuinfo("flags").split()),
-        ),
+        vendor=vendor_of(modules, set(_cpuinfo("flags").split())),
         cpu=_cpuinfo("model name") or "unknown",
         capabilities=capabilities,
         parameters=_module_parameters(),
@@ -145,40 +126,11 @@ def require_testable(path: str = "/dev/kvm") -> None:
             "suite on an x86-64 machine"
         )
     try:
-        system = System(path)
-    except FileNotFoundError:
-        raise Untestable(
-            f"no {path}: load KVM (modprobe kvm_intel or kvm_amd), and enable virtualization in "
-            "the firmware or the hypervisor of this machine"
-        ) from None
-    except PermissionError:
-        raise Untestable(
-            f"{path} cannot be opened by user {os.getuid()}: run as root, or join the group kvm "
-            "(sudo usermod -aG kvm $USER, then log in again)"
-        ) from None
-    except OSError as error:
-        raise Untestable(
-            f"{path} cannot be opened: {error.strerror}; load KVM, and check that {path} is the "
-            "character device 10:232"
-        ) from None
-    _require_irqchip(system, path)
-    try:
-        build_all()
-    except AssemblyError as error:
-        raise Untestable(str(error)) from None
-
-
-def _require_irqchip(system: System, path: str) -> None:
-    """Close ``system``. Raise Untestable unless the KVM has an in-kernel irqchip."""
-    with system:
-        try:
+        with System(path) as system:
             version = system.api_version()
             irqchip = system.check_extension(abi.KVM_CAP_IRQCHIP)
-        except OSError as error:
-            raise Untestable(
-                f"{path} is not a KVM device: {error}; check that {path} is the character device "
-                "10:232"
-            ) from None
+    except OSError as error:
+        raise Untestable(_untestable(path, error)) from None
     if version != abi.KVM_API_VERSION:
         raise Untestable(
             f"KVM_GET_API_VERSION is {version}, and this suite is written for "
@@ -189,3 +141,27 @@ def _require_irqchip(system: System, path: str) -> None:
             "KVM_CAP_IRQCHIP is 0, and KVM_SIGNAL_MSI needs an in-kernel irqchip: use a KVM module "
             "that has one"
         )
+    try:
+        build_all()
+    except AssemblyError as error:
+        raise Untestable(str(error)) from None
+
+
+def _untestable(path: str, error: OSError) -> str:
+    """Return the cause and the remedy of an error of the KVM device ``path``."""
+    match error:
+        case FileNotFoundError():
+            return (
+                f"no {path}: load KVM (modprobe kvm_intel or kvm_amd), and enable virtualization "
+                "in the firmware or the hypervisor of this machine"
+            )
+        case PermissionError():
+            return (
+                f"{path} cannot be opened by user {os.getuid()}: run as root, or join the group "
+                "kvm (sudo usermod -aG kvm $USER, then log in again)"
+            )
+        case KvmError():
+            cause = f"is not a KVM device: {error}; check"
+        case _:
+            cause = f"cannot be opened: {error.strerror}; load KVM, and check"
+    return f"{path} {cause} that {path} is the character device 10:232"

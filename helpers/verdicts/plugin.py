@@ -20,8 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marks and the session's verdicts."""
     config.addinivalue_line("markers", "clause(clause): the clause that the test checks")
     config.addinivalue_line("markers", "deviation(deviation): a known deviation from the clause")
-    verdicts = Verdicts(config)
-    config.stash[VERDICTS] = verdicts
+    config.stash[VERDICTS] = verdicts = Verdicts(config)
     config.pluginmanager.register(verdicts, "kvm-verdicts")
     if not verdicts.strict:
         config.pluginmanager.register(ExpectedInOneLine(), "kvm-expected-in-one-line")

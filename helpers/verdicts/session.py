@@ -35,11 +35,9 @@ class KernelComplaint(AssertionError):
 
 def judges_suites(config: pytest.Config) -> bool:
     """Return whether the run's arguments cover suites/, so that the run needs a KVM."""
-    paths = [Path(config.invocation_params.dir, arg.split("::")[0]) for arg in config.args]
-    return any(
-        path.resolve().is_relative_to(SUITES) or SUITES.is_relative_to(path.resolve())
-        for path in paths
-    )
+    directory = config.invocation_params.dir
+    paths = [(directory / arg.split("::")[0]).resolve() for arg in config.args]
+    return any(path.is_relative_to(SUITES) or SUITES.is_relative_to(path) for path in paths)
 
 
 def clause_of(item: pytest.Item) -> Clause | None:
@@ -117,18 +115,10 @@ class Verdicts:
         try:
             return (yield)
         finally:
-            self._raise_complaints()
+            if complaints := "\n".join(self.log.complaints()):
+                raise KernelComplaint(f"the kernel logged during the test:\n{complaints}")
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_teardown(self) -> Generator[None]:
-        try:
-            return (yield)
-        finally:
-            self._raise_complaints()
-
-    def _raise_complaints(self) -> None:
-        if complaints := self.log.complaints():
-            raise KernelComplaint("\n".join(["the kernel logged during the test:", *complaints]))
+    pytest_runtest_teardown = pytest_runtest_call
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -142,28 +132,18 @@ class Verdicts:
         if call.when == "call" or not report.passed:
             verdict = self._verdict(item, clause, self.kernel_options)
         if call.when == "call":
-            verdict = self._judge(item, call, report, verdict)
+            outcome, deviation, backport, note = judge(
+                deviations_of(item), running_kernel(), call.excinfo and call.excinfo.value
+            )
+            if outcome == "failed":
+                report.outcome, report.longrepr = "failed", note
+            elif outcome == "xfailed" and not self.strict:
+                report.outcome, report.wasxfail = "skipped", note
+            verdict = verdict._replace(deviation=deviation, backport=backport, note=note)
         if report.failed:
             report.sections.append(("KVM_SIGNAL_MSI", explain(clause, verdict)))
         put_verdict(report, verdict)
         return report
-
-    def _judge(
-        self,
-        item: pytest.Item,
-        call: pytest.CallInfo[None],
-        report: pytest.TestReport,
-        verdict: Verdict,
-    ) -> Verdict:
-        error = call.excinfo.value if call.excinfo else None
-        judgement = judge(deviations_of(item), running_kernel(), error)
-        if judgement.outcome == "failed":
-            report.outcome, report.longrepr = "failed", judgement.note
-        elif judgement.outcome == "xfailed" and not self.strict:
-            report.outcome, report.wasxfail = "skipped", judgement.note
-        return verdict._replace(
-            deviation=judgement.deviation, backport=judgement.backport, note=judgement.note
-        )
 
     def _verdict(self, item: pytest.Item, clause: Clause, kernel_options: Sequence[str]) -> Verdict:
         options = [*kernel_options, *(["--strict"] if self.strict else [])]

@@ -74,29 +74,36 @@ class Tally:
         """{deviation id: number of tests that passed in spite of the deviation}."""
         return Counter(result.deviation for result in self.results.values() if result.backport)
 
-    def clause_states(self) -> dict[str, str]:
-        """Return {clause id: state} of all clauses; a state is one of CLAUSE_STATES."""
-        return {id: clause_state(self.outcomes.get(id, Counter())) for id in CLAUSES}
+    def state(self, clause: str) -> str:
+        """Return the state of a clause, one of CLAUSE_STATES.
 
-    def levels(self) -> dict[str, dict[str, str]]:
-        """Return {level: {clause id: state}}."""
-        states = self.clause_states()
+        One failure makes a clause broken, else one known deviation makes the clause deviate.
+        """
+        outcomes = self.outcomes.get(clause, Counter())
+        if "failed" in outcomes or "error" in outcomes:
+            return "broken"
+        if "xfailed" in outcomes:
+            return "deviates"
+        return "holds" if "passed" in outcomes else "not tested"
+
+    def levels(self) -> dict[str, Counter[str]]:
+        """Return {level: {state: number of clauses}}."""
         return {
-            level: {id: states[id] for id, entry in CLAUSES.items() if entry.level == level}
+            level: Counter(self.state(id) for id, entry in CLAUSES.items() if entry.level == level)
             for level in LEVELS
         }
 
     def summary(self) -> Iterator[str]:
         """Yield lines for the terminal: levels, clauses without a passing test, deviations."""
-        for level, states in self.levels().items():
-            counts = Counter(states.values())
+        for level, counts in self.levels().items():
             numbers = "  ".join(f"{counts[state]:3} {state}" for state in CLAUSE_STATES)
             yield f"{level:<14}{numbers}"
         not_run = 0
         for id, entry in sorted(CLAUSES.items()):
             outcomes = self.outcomes.get(id, Counter())
-            if why := entry.unchecked or _counted(outcomes):
-                if not outcomes["passed"]:
+            counted = (f"{number} {outcome}" for outcome, number in sorted(outcomes.items()))
+            if why := entry.unchecked or ", ".join(counted):
+                if "passed" not in outcomes:
                     yield f"no passing test: {id} ({entry.level}): {why}"
             else:
                 not_run += 1
@@ -105,19 +112,3 @@ class Tally:
         for name, counter in (("known deviation", self.deviations), ("backport", self.backports)):
             for id, number in sorted(counter.items()):
                 yield f"{name}: {id}, {number} test{'s' * (number != 1)}"
-
-
-def clause_state(outcomes: Counter[str]) -> str:
-    """Return the state of a clause, from {outcome: number of tests}.
-
-    One failure makes a clause broken, else one known deviation makes the clause deviate.
-    """
-    if outcomes["failed"] or outcomes["error"]:
-        return "broken"
-    if outcomes["xfailed"]:
-        return "deviates"
-    return "holds" if outcomes["passed"] else "not tested"
-
-
-def _counted(outcomes: Counter[str]) -> str:
-    return ", ".join(f"{number} {outcome}" for outcome, number in sorted(outcomes.items()))
