@@ -8,12 +8,10 @@ import time
 
 
 class Bar:
-    """One line on the terminal: the share done, the rate, the seconds left.
+    """One line on standard error: the share done, the rate, the seconds left.
 
-    The bar prints nothing where standard error is no terminal.
-
-    ``size``: the whole work. ``begun``: the part that was done before. Both count single items;
-    the bar shows them divided by ``scale``, as a number of ``unit``.
+    Without a terminal, the bar prints nothing. ``size``: the whole work. ``begun``: the part that
+    was done before. Both count single items; the bar shows them divided by ``scale``, in ``unit``.
     """
 
     def __init__(self, name: str, size: int, *, begun: int = 0, unit: str, scale: int) -> None:

@@ -22,28 +22,21 @@ WIDTH = 100
 def explain(model: Model, message: Message, *, flags: int, devid: int, pad: bytes) -> str:
     """Return the whole text for one message, and for the topology and switches of ``model``."""
     outcome = model.predict(message, flags=flags, devid=devid, pad=pad)
-    return "\n\n".join(
-        [
-            "\n".join(_message(message, flags, devid, pad)),
-            "\n".join(_topology(model.topology)),
-            explain_outcome(outcome, model.switches),
-        ]
-    )
+    lines = [*_message(message, flags, devid, pad), "", *_topology(model.topology), ""]
+    return "\n".join([*lines, explain_outcome(outcome, model.switches)])
 
 
 def explain_outcome(outcome: Outcome, switches: Switches = REFERENCE) -> str:
     """Return the rules and the outcome of a prediction that was made with ``switches``."""
-    return "\n\n".join(["\n".join(_rules(outcome.applied)), "\n".join(_effects(outcome, switches))])
+    return "\n".join([*_rules(outcome.applied), "", *_effects(outcome, switches)])
 
 
 def command(topology: Topology, message: Message, flags: int, devid: int, pad: bytes) -> str:
     """Return the shell command that prints :func:`explain` for the reference kernel."""
     words = ["python", "-m", "helpers.apic", "explain", message.text, str(topology)]
-    for option, value in (("--flags", flags), ("--devid", devid)):
-        if value:
-            words += [option, f"{value:#x}"]
-    if any(pad):
-        words += ["--pad", pad.hex()]
+    words += ["--flags", f"{flags:#x}"] if flags else []
+    words += ["--devid", f"{devid:#x}"] if devid else []
+    words += ["--pad", pad.hex()] if any(pad) else []
     return shlex.join(words)
 
 
@@ -92,13 +85,12 @@ def _vcpu(vcpu: VcpuState) -> Iterator[str]:
         yield vcpu.mp_state.name
     if not vcpu.mapped:
         yield "not in KVM's map of LAPICs yet"
-    pending = {"NMI": vcpu.nmi, "SMI": vcpu.smi, "INIT": vcpu.init}
-    for name, count in pending.items():
+    for name, count in (("NMI", vcpu.nmi), ("SMI", vcpu.smi), ("INIT", vcpu.init)):
         if count:
             yield f"{name} pending" if count == 1 else f"{count} {name}s pending"
-    for name in ("irr", "tmr"):
-        if vectors := getattr(vcpu, name):
-            yield f"{name.upper()} {show_vectors(vectors)}"
+    for name, vectors in (("IRR", vcpu.irr), ("TMR", vcpu.tmr)):
+        if vectors:
+            yield f"{name} {show_vectors(vectors)}"
     if vcpu.arb_prio:
         yield f"lowest-priority messages received: {vcpu.arb_prio}"
 
@@ -114,13 +106,10 @@ def _rules(applied: Iterable[tuple[Rule, str]]) -> Iterator[str]:
         yield from wrapped("     ", f"[{' '.join(rule.clauses)}] {rule.source}")
 
 
-def _kernel(switches: Switches) -> str:
-    off = [each.name for each in fields(switches) if not getattr(switches, each.name)]
-    return f"the reference kernel{' without ' if off else ''}{', '.join(off)}"
-
-
 def _effects(outcome: Outcome, switches: Switches) -> Iterator[str]:
-    yield f"outcome on {_kernel(switches)}: returns {outcome.returned}"
+    off = ", ".join(each.name for each in fields(switches) if not getattr(switches, each.name))
+    kernel = f"the reference kernel{' without ' if off else ''}{off}"
+    yield f"outcome on {kernel}: returns {outcome.returned}"
     for index in outcome.accepted:
         effect = outcome.effects[index]
         yield f"  vCPU {index} accepts the message: {effect or 'no change'}"
@@ -131,12 +120,6 @@ def _effects(outcome: Outcome, switches: Switches) -> Iterator[str]:
 
 def wrapped(start: str, text: str) -> list[str]:
     """Return ``start`` and ``text`` in lines; the second line and the next are indented."""
-    hang = " " * min(len(start), 8)
-    return textwrap.wrap(
-        text,
-        WIDTH,
-        initial_indent=start,
-        subsequent_indent=hang,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    wrapper = textwrap.TextWrapper(WIDTH, start, " " * min(len(start), 8))
+    wrapper.break_long_words = wrapper.break_on_hyphens = False
+    return wrapper.wrap(text)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterable, Iterator
-from functools import cache
 
 PAGE_SIZE = 1024
 _EIGHT_WORDS = struct.Struct("<" + "I12x" * 8)
@@ -92,16 +91,6 @@ def x2apic_ldr(x2apic_id: int) -> int:
     return (x2apic_id >> 4 & 0xFFFF) << 16 | 1 << (x2apic_id & 0xF)
 
 
-@cache
-def _words_of(registers: tuple[Register, ...]) -> list[slice]:
-    words = []
-    for register in registers:
-        wide = register in (Register.ISR, Register.TMR, Register.IRR)
-        for word in range(register, register + (0x80 if wide else 0x10), 0x10):
-            words.append(slice(word, word + 4))
-    return words
-
-
 class LapicPage:
     """A mutable copy of the 1,024-byte register page, compared by content."""
 
@@ -159,13 +148,6 @@ class LapicPage:
     @property
     def software_enabled(self) -> bool:
         return bool(self[Register.SVR] & SVR_ENABLE)
-
-    def without(self, *registers: Register) -> bytes:
-        """Return the page with ``registers`` zeroed; ISR, TMR and IRR have eight words each."""
-        page = bytearray(self.raw)
-        for word in _words_of(registers):
-            page[word] = bytes(4)
-        return bytes(page)
 
     def __repr__(self) -> str:
         enabled = "enabled" if self.software_enabled else "software-disabled"

@@ -192,32 +192,23 @@ class Message:
         for name, value in values.items():
             if name not in known:
                 raise ValueError(f"message: no field {name!r}; the fields are {' '.join(known)}")
-            if name in _ENUMS:
-                given[name] = _member_of(name, value)
-            else:
-                given[name] = number_of(name, value)
+            given[name] = _member_of(name, value) if name in _ENUMS else number_of(name, value)
         return cls(**given)  # type: ignore[arg-type]
 
     @classmethod
     def parse(cls, text: str) -> Message:
         """Return the message with this text form. Raises ValueError."""
         if ":" in text:
-            words = text.split(":")
+            words = [f"0x{word.removeprefix('0x')}" for word in text.split(":")]
             if len(words) != len(WORDS):
                 raise ValueError(f"message {text!r}: {len(words)} words, not {':'.join(WORDS)}")
-            return cls.from_words(
-                {
-                    name: f"0x{word.removeprefix('0x')}"
-                    for name, word in zip(WORDS, words, strict=True)
-                }
-            )
+            return cls.from_words(dict(zip(WORDS, words, strict=True)))
         values: dict[str, object] = {}
         for word in text.split():
             name, equals, value = word.partition("=")
             if not equals:
-                raise ValueError(
-                    f"message: {word!r} is neither FIELD=VALUE nor {':'.join(WORDS)} in hex"
-                )
+                forms = f"neither FIELD=VALUE nor {':'.join(WORDS)} in hex"
+                raise ValueError(f"message: {word!r} is {forms}")
             values[name] = value
         return cls.from_fields(values)
 
@@ -233,13 +224,10 @@ class Message:
 
     def decoded(self) -> list[tuple[str, str, str, str]]:
         """Return rows of word, bits, field name and value, in the order of ``LAYOUT``."""
-        return [
-            (f.word, f.bits, f.name, self._in_words(f.name, getattr(self, f.name))) for f in LAYOUT
-        ]
-
-    @staticmethod
-    def _in_words(name: str, value: int) -> str:
-        return f"{value:#x} {_ENUMS[name](value).name}" if name in _ENUMS else f"{value:#x}"
+        values = {f.name: f"{getattr(self, f.name):#x}" for f in LAYOUT}
+        for name in _ENUMS:
+            values[name] += f" {getattr(self, name).name}"
+        return [(f.word, f.bits, f.name, values[f.name]) for f in LAYOUT]
 
     def __repr__(self) -> str:
         """Return one line: delivery mode, vector, destination, and the fields with other values."""
@@ -251,11 +239,8 @@ class Message:
             shown.append("RH=1")
         if self.trigger_mode:
             shown.append("level-triggered")
-        hidden = {"vector", "destination", "destination_mode", "delivery_mode"}
-        hidden |= {"redirection_hint", "trigger_mode"}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name not in hidden and value != field.default:
+        for field in fields(self)[6:]:  # the six fields above are shown
+            if (value := getattr(self, field.name)) != field.default:
                 shown.append(f"{field.name}={value:#x}")
         return f"<Message {', '.join(shown)}>"
 
@@ -286,8 +271,7 @@ def padding_of(text: str) -> bytes:
 
 def _member_of(name: str, value: object) -> enum.IntEnum:
     members = _ENUMS[name].__members__
-    wanted = str(value).upper().replace("-", "_")
-    if wanted in members:
+    if (wanted := str(value).upper().replace("-", "_")) in members:
         return members[wanted]
     try:
         return _ENUMS[name](number_of(name, value))

@@ -200,7 +200,7 @@ _LOGICAL = {
     LogicalMode.XAPIC_CLUSTER: CLUSTER,
     LogicalMode.X2APIC: X2APIC_LOGICAL,
 }
-_ACCEPTED = {
+_RULE_OF = {
     DeliveryMode.FIXED: ENABLED,
     DeliveryMode.LOWEST_PRIORITY: ENABLED,
     DeliveryMode.SMI: SIGNAL,
@@ -208,6 +208,7 @@ _ACCEPTED = {
     DeliveryMode.INIT: SIGNAL,
     DeliveryMode.SIPI: STARTUP,
     DeliveryMode.REMRD: UNHALT,
+    DeliveryMode.EXTINT: NO_EXTINT,
 }
 
 
@@ -232,11 +233,8 @@ class ApicMap:
         """Return the map of ``kvm_recalculate_apic_map()``, None if there is no map."""
         if not topology.vcpus:
             return None
-        mapped = [
-            (index, vcpu)
-            for index, vcpu in enumerate(topology.vcpus)
-            if vcpu.mapped and vcpu.hardware_enabled
-        ]
+        vcpus = enumerate(topology.vcpus)
+        mapped = [(i, vcpu) for i, vcpu in vcpus if vcpu.mapped and vcpu.hardware_enabled]
         made = cls(max_apic_id=max([XAPIC_BROADCAST, *(vcpu.vcpu_id for _, vcpu in mapped)]))
         unique = switches.aliased_ids_all_receive and not topology.is_mapped_with_32bit_ids
         for index, vcpu in mapped:
@@ -299,8 +297,7 @@ class ApicMap:
         """Return the vCPU of each bit of a logical destination, None for a bit without a LAPIC."""
         if self.logical_mode is LogicalMode.SW_DISABLED:
             return ()
-        x2apic = self.logical_mode is LogicalMode.X2APIC
-        found = self.phys_map if x2apic else self.logical_map
+        found = self.phys_map if self.logical_mode is LogicalMode.X2APIC else self.logical_map
         return tuple(found.get(key) for key in self._keys(destination))
 
 
@@ -371,13 +368,8 @@ class Model:
                 accepted.append(index)
                 effects[index] = effect
         code = route.nobody if not route.slots else 0
-        return Outcome(
-            -1 if code else len(accepted),
-            code,
-            tuple(effects),
-            tuple(accepted),
-            tuple(self._applied),
-        )
+        result = -1 if code else len(accepted)
+        return Outcome(result, code, tuple(effects), tuple(accepted), tuple(self._applied))
 
     def _apply(self, rule: Rule, detail: str) -> None:
         self._applied.append((rule, detail))
@@ -414,11 +406,10 @@ class Model:
         return self._search(message, destination, why)
 
     def _destination(self, message: Message) -> int:
-        if self.topology.has_32bit_ids:
-            self._apply(DESTINATION_32, f"destination {message.destination:#x}")
-            return message.destination
-        self._apply(DESTINATION_8, f"destination {message.destination_7_0:#x}")
-        return message.destination_7_0
+        wide = self.topology.has_32bit_ids
+        destination = message.destination if wide else message.destination_7_0
+        self._apply(DESTINATION_32 if wide else DESTINATION_8, f"destination {destination:#x}")
+        return destination
 
     def _is_broadcast(self, apic_map: ApicMap, destination: int) -> bool:
         """Do as ``kvm_apic_is_broadcast_dest()`` (x2apic-api.quirk, x2apic-api.quirk-32bit)."""
@@ -468,9 +459,9 @@ class Model:
 
         A physical destination above 0xff is a vCPU ID, even of an xAPIC: see ``_add_physical()``.
         """
-        if vcpu.is_x2apic and self.topology.has_broadcast_quirk and destination == XAPIC_BROADCAST:
-            return True
         if destination == (X2APIC_BROADCAST if vcpu.is_x2apic else XAPIC_BROADCAST):
+            return True
+        if destination == XAPIC_BROADCAST and self.topology.has_broadcast_quirk:
             return True
         if not logical:
             wide = vcpu.is_x2apic or destination > 0xFF
@@ -480,9 +471,8 @@ class Model:
         logical_id = vcpu.ldr >> 24
         if vcpu.dfr == DFR_FLAT:
             return bool(logical_id & destination)
-        if vcpu.dfr == DFR_CLUSTER:
-            return logical_id >> 4 == destination >> 4 and bool(logical_id & destination & 0xF)
-        return False
+        same_cluster = vcpu.dfr == DFR_CLUSTER and logical_id >> 4 == destination >> 4
+        return same_cluster and bool(logical_id & destination & 0xF)
 
     # --- 3. choice ---------------------------------------------------------------------------
 
@@ -512,28 +502,20 @@ class Model:
         self, vcpu: VcpuState, delivery_mode: DeliveryMode, message: Message
     ) -> Effect | None:
         """Return the effect of ``message`` on a vCPU that receives it, None if it is refused."""
-        name = f"vCPU {self._index[vcpu.vcpu_id]}"
-        fixed = delivery_mode in (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY)
-        if fixed and not vcpu.software_enabled:
-            self._apply(SOFTWARE_DISABLED, name)
+        rule = _RULE_OF[delivery_mode]
+        if rule is ENABLED and not vcpu.software_enabled:
+            rule = SOFTWARE_DISABLED
+        elif delivery_mode is DeliveryMode.SMI and not self.topology.smm:
+            rule = NO_SMM
+        state = f", {vcpu.mp_state.name}" if rule is STARTUP or rule is UNHALT else ""
+        self._apply(rule, f"vCPU {self._index[vcpu.vcpu_id]}{state}")
+        if rule is SOFTWARE_DISABLED or rule is NO_SMM or rule is NO_EXTINT:
             return None
-        if delivery_mode is DeliveryMode.SMI and not self.topology.smm:
-            self._apply(NO_SMM, name)
-            return None
-        if delivery_mode is DeliveryMode.EXTINT:
-            self._apply(NO_EXTINT, name)
-            return None
-        if delivery_mode in (DeliveryMode.SIPI, DeliveryMode.REMRD):
-            name += f", {vcpu.mp_state.name}"
-        self._apply(_ACCEPTED[delivery_mode], name)
         return effect_of(message, vcpu, delivery_mode, self.switches)
 
 
 def effect_of(
-    message: Message,
-    vcpu: VcpuState,
-    delivery_mode: DeliveryMode,
-    switches: Switches = REFERENCE,
+    message: Message, vcpu: VcpuState, delivery_mode: DeliveryMode, switches: Switches = REFERENCE
 ) -> Effect:
     """Return the effect on a vCPU that accepts ``message`` with ``delivery_mode``."""
     vector = frozenset({message.vector})
@@ -552,12 +534,13 @@ def effect_of(
             return Effect(nmi=min(vcpu.nmi + 1, limit) - vcpu.nmi)
         case DeliveryMode.INIT:
             state = MpState.RUNNABLE if vcpu.vcpu_id == BSP_ID else MpState.INIT_RECEIVED
-            return Effect(init=1 - vcpu.init, mp_state=_change(vcpu, state))
+            change = None if vcpu.mp_state is state else (vcpu.mp_state, state)
+            return Effect(init=1 - vcpu.init, mp_state=change)
         case DeliveryMode.SIPI:
-            return Effect(mp_state=_runnable_from(vcpu, MpState.INIT_RECEIVED))
+            return _runnable_from(vcpu, MpState.INIT_RECEIVED)
         case DeliveryMode.REMRD:
             held = [MpState.AP_RESET_HOLD] if switches.remrd_ends_reset_hold else []
-            return Effect(mp_state=_runnable_from(vcpu, MpState.HALTED, *held))
+            return _runnable_from(vcpu, MpState.HALTED, *held)
         case DeliveryMode.EXTINT:  # pragma: no cover - no LAPIC accepts ExtINT
             return NOTHING
 
@@ -568,12 +551,9 @@ def _is_for_one(message: Message) -> bool:
     return lowest_priority or bool(message.redirection_hint)
 
 
-def _change(vcpu: VcpuState, state: MpState) -> tuple[int, int] | None:
-    return None if vcpu.mp_state is state else (vcpu.mp_state, state)
-
-
-def _runnable_from(vcpu: VcpuState, *states: MpState) -> tuple[int, int] | None:
-    return _change(vcpu, MpState.RUNNABLE) if vcpu.mp_state in states else None
+def _runnable_from(vcpu: VcpuState, *states: MpState) -> Effect:
+    woken = vcpu.mp_state in states
+    return Effect(mp_state=(vcpu.mp_state, MpState.RUNNABLE)) if woken else NOTHING
 
 
 def _show(slots: Sequence[int | None]) -> str:

@@ -55,17 +55,15 @@ _SWITCHES = tuple(each.name for each in fields(Switches))
 
 def run(cases: Iterable[str], predictions: TextIO) -> int:
     """Write the prediction of each line of ``cases``; return the exit code. Raises ValueError."""
-    disagree = False
-    number = 0
+    disagree, number = False, 0
     for number, line in enumerate(cases, 1):
         try:
             prediction = predict(json.loads(line.strip()))
-        except json.JSONDecodeError as reason:
-            raise ValueError(
-                f"line {number}: not JSON: {reason.msg} in column {reason.colno}"
-            ) from None
-        except ValueError as reason:
+        except json.JSONDecodeError as error:
+            reason = f"not JSON: {error.msg} in column {error.colno}"
             raise ValueError(f"line {number}: {reason}") from None
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None
         print(json.dumps(prediction), file=predictions)
         disagree |= not prediction.get("agrees", True)
     if not number:
@@ -80,10 +78,9 @@ def predict(case: object) -> dict[str, Any]:
         if name not in given:
             raise ValueError(f"case: {name} is missing")
     topology = Topology.parse(_text("topology", given["topology"]))
-    switches = _object("switches", given.get("switches", {}), _SWITCHES)
     model = Model(
-        replace(topology, **_capabilities(given.get("capabilities", {}))),
-        replace(REFERENCE, **{name: _bool(name, value) for name, value in switches.items()}),
+        replace(topology, **_options("capabilities", given, _CAPABILITIES)),
+        replace(REFERENCE, **_options("switches", given, _SWITCHES)),
     )
     outcome = model.predict(
         _message(given["message"]),
@@ -107,10 +104,11 @@ def _message(given: object) -> Message:
     return Message.from_fields(values)
 
 
-def _capabilities(given: object) -> dict[str, Any]:
+def _options(kind: str, given: Mapping[str, Any], known: Sequence[str]) -> dict[str, Any]:
+    """Return capabilities or switches of a case. All but ``x2apic_api`` are true or false."""
     return {
         name: number_of(name, value) if name == "x2apic_api" else _bool(name, value)
-        for name, value in _object("capabilities", given, _CAPABILITIES).items()
+        for name, value in _object(kind, given.get(kind, {}), known).items()
     }
 
 
@@ -119,25 +117,21 @@ def _prediction(outcome: Outcome) -> dict[str, Any]:
     return {
         "result": outcome.result,
         "errno": errno.errorcode[outcome.errno] if outcome.errno else None,
-        "effects": {
-            str(vcpu): _plain(effect) for vcpu, effect in enumerate(outcome.effects) if effect
-        },
+        "effects": {str(i): _plain(effect) for i, effect in enumerate(outcome.effects) if effect},
         "clauses": list(dict.fromkeys(clauses)),
     }
 
 
 def _plain(effect: Effect) -> dict[str, Any]:
     """Return the changes of ``effect`` as JSON values."""
-    plain: dict[str, Any] = {}
-    for name in _EFFECTS:
-        value = getattr(effect, name)
-        if value and isinstance(value, frozenset):
-            plain[name] = sorted(value)
-        elif name == "mp_state" and value:
-            plain[name] = [show_mp_state(state) for state in value]
-        elif value:
-            plain[name] = value
-    return plain
+    plain: dict[str, Any] = {name: getattr(effect, name) for name in _EFFECTS}
+    if effect.mp_state:
+        plain["mp_state"] = [show_mp_state(state) for state in effect.mp_state]
+    return {
+        name: sorted(value) if isinstance(value, frozenset) else value
+        for name, value in plain.items()
+        if value
+    }
 
 
 def _agrees(prediction: Mapping[str, Any], recorded: Mapping[str, Any]) -> bool:
@@ -149,10 +143,9 @@ def _agrees(prediction: Mapping[str, Any], recorded: Mapping[str, Any]) -> bool:
 def _recorded_effects(given: object) -> dict[str, dict[str, Any]]:
     """Return recorded effects in the form of a prediction: without empty changes."""
     effects = {}
-    for vcpu, changes in _object("effects", given).items():
-        given_changes = _object(f"effects on vCPU {vcpu}", changes, _EFFECTS)
-        changed = {name: value for name, value in given_changes.items() if value}
-        if changed:
+    for vcpu, given_changes in _object("effects", given).items():
+        changes = _object(f"effects on vCPU {vcpu}", given_changes, _EFFECTS)
+        if changed := {name: value for name, value in changes.items() if value}:
             effects[vcpu] = changed
     return effects
 

@@ -116,8 +116,7 @@ class VcpuState:
             if getattr(self, name) == value and word not in _DEFAULTS:
                 words.append(word)
         for name in _NUMBERS:
-            value = getattr(self, name)
-            if value != getattr(usual, name):
+            if (value := getattr(self, name)) != getattr(usual, name):
                 words.append(f"{name}={value:#x}" if name in _HEX else f"{name}={value}")
         for name in _VECTORS:
             if value := getattr(self, name):
@@ -158,15 +157,11 @@ _limited = attrgetter(*_LIMITS)
 _BEYOND = [-1 << bits for bits in _LIMITS.values()]
 
 
-def _dashed(name: str) -> str:
-    return name.lower().replace("_", "-")
-
-
 # Words for the values of fields.
 _WORDS: dict[str, tuple[str, object]] = {
-    **{_dashed(apic_mode.name): ("apic_mode", apic_mode) for apic_mode in ApicMode},
+    **{apic_mode.name.lower(): ("apic_mode", apic_mode) for apic_mode in ApicMode},
     "sw-disabled": ("software_enabled", False),
-    **{_dashed(mp_state.name): ("mp_state", mp_state) for mp_state in MpState},
+    **{state.name.lower().replace("_", "-"): ("mp_state", state) for state in MpState},
     "unmapped": ("mapped", False),
 }
 _DEFAULTS = ("xapic", "runnable")
@@ -237,10 +232,8 @@ class Topology:
                 vcpus.append(VcpuState.parse(word))
             else:
                 known = [*get_args(Irqchip), "x2apic_api=", "mapped_api=", *_FLAGS]
-                raise ValueError(
-                    f"topology: {word!r} is neither a vCPU (a number, then /words) nor one of "
-                    + " ".join(known)
-                )
+                forms = f"neither a vCPU (a number, then /words) nor one of {' '.join(known)}"
+                raise ValueError(f"topology: {word!r} is {forms}")
         return cls(tuple(vcpus), **given)  # type: ignore[arg-type]
 
 

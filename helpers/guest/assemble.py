@@ -6,7 +6,6 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -24,15 +23,19 @@ class AssemblyError(RuntimeError):
 @cache
 def probe() -> bytes:
     """Return the machine code of the probe, for ``layout.PROBE``. Raises AssemblyError."""
-    options = [f"-D{name}={value:#x}" for name, value in sorted(layout.defines().items())]
-    return _built(PROBE, options, "bin", _assemble).read_bytes()
+    link = f"--oformat=binary,-Ttext={layout.PROBE:#x},-e,_start,--build-id=none"
+    options = ["-nostdlib", "-static", f"-Wl,{link}"]
+    options += [f"-D{name}={value:#x}" for name, value in sorted(layout.defines().items())]
+    code = _built(PROBE, options, "bin").read_bytes()
+    if layout.PROBE + len(code) > layout.PROBE_LIMIT:
+        raise AssemblyError(f"{PROBE.name} is too large: its machine code exceeds PROBE_LIMIT")
+    return code
 
 
 @cache
 def sender() -> Path:
     """Return the path of the shared library made of sender.c. Raises AssemblyError."""
-    options = ["-shared", "-fPIC", "-O2", "-Wall", "-Werror"]
-    return _built(SENDER, options, "so", _compile)
+    return _built(SENDER, ["-shared", "-fPIC", "-O2", "-Wall", "-Werror"], "so")
 
 
 def build_all() -> None:
@@ -41,13 +44,8 @@ def build_all() -> None:
     sender()
 
 
-def _built(
-    source: Path,
-    options: list[str],
-    suffix: str,
-    build: Callable[[Path, list[str], Path], None],
-) -> Path:
-    """Return the path of the output of ``build``, which runs unless the cache has the output."""
+def _built(source: Path, options: list[str], suffix: str) -> Path:
+    """Return the path of the output of gcc, which runs unless the cache has the output."""
     key = hashlib.sha256(source.read_bytes() + " ".join(options).encode()).hexdigest()[:16]
     cached = cache_directory() / f"{source.stem}-{key}.{suffix}"
     if cached.exists():
@@ -67,7 +65,11 @@ def _built(
         scratch = tempfile.TemporaryDirectory(dir=cached.parent)
     with scratch as directory:
         output = Path(directory, "output")
-        build(source, options, output)
+        command = ["gcc", *options, str(source), "-o", str(output)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            said = (done.stderr or done.stdout).strip()
+            raise AssemblyError(f"gcc could not build {source.name}: {said}")
         return output.replace(cached)
 
 
@@ -75,23 +77,3 @@ def _built(
 def _directory_of_process() -> tempfile.TemporaryDirectory[str]:
     """Return a directory that Python removes when this process ends."""
     return tempfile.TemporaryDirectory()
-
-
-def _assemble(source: Path, options: list[str], output: Path) -> None:
-    objects = output.with_suffix(".o")
-    _run(source, ["gcc", "-c", *options, str(source), "-o", str(objects)])
-    link = ["ld", "--oformat=binary", f"-Ttext={layout.PROBE:#x}", "-e", "_start"]
-    _run(source, [*link, str(objects), "-o", str(output)])
-    if layout.PROBE + output.stat().st_size > layout.PROBE_LIMIT:
-        raise AssemblyError(f"{source.name} is too large: its machine code exceeds PROBE_LIMIT")
-
-
-def _compile(source: Path, options: list[str], output: Path) -> None:
-    _run(source, ["gcc", *options, str(source), "-o", str(output)])
-
-
-def _run(source: Path, command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        said = (done.stderr or done.stdout).strip()
-        raise AssemblyError(f"{command[0]} could not build {source.name}: {said}")

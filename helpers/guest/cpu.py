@@ -8,6 +8,7 @@ import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from helpers.apic import ApicMode, LapicPage, Register
 from helpers.apic.lapic import SVR_ENABLE, SVR_RESET, VectorSet, vectors_of
@@ -52,19 +53,14 @@ class Cpu:
     """
 
     def __init__(
-        self,
-        index: int,
-        vcpu: Vcpu,
-        memory: mmap.mmap,
-        cpuid: ctypes.Array[ctypes.c_uint8],
-        ledger: Ledger,
+        self, index: int, vcpu: Vcpu, memory: mmap.mmap, cpuid: abi.Bytes, ledger: Ledger
     ) -> None:
         self.index = index
         self.vcpu = vcpu
         self._area = layout.AREAS + index * layout.AREA_SIZE
         self._memory = memory
         self.control = layout.Control.from_buffer(memory, self._area)
-        self._cpuid: ctypes.Array[ctypes.c_uint8] | None = cpuid
+        self._cpuid: abi.Bytes | None = cpuid
         self._ledger = ledger
 
     # --- the view of the host ---------------------------------------------------------------------
@@ -108,8 +104,7 @@ class Cpu:
         """
         page = self.lapic
         for name, value in registers.items():
-            register = Register[name.upper()]
-            page[register] = value << 24 if register in (Register.ID, Register.LDR) else value
+            page[Register[name.upper()]] = value << 24 if name in ("id", "ldr") else value
         self.lapic = page
         return self
 
@@ -121,26 +116,16 @@ class Cpu:
 
     def snapshot(self) -> Snapshot:
         """Read the state of the vCPU. KVM then processes a pending INIT or SIPI."""
-        lapic = self.lapic
-        events = self.vcpu.get_events()
-        mp_state = self.mp_state
-        if events.smi.latched_init:
+        lapic, events, mp_state = self.lapic, self.vcpu.get_events(), self.mp_state  # in this order
+        nmi, smi, init = events.nmi.pending, events.smi.pending, events.smi.latched_init
+        if init:
             self._ledger.map_rebuilt()  # the INIT has reset the LAPIC
-        return Snapshot(
-            lapic=lapic,
-            nmi_pending=events.nmi.pending,
-            smi_pending=events.smi.pending,
-            latched_init=events.smi.latched_init,
-            mp_state=mp_state,
-        )
+        return Snapshot(lapic, nmi, smi, init, mp_state)
 
     # --- running ----------------------------------------------------------------------------------
 
     def run_to(self, *ports: int) -> int:
-        """Enter the guest until it writes to a port. Return the port.
-
-        Raises GuestError unless the port is one of ``ports``.
-        """
+        """Enter the guest until an exit to one of ``ports``. Return the port. Raises GuestError."""
         return expect_port(self.vcpu, self.index, self._enter(), *ports)
 
     def _enter(self) -> int:
@@ -150,10 +135,7 @@ class Cpu:
         return reason
 
     def step(self) -> None:
-        """Enter the guest until the next exit of the idle loop.
-
-        The guest takes at most one interrupt, then leaves from the idle loop.
-        """
+        """Enter the guest until the idle loop exits. The guest takes at most one interrupt."""
         self.run_to(layout.PORT_IDLE)
 
     def take(self) -> list[Taken]:
@@ -179,21 +161,11 @@ class Cpu:
         return records
 
     def _record(self, number: int) -> Taken:
-        size = ctypes.sizeof(layout.Record)
-        offset = self._area + layout.LOG + number * size
+        offset = self._area + layout.LOG + number * ctypes.sizeof(layout.Record)
         record = layout.Record.from_buffer_copy(self._memory, offset)
-        return Taken(
-            vector=record.vector,
-            apic_base=record.apic_base,
-            id=record.id,
-            tpr=record.tpr,
-            ppr=record.ppr,
-            ldr=record.ldr,
-            svr=record.svr,
-            isr=vectors_of(record.isr),
-            tmr=vectors_of(record.tmr),
-            irr=vectors_of(record.irr),
-        )
+        fields: dict[str, Any] = {name: getattr(record, name) for name in Taken.__slots__}
+        fields |= {name: vectors_of(fields[name]) for name in ("isr", "tmr", "irr")}
+        return Taken(**fields)
 
     def run_to_handler(self) -> None:
         """Enter the guest until the handler stops. Requires ``handler(pause=True)``."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 from ctypes import c_uint32, c_uint64
 
-from helpers.apic.lapic import APIC_BASE_ENABLE, APIC_BASE_X2APIC, SVR_ENABLE, Register
+from helpers.apic import Register, lapic
+from helpers.kvm.abi import fields
 
 # Guest-physical addresses. The page tables map the first 4 GiB to the same virtual addresses.
 GDT = 0x1000
@@ -41,17 +42,7 @@ PORT_IDLE = 0x1F0
 PORT_HANDLER = 0x1F1
 PORT_FAULT = 0x1F2
 
-OPERATIONS = (
-    "NONE",
-    "LAPIC_READ",
-    "LAPIC_WRITE",
-    "RDMSR",
-    "WRMSR",
-    "CLI",
-    "STI",
-    "HLT",
-    "SPIN",
-)
+OPERATIONS = ("NONE", "LAPIC_READ", "LAPIC_WRITE", "RDMSR", "WRMSR", "CLI", "STI", "HLT", "SPIN")
 
 FLAG_EOI = 1 << 0  # the handler writes EOI
 FLAG_PAUSE = 1 << 1  # the handler exits to PORT_HANDLER before the EOI
@@ -68,14 +59,11 @@ class Control(ctypes.Structure):
 
     _fields_ = [
         ("self_address", c_uint64),
-        ("operation", c_uint32),
-        ("argument", c_uint32),
+        *fields(c_uint32, "operation", "argument"),
         ("value", c_uint64),
-        ("flags", c_uint32),
-        ("taken", c_uint32),
+        *fields(c_uint32, "flags", "taken"),
         ("spins", c_uint64),
-        ("stop", c_uint32),
-        ("halts", c_uint32),
+        *fields(c_uint32, "stop", "halts"),
     ]
 
 
@@ -83,37 +71,18 @@ class Record(ctypes.Structure):
     """One record of the log: the vector, and the registers of the LAPIC in the handler."""
 
     _fields_ = [
-        ("vector", c_uint32),
-        ("apic_base", c_uint32),
-        ("id", c_uint32),
-        ("tpr", c_uint32),
-        ("ppr", c_uint32),
-        ("ldr", c_uint32),
-        ("svr", c_uint32),
-        ("reserved", c_uint32),
-        ("isr", c_uint32 * 8),
-        ("tmr", c_uint32 * 8),
-        ("irr", c_uint32 * 8),
+        *fields(c_uint32, "vector", "apic_base", "id", "tpr", "ppr", "ldr", "svr", "reserved"),
+        *fields(c_uint32 * 8, "isr", "tmr", "irr"),
     ]
 
 
 def defines() -> dict[str, int]:
     """Return every constant of probe.S, by name."""
-    constants = {
-        name: value
-        for name, value in globals().items()
-        if name.isupper() and isinstance(value, int)
-    }
+    named = vars(lapic) | globals()
+    constants = {name: value for name, value in named.items() if isinstance(value, int)}
     for struct in (Control, Record):
-        for field in struct._fields_:
-            offset: int = getattr(struct, field[0]).offset
-            constants[f"{struct.__name__}_{field[0]}".upper()] = offset
+        for name, *_ in struct._fields_:
+            constants[f"{struct.__name__}_{name}".upper()] = getattr(struct, name).offset
     constants["RECORD_SIZE"] = ctypes.sizeof(Record)
     constants |= {f"OP_{name}": number for number, name in enumerate(OPERATIONS)}
-    constants |= {f"REG_{register.name}": register for register in Register}
-    constants |= {
-        "APIC_BASE_ENABLE": APIC_BASE_ENABLE,
-        "APIC_BASE_X2APIC": APIC_BASE_X2APIC,
-        "SVR_ENABLE": SVR_ENABLE,
-    }
-    return constants
+    return constants | {f"REG_{register.name}": register for register in Register}

@@ -9,32 +9,23 @@ from __future__ import annotations
 from typing import Any
 
 from helpers.apic import ApicMode, DeliveryMode, Register
-from helpers.apic.lapic import APIC_BASE_ENABLE, APIC_BASE_X2APIC, SVR_ENABLE
+from helpers.apic.lapic import SVR_ENABLE
 from helpers.guest.injection import Snapshot
 from helpers.kvm import abi
 from helpers.kvm.closing import Closing
 from helpers.kvm.ioctl import observers
 
 IA32_APIC_BASE = 0x1B
-_APIC_MODE = APIC_BASE_ENABLE | APIC_BASE_X2APIC
 
 # Requests that only make snapshots stale: reads, and writes that Machine.reset() undoes.
 _PLAIN = {
-    request.number
-    for request in (
-        *(abi.KVM_CHECK_EXTENSION, abi.KVM_GET_LAPIC, abi.KVM_GET_MP_STATE, abi.KVM_GET_REGS),
-        *(abi.KVM_GET_VCPU_EVENTS, abi.KVM_RUN, abi.KVM_SET_REGS, abi.KVM_SET_VCPU_EVENTS),
-    )
+    *(abi.KVM_CHECK_EXTENSION.number, abi.KVM_GET_LAPIC.number, abi.KVM_GET_MP_STATE.number),
+    *(abi.KVM_GET_REGS.number, abi.KVM_GET_VCPU_EVENTS.number, abi.KVM_RUN.number),
+    *(abi.KVM_SET_REGS.number, abi.KVM_SET_VCPU_EVENTS.number),
 }
 
-# Delivery modes whose effect Machine.reset() undoes. The others set latches that KVM offers no way
-# to clear.
-_UNDONE_MODES = {
-    DeliveryMode.FIXED,
-    DeliveryMode.LOWEST_PRIORITY,
-    DeliveryMode.EXTINT,
-    DeliveryMode.NMI,
-}
+# Delivery modes that set latches, which no ioctl clears. Machine.reset() undoes all others.
+_LATCHING_MODES = {DeliveryMode.SMI, DeliveryMode.REMRD, DeliveryMode.INIT, DeliveryMode.SIPI}
 
 # Registers that determine the destinations of a LAPIC: each write makes KVM rebuild its map.
 _MAPPED = {Register.ID, Register.LDR, Register.DFR}
@@ -42,7 +33,7 @@ _MAPPED = {Register.ID, Register.LDR, Register.DFR}
 
 def apic_mode_in(apic_base: int) -> ApicMode:
     """Return the APIC mode in a value of IA32_APIC_BASE."""
-    return ApicMode(apic_base & _APIC_MODE)
+    return ApicMode(apic_base & ApicMode.X2APIC.value)
 
 
 class Ledger(Closing):
@@ -130,7 +121,7 @@ class Ledger(Closing):
 
     def _set_apic_base(self, fd: int, apic_base: int, old: ApicMode | None) -> None:
         self.apic_modes.pop(fd, None)
-        if old is None or old.value != apic_base & _APIC_MODE:
+        if old is None or old.value != apic_base & ApicMode.X2APIC.value:
             self.map_rebuilt()
 
     def map_rebuilt(self) -> None:
@@ -145,8 +136,7 @@ def _is_undone(number: int, argument: Any) -> bool:
         case abi.KVM_SET_LAPIC.number | abi.KVM_GET_SREGS.number:
             return True
         case abi.KVM_SIGNAL_MSI.number:
-            is_address = isinstance(argument, int)
-            return is_address or argument.data >> 8 & 7 in _UNDONE_MODES
+            return isinstance(argument, int) or argument.data >> 8 & 7 not in _LATCHING_MODES
         case abi.KVM_SET_MP_STATE.number:
             return bool(argument.mp_state != abi.KVM_MP_STATE_SIPI_RECEIVED)
     return False

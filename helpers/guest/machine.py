@@ -18,8 +18,9 @@ from helpers.guest.cpu import Cpu
 from helpers.guest.injection import Injection, Setting, Snapshot, effect_between, journal, msi_of
 from helpers.guest.ledger import Ledger
 from helpers.guest.memory import add_memory
-from helpers.kvm import KvmError, System, abi
+from helpers.kvm import System, abi
 from helpers.kvm.closing import Closing
+from helpers.kvm.ioctl import attempt, ioctl
 
 
 class Machine(Closing):
@@ -136,23 +137,14 @@ class Machine(Closing):
     ) -> Injection:
         """Call KVM_SIGNAL_MSI and observe all vCPUs. An error is part of the result, not raised."""
         msi = msi_of(message, flags, devid, pad)
-        return self.observe(msi, lambda: self._signal(msi))
-
-    def _signal(self, msi: abi.kvm_msi) -> tuple[int, int]:
-        try:
-            return self.vm.signal_msi(msi), 0
-        except KvmError as error:
-            return -1, error.errno or 0
+        return self.observe(msi, lambda: attempt(self.fd, abi.KVM_SIGNAL_MSI, msi))
 
     def send(self, message: Message) -> int:
         """Call KVM_SIGNAL_MSI without reading the vCPUs, which may be running. Raises KvmError."""
-        return self.vm.signal_msi(msi_of(message))
+        return ioctl(self.fd, abi.KVM_SIGNAL_MSI, msi_of(message))
 
     def observe(self, msi: abi.kvm_msi, inject: Callable[[], tuple[int, int]]) -> Injection:
-        """Call ``inject()``, which sends ``msi``, between two snapshots of all vCPUs.
-
-        ``inject()`` returns (return value, errno or 0).
-        """
+        """Call ``inject()``, which sends ``msi`` and returns (result, errno), between snapshots."""
         before = self._snapshots_before()
         setting = self.setting()
         result, code = inject()

@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Self
 
 from helpers.guest import layout
@@ -47,7 +46,7 @@ class Running(Closing):
 
     def __enter__(self) -> Self:
         # Without a handler the signal of the kick ends the process instead of interrupting KVM_RUN.
-        signal.signal(signal.SIGUSR1, _ignore)
+        signal.signal(signal.SIGUSR1, lambda *_: None)
         self._thread.start()
         return self
 
@@ -121,7 +120,3 @@ class Running(Closing):
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
-
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    pass

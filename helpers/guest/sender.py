@@ -48,27 +48,18 @@ def send_values(fd: int, msi: abi.kvm_msi, word: Word, values: Values, expected:
     the first other result.
     """
     got = ctypes.c_int()
-    sent = _library().send_values(
-        fd,
-        abi.KVM_SIGNAL_MSI.number,
-        ctypes.byref(msi),
-        ctypes.byref(msi, getattr(abi.kvm_msi, word).offset),
-        values,
-        len(values),
-        expected,
-        ctypes.byref(got),
-    )
+    place = ctypes.byref(msi, getattr(abi.kvm_msi, word).offset)
+    call = (fd, abi.KVM_SIGNAL_MSI.number, ctypes.byref(msi), place)
+    sent = _library().send_values(*call, values, len(values), expected, ctypes.byref(got))
     return int(sent), got.value
 
 
 @cache
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(sender()))
-    pointer = ctypes.c_void_p
-    library.send_values.argtypes = (
-        *(ctypes.c_int, ctypes.c_ulong, pointer, pointer),
-        *(pointer, ctypes.c_int, pointer, pointer),
-    )
+    number, pointer = ctypes.c_int, ctypes.c_void_p
+    call = (number, ctypes.c_ulong, pointer, pointer)
+    library.send_values.argtypes = (*call, pointer, number, pointer, pointer)
     return library
 
 

@@ -8,134 +8,108 @@ compares every size, offset and number.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
 from ctypes import c_int32, c_uint8, c_uint16, c_uint32, c_uint64
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
-S = TypeVar("S", bound=ctypes.Structure)
 C = TypeVar("C")
+Bytes = ctypes.Array[c_uint8]
 
 KVM_API_VERSION = 12
 KVMIO = 0xAE
 
 
-def sized(size: int) -> Callable[[type[S]], type[S]]:
-    """Decorate a structure: raise TypeError unless it has ``size`` bytes, as in the uapi."""
-
-    def check(struct: type[S]) -> type[S]:
-        if ctypes.sizeof(struct) != size:
-            raise TypeError(
-                f"{struct.__name__}: {ctypes.sizeof(struct)} bytes, the uapi has {size}"
-            )
-        return struct
-
-    return check
-
-
 # --- structures ----------------------------------------------------------------------------------
 
 
-def _fields(type_: type[C], *names: str) -> list[tuple[str, type[C]]]:
+def fields(type_: type[C], *names: str) -> list[tuple[str, type[C]]]:
+    """Return the part of ``_fields_`` in which ``names`` have the same type."""
     return [(name, type_) for name in names]
 
 
-@sized(32)
 class kvm_msi(ctypes.Structure):
     _fields_ = [
-        *_fields(c_uint32, "address_lo", "address_hi", "data", "flags", "devid"),
+        *fields(c_uint32, "address_lo", "address_hi", "data", "flags", "devid"),
         ("pad", c_uint8 * 12),
     ]
 
 
-@sized(104)
 class kvm_enable_cap(ctypes.Structure):
-    _fields_ = [
-        *_fields(c_uint32, "cap", "flags"),
-        ("args", c_uint64 * 4),
-        ("pad", c_uint8 * 64),
-    ]
+    _fields_ = [*fields(c_uint32, "cap", "flags"), ("args", c_uint64 * 4), ("pad", c_uint8 * 64)]
 
 
-@sized(32)
 class kvm_userspace_memory_region(ctypes.Structure):
     _fields_ = [
-        *_fields(c_uint32, "slot", "flags"),
-        *_fields(c_uint64, "guest_phys_addr", "memory_size", "userspace_addr"),
+        *fields(c_uint32, "slot", "flags"),
+        *fields(c_uint64, "guest_phys_addr", "memory_size", "userspace_addr"),
     ]
 
 
-@sized(144)
 class kvm_regs(ctypes.Structure):
     _fields_ = [
-        *_fields(c_uint64, "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
-        *_fields(c_uint64, "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
-        *_fields(c_uint64, "rip", "rflags"),
+        *fields(c_uint64, "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
+        *fields(c_uint64, "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15"),
+        *fields(c_uint64, "rip", "rflags"),
     ]
 
 
-@sized(24)
 class kvm_segment(ctypes.Structure):
     _fields_ = [
         ("base", c_uint64),
         ("limit", c_uint32),
         ("selector", c_uint16),
-        *_fields(c_uint8, "type", "present", "dpl", "db", "s", "l", "g", "avl"),
-        *_fields(c_uint8, "unusable", "padding"),
+        *fields(c_uint8, "type", "present", "dpl", "db", "s", "l", "g", "avl"),
+        *fields(c_uint8, "unusable", "padding"),
     ]
 
 
-@sized(16)
 class kvm_dtable(ctypes.Structure):
     _fields_ = [("base", c_uint64), ("limit", c_uint16), ("padding", c_uint16 * 3)]
 
 
-@sized(312)
 class kvm_sregs(ctypes.Structure):
     _fields_ = [
-        *_fields(kvm_segment, "cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt"),
-        *_fields(kvm_dtable, "gdt", "idt"),
-        *_fields(c_uint64, "cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base"),
+        *fields(kvm_segment, "cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt"),
+        *fields(kvm_dtable, "gdt", "idt"),
+        *fields(c_uint64, "cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base"),
         ("interrupt_bitmap", c_uint64 * 4),
     ]
 
 
-@sized(1024)
 class kvm_lapic_state(ctypes.Structure):
     _fields_ = [("regs", c_uint8 * 1024)]
 
 
-@sized(4)
 class kvm_mp_state(ctypes.Structure):
     _fields_ = [("mp_state", c_uint32)]
 
 
 class _exception(ctypes.Structure):
     _fields_ = [
-        *_fields(c_uint8, "injected", "nr", "has_error_code", "pending"),
+        *fields(c_uint8, "injected", "nr", "has_error_code", "pending"),
         ("error_code", c_uint32),
     ]
 
 
 class _interrupt(ctypes.Structure):
-    _fields_ = _fields(c_uint8, "injected", "nr", "soft", "shadow")
+    _fields_ = fields(c_uint8, "injected", "nr", "soft", "shadow")
 
 
 class _nmi(ctypes.Structure):
-    _fields_ = _fields(c_uint8, "injected", "pending", "masked", "pad")
+    _fields_ = fields(c_uint8, "injected", "pending", "masked", "pad")
 
 
 class _smi(ctypes.Structure):
-    _fields_ = _fields(c_uint8, "smm", "pending", "smm_inside_nmi", "latched_init")
+    _fields_ = fields(c_uint8, "smm", "pending", "smm_inside_nmi", "latched_init")
 
 
-@sized(64)
 class kvm_vcpu_events(ctypes.Structure):
     _fields_ = [
         ("exception", _exception),
         ("interrupt", _interrupt),
         ("nmi", _nmi),
-        *_fields(c_uint32, "sipi_vector", "flags"),
+        *fields(c_uint32, "sipi_vector", "flags"),
         ("smi", _smi),
         ("triple_fault", c_uint8),
         ("reserved", c_uint8 * 26),
@@ -144,7 +118,6 @@ class kvm_vcpu_events(ctypes.Structure):
     ]
 
 
-@sized(8)
 class kvm_irq_level(ctypes.Structure):
     """``irq`` and ``status`` are a union: KVM_IRQ_LINE_STATUS reads ``irq``, writes ``status``."""
 
@@ -155,20 +128,16 @@ class kvm_irq_level(ctypes.Structure):
         return c_int32(self.irq).value
 
 
-@sized(32)
 class kvm_irqfd(ctypes.Structure):
-    _fields_ = [
-        *_fields(c_uint32, "fd", "gsi", "flags", "resamplefd"),
-        ("pad", c_uint8 * 16),
-    ]
+    _fields_ = [*fields(c_uint32, "fd", "gsi", "flags", "resamplefd"), ("pad", c_uint8 * 16)]
 
 
 class kvm_irq_routing_msi(ctypes.Structure):
-    _fields_ = _fields(c_uint32, "address_lo", "address_hi", "data", "devid")
+    _fields_ = fields(c_uint32, "address_lo", "address_hi", "data", "devid")
 
 
 class kvm_irq_routing_irqchip(ctypes.Structure):
-    _fields_ = _fields(c_uint32, "irqchip", "pin")
+    _fields_ = fields(c_uint32, "irqchip", "pin")
 
 
 class _route(ctypes.Union):
@@ -179,36 +148,32 @@ class _route(ctypes.Union):
     ]
 
 
-@sized(48)
 class kvm_irq_routing_entry(ctypes.Structure):
-    _fields_ = [*_fields(c_uint32, "gsi", "type", "flags", "pad"), ("u", _route)]
+    _fields_ = [*fields(c_uint32, "gsi", "type", "flags", "pad"), ("u", _route)]
 
 
-@sized(8)
 class kvm_irq_routing(ctypes.Structure):
     """The header of ``nr`` entries of type kvm_irq_routing_entry."""
 
-    _fields_ = _fields(c_uint32, "nr", "flags")
+    _fields_ = fields(c_uint32, "nr", "flags")
 
 
-@sized(8)
 class kvm_cpuid2(ctypes.Structure):
     """The header of ``nent`` entries of type kvm_cpuid_entry2."""
 
-    _fields_ = _fields(c_uint32, "nent", "padding")
+    _fields_ = fields(c_uint32, "nent", "padding")
 
 
-@sized(40)
 class kvm_cpuid_entry2(ctypes.Structure):
     _fields_ = [
-        *_fields(c_uint32, "function", "index", "flags", "eax", "ebx", "ecx", "edx"),
+        *fields(c_uint32, "function", "index", "flags", "eax", "ebx", "ecx", "edx"),
         ("padding", c_uint32 * 3),
     ]
 
 
 class _exit_io(ctypes.Structure):
     _fields_ = [
-        *_fields(c_uint8, "direction", "size"),
+        *fields(c_uint8, "direction", "size"),
         ("port", c_uint16),
         ("count", c_uint32),
         ("data_offset", c_uint64),
@@ -247,12 +212,12 @@ class kvm_run(ctypes.Structure):
     """The shared page up to and including the exit union; the suite uses no later field."""
 
     _fields_ = [
-        *_fields(c_uint8, "request_interrupt_window", "immediate_exit"),
+        *fields(c_uint8, "request_interrupt_window", "immediate_exit"),
         ("padding1", c_uint8 * 6),
         ("exit_reason", c_uint32),
-        *_fields(c_uint8, "ready_for_interrupt_injection", "if_flag"),
+        *fields(c_uint8, "ready_for_interrupt_injection", "if_flag"),
         ("flags", c_uint16),
-        *_fields(c_uint64, "cr8", "apic_base"),
+        *fields(c_uint64, "cr8", "apic_base"),
         ("u", _exit),
     ]
 
@@ -293,16 +258,7 @@ KVM_EXIT_INTR = 10
 KVM_EXIT_INTERNAL_ERROR = 17
 KVM_EXIT_IOAPIC_EOI = 26
 
-EXIT_NAMES = {
-    KVM_EXIT_IO: "KVM_EXIT_IO",
-    KVM_EXIT_HLT: "KVM_EXIT_HLT",
-    KVM_EXIT_MMIO: "KVM_EXIT_MMIO",
-    KVM_EXIT_SHUTDOWN: "KVM_EXIT_SHUTDOWN",
-    KVM_EXIT_FAIL_ENTRY: "KVM_EXIT_FAIL_ENTRY",
-    KVM_EXIT_INTR: "KVM_EXIT_INTR",
-    KVM_EXIT_INTERNAL_ERROR: "KVM_EXIT_INTERNAL_ERROR",
-    KVM_EXIT_IOAPIC_EOI: "KVM_EXIT_IOAPIC_EOI",
-}
+EXIT_NAMES = {value: name for name, value in globals().items() if name.startswith("KVM_EXIT_")}
 
 KVM_VCPUEVENT_VALID_NMI_PENDING = 1 << 0
 KVM_VCPUEVENT_VALID_SMM = 1 << 3
@@ -320,9 +276,9 @@ KVM_MP_STATE_AP_RESET_HOLD = 9
 _IOC_NONE, _IOC_WRITE, _IOC_READ = 0, 1, 2
 
 
-def ioc(direction: int, nr: int, size: int, group: int = KVMIO) -> int:
-    """Return an ioctl number, as ``_IOC()`` of asm-generic/ioctl.h does."""
-    return direction << 30 | size << 16 | group << 8 | nr
+def ioc(direction: int, nr: int, size: int) -> int:
+    """Return an ioctl number of KVM, as ``_IOC()`` of asm-generic/ioctl.h does."""
+    return direction << 30 | size << 16 | KVMIO << 8 | nr
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,21 +289,14 @@ class Request:
     number: int
 
 
-def _io(name: str, nr: int) -> Request:
-    return Request(name, ioc(_IOC_NONE, nr, 0))
+def _request(
+    direction: int, name: str, nr: int, struct: type[ctypes.Structure] | None = None
+) -> Request:
+    return Request(name, ioc(direction, nr, ctypes.sizeof(struct) if struct else 0))
 
 
-def _ior(name: str, nr: int, struct: type[ctypes.Structure]) -> Request:
-    return Request(name, ioc(_IOC_READ, nr, ctypes.sizeof(struct)))
-
-
-def _iow(name: str, nr: int, struct: type[ctypes.Structure]) -> Request:
-    return Request(name, ioc(_IOC_WRITE, nr, ctypes.sizeof(struct)))
-
-
-def _iowr(name: str, nr: int, struct: type[ctypes.Structure]) -> Request:
-    return Request(name, ioc(_IOC_READ | _IOC_WRITE, nr, ctypes.sizeof(struct)))
-
+_io, _ior = partial(_request, _IOC_NONE), partial(_request, _IOC_READ)
+_iow, _iowr = partial(_request, _IOC_WRITE), partial(_request, _IOC_READ | _IOC_WRITE)
 
 KVM_GET_API_VERSION = _io("KVM_GET_API_VERSION", 0x00)
 KVM_CREATE_VM = _io("KVM_CREATE_VM", 0x01)

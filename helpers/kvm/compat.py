@@ -17,8 +17,6 @@ _INT80_IOCTL = bytes.fromhex("53 89fb 89f1 b836000000 cd80 5b c3")
 # push rbx; mov eax, 20 (getpid of i386); int 0x80; pop rbx; ret
 _INT80_GETPID = bytes.fromhex("53 b814000000 cd80 5b c3")
 
-_MAX_ERRNO = 4095
-
 
 def _machine_code(code: bytes, *arguments: Any) -> Callable[..., int]:
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
@@ -50,4 +48,4 @@ def compat_ioctl(fd: int, number: int, argument: int) -> tuple[int, int]:
         raise ValueError(f"address {argument:#x} does not fit a 32-bit system call")
     function = _machine_code(_INT80_IOCTL, ctypes.c_int, ctypes.c_uint, ctypes.c_uint)
     result = function(fd, number, argument)
-    return (-1, -result) if -_MAX_ERRNO <= result < 0 else (result, 0)
+    return (-1, -result) if -4096 < result < 0 else (result, 0)

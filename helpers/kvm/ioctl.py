@@ -1,7 +1,7 @@
 """System calls on KVM file descriptors: ioctl(2) with named requests, named errors and a trace.
 
-``ioctl()``, ``ioctl_once()`` and ``attempt()`` record each call in ``trace``. ``raw_ioctl()``,
-``compat_ioctl()`` (helpers/kvm/compat.py) and the sender of helpers/guest do not.
+``ioctl()`` and ``attempt()`` record each call in ``trace``. ``raw_ioctl()``, ``compat_ioctl()``
+(helpers/kvm/compat.py) and the sender of helpers/guest do not.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from helpers.kvm.abi import Request, kvm_enable_cap, kvm_msi
+from helpers.kvm.abi import Bytes, Request, kvm_enable_cap, kvm_msi
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p)
 _libc.ioctl.restype = ctypes.c_int
 
-Argument = int | ctypes.Structure | ctypes.Array[ctypes.c_uint8]
+Argument = int | ctypes.Structure | Bytes
 
 
 class KvmError(OSError):
@@ -94,14 +94,6 @@ def ioctl(fd: int, request: Request, argument: Argument = 0) -> int:
             return result
         if code != errno.EINTR:
             raise KvmError(request, code)
-
-
-def ioctl_once(fd: int, request: Request, argument: Argument = 0) -> int:
-    """Do as :func:`ioctl`, but raise KvmError for EINTR too."""
-    result, code = attempt(fd, request, argument)
-    if result == -1:
-        raise KvmError(request, code)
-    return result
 
 
 def attempt(fd: int, request: Request, argument: Argument = 0) -> tuple[int, int]:

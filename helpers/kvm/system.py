@@ -28,7 +28,7 @@ class System(Closing):
     def check_extension(self, capability: int) -> int:
         return ioctl(self.fd, abi.KVM_CHECK_EXTENSION, capability)
 
-    def supported_cpuid(self) -> ctypes.Array[ctypes.c_uint8]:
+    def supported_cpuid(self) -> abi.Bytes:
         """Return a kvm_cpuid2 and its entries as bytes, ready for KVM_SET_CPUID2."""
         entries = 256
         size = ctypes.sizeof(abi.kvm_cpuid2) + entries * ctypes.sizeof(abi.kvm_cpuid_entry2)

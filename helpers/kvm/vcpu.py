@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from helpers.kvm import abi
 from helpers.kvm.closing import Closing
-from helpers.kvm.ioctl import KvmError, ioctl, ioctl_once
+from helpers.kvm.ioctl import KvmError, attempt, ioctl
 
 T = TypeVar("T", bound=ctypes.Structure)
 
@@ -40,19 +40,15 @@ class Vcpu(Closing):
         KVM_EXIT_INTR asks the caller to enter the guest again: a signal arrived (EINTR), or the
         vCPU waited for INIT or SIPI and received it (EAGAIN).
         """
-        try:
-            ioctl_once(self.fd, abi.KVM_RUN)
-        except KvmError as error:
-            if error.errno not in (errno.EINTR, errno.EAGAIN):
-                raise
+        result, code = attempt(self.fd, abi.KVM_RUN)
+        if code in (errno.EINTR, errno.EAGAIN):
             return abi.KVM_EXIT_INTR
+        if result == -1:
+            raise KvmError(abi.KVM_RUN, code)
         return int(self.kvm_run.exit_reason)
 
     def finish_exit(self) -> None:
-        """Complete the pending I/O instruction without entering the guest.
-
-        Source: api.rst, The kvm_run structure.
-        """
+        """Complete a pending I/O instruction, and run no other (api.rst, The kvm_run structure)."""
         if self.kvm_run.exit_reason in (abi.KVM_EXIT_UNKNOWN, abi.KVM_EXIT_INTR):
             return  # no instruction is pending
         self.kvm_run.immediate_exit = 1
@@ -63,18 +59,14 @@ class Vcpu(Closing):
 
     def describe_exit(self) -> str:
         """Return the last exit in words, for messages."""
-        reason = self.kvm_run.exit_reason
-        name = abi.EXIT_NAMES.get(reason, f"exit reason {reason}")
-        if reason == abi.KVM_EXIT_IO:
-            io = self.kvm_run.u.io
-            return f"{name} port {io.port:#x}"
-        if reason == abi.KVM_EXIT_MMIO:
-            return f"{name} address {self.kvm_run.u.mmio.phys_addr:#x}"
-        if reason == abi.KVM_EXIT_INTERNAL_ERROR:
-            return f"{name} suberror {self.kvm_run.u.internal.suberror}"
-        if reason == abi.KVM_EXIT_FAIL_ENTRY:
-            return f"{name} {self.kvm_run.u.hardware_entry_failure_reason:#x}"
-        return name
+        reason, exits = self.kvm_run.exit_reason, self.kvm_run.u
+        details = {
+            abi.KVM_EXIT_IO: f" port {exits.io.port:#x}",
+            abi.KVM_EXIT_MMIO: f" address {exits.mmio.phys_addr:#x}",
+            abi.KVM_EXIT_INTERNAL_ERROR: f" suberror {exits.internal.suberror}",
+            abi.KVM_EXIT_FAIL_ENTRY: f" {exits.hardware_entry_failure_reason:#x}",
+        }
+        return abi.EXIT_NAMES.get(reason, f"exit reason {reason}") + details.get(reason, "")
 
     def _get(self, request: abi.Request, struct: type[T]) -> T:
         value = struct()
@@ -112,6 +104,6 @@ class Vcpu(Closing):
     def set_events(self, events: abi.kvm_vcpu_events) -> None:
         ioctl(self.fd, abi.KVM_SET_VCPU_EVENTS, events)
 
-    def set_cpuid(self, table: ctypes.Array[ctypes.c_uint8]) -> None:
+    def set_cpuid(self, table: abi.Bytes) -> None:
         """Set the CPUID ``table`` of :meth:`helpers.kvm.System.supported_cpuid`."""
         ioctl(self.fd, abi.KVM_SET_CPUID2, table)

@@ -39,11 +39,7 @@ class Vm(Closing):
         return ioctl(self.fd, abi.KVM_CHECK_EXTENSION, capability)
 
     def enable_cap(self, capability: int, *args: int, flags: int = 0) -> None:
-        ioctl(
-            self.fd,
-            abi.KVM_ENABLE_CAP,
-            abi.kvm_enable_cap(cap=capability, flags=flags, args=(ctypes.c_uint64 * 4)(*args)),
-        )
+        ioctl(self.fd, abi.KVM_ENABLE_CAP, abi.kvm_enable_cap(capability, flags, args))
 
     def create_irqchip(self) -> None:
         """Create PIC, IOAPIC and LAPICs in the kernel (api.rst, KVM_CREATE_IRQCHIP)."""
@@ -55,43 +51,29 @@ class Vm(Closing):
 
     def create_vcpu(self, vcpu_id: int) -> Vcpu:
         fd = ioctl(self.fd, abi.KVM_CREATE_VCPU, vcpu_id)
-        vcpu = Vcpu(fd, vcpu_id, self._vcpu_mmap_size)
-        self.vcpus.append(vcpu)
-        return vcpu
+        self.vcpus.append(Vcpu(fd, vcpu_id, self._vcpu_mmap_size))
+        return self.vcpus[-1]
 
     def add_memory(self, guest_address: int, size: int) -> mmap.mmap:
         """Add ``size`` bytes of zeroed guest memory at ``guest_address``, both page-aligned."""
         memory = mmap.mmap(-1, size)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         # A vCPU in SMM uses another address space: map the same memory there.
         # Source: api.rst, KVM_SET_USER_MEMORY_REGION.
         for space in range(max(1, self.check_extension(abi.KVM_CAP_MULTI_ADDRESS_SPACE))):
-            ioctl(
-                self.fd,
-                abi.KVM_SET_USER_MEMORY_REGION,
-                abi.kvm_userspace_memory_region(
-                    slot=space << 16 | len(self._memory),
-                    guest_phys_addr=guest_address,
-                    memory_size=size,
-                    userspace_addr=ctypes.addressof(ctypes.c_char.from_buffer(memory)),
-                ),
-            )
+            slot = space << 16 | len(self._memory)
+            region = abi.kvm_userspace_memory_region(slot, 0, guest_address, size, address)
+            ioctl(self.fd, abi.KVM_SET_USER_MEMORY_REGION, region)
         self._memory.append(memory)
         return memory
-
-    def signal_msi(self, msi: abi.kvm_msi | int) -> int:
-        """Call KVM_SIGNAL_MSI with a kvm_msi, or with any address."""
-        return ioctl(self.fd, abi.KVM_SIGNAL_MSI, msi)
 
     def set_gsi_routing(self, routes: Iterable[abi.kvm_irq_routing_entry], flags: int = 0) -> None:
         """Replace the whole routing table (api.rst, KVM_SET_GSI_ROUTING)."""
         entries = list(routes)
         header = abi.kvm_irq_routing(nr=len(entries), flags=flags)
-        table = bytes(header) + b"".join(bytes(entry) for entry in entries)
-        ioctl(
-            self.fd,
-            abi.KVM_SET_GSI_ROUTING,
-            (ctypes.c_uint8 * len(table)).from_buffer_copy(table),
-        )
+        table = bytes(header) + b"".join(map(bytes, entries))
+        array = (ctypes.c_uint8 * len(table)).from_buffer_copy(table)
+        ioctl(self.fd, abi.KVM_SET_GSI_ROUTING, array)
 
     def irqfd(self, gsi: int) -> int:
         """Assign a new eventfd to ``gsi`` and return it (api.rst, KVM_IRQFD)."""
@@ -102,8 +84,7 @@ class Vm(Closing):
 
     def deassign_irqfd(self, fd: int, gsi: int) -> None:
         """Deassign ``fd`` from ``gsi``; return when no injection by ``fd`` is under way."""
-        flags = abi.KVM_IRQFD_FLAG_DEASSIGN
-        ioctl(self.fd, abi.KVM_IRQFD, abi.kvm_irqfd(fd=fd, gsi=gsi, flags=flags))
+        ioctl(self.fd, abi.KVM_IRQFD, abi.kvm_irqfd(fd, gsi, abi.KVM_IRQFD_FLAG_DEASSIGN))
 
     def irq_line_status(self, gsi: int, level: int) -> int:
         """Set the line of ``gsi`` to ``level`` and return the status of KVM_IRQ_LINE_STATUS."""

@@ -18,9 +18,7 @@ from helpers.kvm import abi
 MOST_VCPUS = 8
 
 # Neighbours, other x2APIC clusters, the broadcast, and IDs whose low byte is the ID of another.
-_IDS = (*range(6), 7, 8, 15, 16, 17, 20, 44, 255, 256, 257, 300)
-
-VCPU_ID = st.sampled_from(_IDS)
+VCPU_ID = st.sampled_from((*range(6), 7, 8, 15, 16, 17, 20, 44, 255, 256, 257, 300))
 FIRST_VCPU_IDS = st.lists(VCPU_ID, max_size=4, unique=True)
 
 NTH = st.integers(0, MOST_VCPUS - 1)
@@ -33,26 +31,16 @@ X2APIC_API = st.integers(
 )
 FIRST_X2APIC_API = st.one_of(st.just(0), st.just(0), X2APIC_API)
 
-MP_STATE = st.sampled_from(
-    (
-        MpState.RUNNABLE,
-        MpState.HALTED,
-        MpState.UNINITIALIZED,
-        MpState.INIT_RECEIVED,
-        MpState.AP_RESET_HOLD,
-    )
-)
+_RUNNABLE, _UNINITIALIZED, _INIT_RECEIVED, _HALTED, _, _RESET_HOLD = MpState
+MP_STATE = st.sampled_from((_RUNNABLE, _HALTED, _UNINITIALIZED, _INIT_RECEIVED, _RESET_HOLD))
 
 REGISTER_WRITE = st.sampled_from(
     (
-        *(
-            (Register.SVR, value)
-            for value in (SVR_ENABLE | SVR_RESET, SVR_RESET, SVR_ENABLE | 0x31)
-        ),
+        *((Register.SVR, svr) for svr in (SVR_ENABLE | SVR_RESET, SVR_RESET, SVR_ENABLE | 0x31)),
         *((Register.ID, id << 24) for id in (0, 1, 2, 3, 5, 16, 44, 255)),
         *((Register.LDR, id << 24) for id in (0, 1, 2, 4, 6, 0x11, 0x12, 0x21, 0xF1, 0xFF)),
         (Register.LDR, 0x00FFFFFF),  # Not zero, but no logical ID.
-        *((Register.DFR, value) for value in (DFR_FLAT, DFR_CLUSTER, 0x7FFFFFFF)),
+        *((Register.DFR, dfr) for dfr in (DFR_FLAT, DFR_CLUSTER, 0x7FFFFFFF)),
     )
 )
 """A LAPIC register and the value to write."""
@@ -62,19 +50,13 @@ DESTINATION = st.one_of(st.sampled_from(_NUMBERS), VCPU_ID, st.integers(0, (1 <<
 
 # --- messages -------------------------------------------------------------------------------------
 
+_FIXED, _LOWEST, _SMI, _REMRD, _NMI, _INIT, _SIPI, _EXTINT = DeliveryMode
 # Weights: a delivery mode is drawn as often as it is listed.
 _DELIVERY_MODES = (
-    *[DeliveryMode.FIXED] * 4,
-    *[DeliveryMode.LOWEST_PRIORITY] * 4,
-    *[DeliveryMode.NMI] * 2,
-    DeliveryMode.SMI,
-    DeliveryMode.REMRD,
-    DeliveryMode.INIT,
-    DeliveryMode.SIPI,
-    DeliveryMode.EXTINT,
+    *(*[_FIXED] * 4, *[_LOWEST] * 4, *[_NMI] * 2),
+    *(_SMI, _REMRD, _INIT, _SIPI, _EXTINT),
 )
-_NO_MORE: dict[str, Any] = {}
-_MORE: tuple[dict[str, Any], ...] = (
+_MORE: list[dict[str, Any]] = [
     {"address_base": 0},
     {"address_reserved_11_4": 0xFF},
     {"address_ignored_1_0": 3},
@@ -87,16 +69,14 @@ _MORE: tuple[dict[str, Any], ...] = (
     {"flags": 1 << 31},
     {"devid": 0xFFFF},
     {"pad": b"\xff" * 12},
-)
-_ENTRY = {"flags", "devid", "pad"}
-
+]
 _CONTENT = st.fixed_dictionaries(
     {
         "vector": st.integers(0, 255),
         "delivery_mode": st.sampled_from(_DELIVERY_MODES),
         "redirection_hint": st.sampled_from((0, 0, 0, 1)),
         "trigger_mode": st.sampled_from(TriggerMode),
-        "more": st.sampled_from((*[_NO_MORE] * 2 * len(_MORE), *_MORE)),
+        "more": st.sampled_from([{}] * 2 * len(_MORE) + _MORE),
     }
 )
 Contents = list[dict[str, Any]]
@@ -109,6 +89,7 @@ def message_of(
     content: dict[str, Any], destination: int, destination_mode: DestinationMode
 ) -> tuple[Message, dict[str, Any]]:
     """Return the message of drawn contents, and the other drawn fields of struct kvm_msi."""
-    values = {name: value for name, value in content.items() if name != "more"} | content["more"]
-    entry = {name: values.pop(name) for name in _ENTRY & values.keys()}
+    values = content | content["more"]
+    del values["more"]
+    entry = {name: values.pop(name) for name in ("flags", "devid", "pad") if name in values}
     return Message(destination=destination, destination_mode=destination_mode, **values), entry

@@ -9,8 +9,8 @@ from typing import NoReturn
 
 from helpers.apic import DeliveryMode, LapicPage, Message, Register
 from helpers.apic.model import Model, Switches
-from helpers.apic.topology import MpState, Topology
-from helpers.guest import Mismatch, Snapshot, build, effect_between, sender
+from helpers.apic.topology import Topology, VcpuState
+from helpers.guest import Mismatch, Snapshot, build, effect_between, msi_of, sender
 from helpers.guest.sender import Results, Values
 from helpers.kvm import System, abi
 from helpers.kvm.closing import Closing
@@ -28,15 +28,12 @@ class Sweep(Closing):
 
     def __init__(self, system: System, topology: Topology, switches: Switches) -> None:
         self._system = system
-        self._topology = topology
-        self._switches = switches
         self._model = _model(topology, switches)
-        self._msi = abi.kvm_msi()
         self.machine = build(system, topology)
         self._first = self.machine.snapshots()
         self._pages = [bytes(snapshot.lapic.raw) for snapshot in self._first]
         self._cpus = self.machine.cpus[: len(self._first)]
-        self._mp_states: list[MpState] = []  # before each batch
+        self._vcpus: list[VcpuState] = []  # before each batch
 
     def close(self) -> None:
         self.machine.close()
@@ -48,9 +45,10 @@ class Sweep(Closing):
         Raises Mismatch for the first batch with a wrong answer, SmallestCase where a message of
         the batch fails alone.
         """
-        self._mp_states = [first_mp_state(v, delivery_mode) for v in self._topology.vcpus]
-        for cpu, mp_state in zip(self._cpus, self._mp_states, strict=False):
-            cpu.mp_state = mp_state
+        vcpus = self._model.topology.vcpus
+        self._vcpus = [replace(v, mp_state=first_mp_state(v, delivery_mode)) for v in vcpus]
+        for cpu, vcpu in zip(self._cpus, self._vcpus, strict=False):
+            cpu.mp_state = vcpu.mp_state
         sent = 0
         for batch in plan(self._model, delivery_mode, exhaustive=exhaustive):
             for burst in batch.bursts:
@@ -60,38 +58,33 @@ class Sweep(Closing):
         return sent
 
     def _send(self, burst: Burst) -> None:
-        message, msi = burst.message, self._msi
-        msi.address_lo, msi.address_hi = message.address_lo, message.address_hi
-        msi.data = message.data
-        expected = _results(burst.vectors, burst.results)
-        sent, got = sender.send_values(
-            self.machine.fd, msi, "data", _values(burst.vectors), expected
-        )
+        values, expected = _arrays(burst.vectors, burst.results)
+        msi = msi_of(burst.message)
+        sent, got = sender.send_values(self.machine.fd, msi, "data", values, expected)
         if sent < len(burst.vectors):
-            wrong = replace(message, vector=burst.vectors[sent])
+            wrong = replace(burst.message, vector=burst.vectors[sent])
             self._report([wrong], "return value", str(expected[sent]), str(got))
 
     def _compare(self, batch: Batch) -> None:
         """Read every vCPU, compare with the model to the bit, and undo what the batch did."""
         for index, cpu in enumerate(self._cpus):
-            accepted = batch.accepted_by(index)
-            mp_state, page = self._mp_states[index], self._pages[index]
-            expected = _expected(self._model, index, mp_state, page, batch.delivery_mode, accepted)
+            vcpu, page, accepted = self._vcpus[index], self._pages[index], batch.accepted_by(index)
+            expected = _expected(vcpu, page, batch.delivery_mode, accepted, self._model.switches)
             seen = cpu.snapshot()
             if seen != expected:
-                before = self._first[index]._replace(mp_state=mp_state)
+                before = self._first[index]._replace(mp_state=vcpu.mp_state)
                 effects = [str(effect_between(before, each)) for each in (expected, seen)]
-                messages = [message for burst in batch.bursts for message in burst.messages()]
+                messages = [replace(b.message, vector=v) for b in batch.bursts for v in b.vectors]
                 self._report(messages, f"effect on vCPU {index}", *effects)
             if accepted:
-                self._restore(index, batch.delivery_mode, mp_state)
+                self._restore(index, batch.delivery_mode)
 
-    def _restore(self, index: int, delivery_mode: DeliveryMode, mp_state: MpState) -> None:
+    def _restore(self, index: int, delivery_mode: DeliveryMode) -> None:
         """Undo what messages of a delivery mode did to a vCPU that accepted them.
 
         The comparison before has shown that fixed interrupts, NMIs and SMIs left the mp_state.
         """
-        cpu = self._cpus[index]
+        cpu, mp_state = self._cpus[index], self._vcpus[index].mp_state
         match delivery_mode:
             case DeliveryMode.FIXED | DeliveryMode.LOWEST_PRIORITY:
                 cpu.lapic = self._first[index].lapic
@@ -110,25 +103,23 @@ class Sweep(Closing):
         self, messages: list[Message], subject: str, expected: str, actual: str
     ) -> NoReturn:
         """Raise SmallestCase if one of ``messages`` fails alone, Mismatch otherwise."""
+        topology, switches = self._model.topology, self._model.switches
         for message in messages:
-            if case := smallest(self._system, self._topology, message, self._switches):
+            if case := smallest(self._system, topology, message, switches):
                 raise case
-        sent = f"{messages[0]} and others, to '{self._topology}'"
-        raise Mismatch(subject, expected, actual, sent)
+        raise Mismatch(subject, expected, actual, f"{messages[0]} and others, to '{topology}'")
 
 
 @lru_cache(maxsize=1 << 13)
 def _expected(
-    model: Model,
-    index: int,
-    mp_state: MpState,
+    vcpu: VcpuState,
     page: bytes,
     delivery_mode: DeliveryMode,
     accepted: Accepted,
+    switches: Switches,
 ) -> Snapshot:
-    """Return the snapshot of a vCPU that had this mp_state and LAPIC page before a batch."""
-    before = replace(model.topology.vcpus[index], mp_state=mp_state)
-    after = state_after(before, delivery_mode, accepted, model.switches)
+    """Return the snapshot of a vCPU that had this state and LAPIC page before a batch."""
+    after = state_after(vcpu, delivery_mode, accepted, switches)
     lapic = LapicPage(page)
     lapic.set_vectors(Register.IRR, after.irr)
     lapic.set_vectors(Register.TMR, after.tmr)
@@ -136,12 +127,8 @@ def _expected(
 
 
 @cache
-def _values(vectors: bytes) -> Values:
-    return (ctypes.c_uint32 * len(vectors))(*vectors)
-
-
-@cache
-def _results(vectors: bytes, results: tuple[int, ...]) -> Results:
-    """Return the result of each vector: vector v has result v modulo their number."""
+def _arrays(vectors: bytes, results: tuple[int, ...]) -> tuple[Values, Results]:
+    """Return the vectors and the result of each: vector v has result v modulo their number."""
     repeated = (results[vector % len(results)] for vector in vectors)
-    return (ctypes.c_int16 * len(vectors))(*repeated)
+    number = len(vectors)
+    return (ctypes.c_uint32 * number)(*vectors), (ctypes.c_int16 * number)(*repeated)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
-from typing import TypeVar
+from collections.abc import Generator, Sequence
 
 import pytest
 
@@ -16,13 +15,8 @@ from helpers.progress import Bar
 from helpers.sweep.smallest import SmallestCase
 from helpers.verdicts.session import REPEAT
 
-T = TypeVar("T")
-
-MESSAGES = "messages"
-"""The property (record_property) with the number of messages that a test sent."""
-
+# Messages of one delivery mode to one topology. Each of WIDE_DESTINATIONS adds 4,096.
 _PER_TEST = 1 << 20
-"""Messages of one delivery mode to one topology. Each of WIDE_DESTINATIONS adds 4,096."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,15 +48,11 @@ def _given_case(config: pytest.Config) -> tuple[Topology, Message] | None:
         return None
     if topology is None or message is None:
         raise pytest.UsageError("--topology and --message go together")
-    return (
-        _parsed("--topology", topology_of, topology),
-        _parsed("--message", Message.parse, message),
-    )
-
-
-def _parsed(option: str, parse: Callable[[str], T], text: str) -> T:
+    option = "--topology"
     try:
-        return parse(text)
+        parsed = topology_of(topology)
+        option = "--message"
+        return parsed, Message.parse(message)
     except ValueError as reason:
         raise pytest.UsageError(f"{option}: {reason}") from None
 
@@ -105,14 +95,11 @@ class _Progress:
         self._bar: Bar | None = None
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
-        self._expect([item.nodeid for item in session.items])
+        self.pytest_xdist_node_collection_finished([item.nodeid for item in session.items])
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
-        """Under pytest-xdist the workers collect, and the controller does not."""
-        self._expect(ids)
-
-    def _expect(self, ids: Sequence[str]) -> None:
+        """Expect the messages of these tests. With pytest-xdist, the workers collect the tests."""
         tests = [id for id in ids if "::test_every_message[" in id]
         total = len(tests) * _PER_TEST * self._kernels
         if total and not self._bar:
@@ -121,7 +108,7 @@ class _Progress:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" and self._bar:
             for name, value in report.user_properties:
-                if name == MESSAGES and isinstance(value, int):
+                if name == "messages" and isinstance(value, int):
                     self._sent += value
             self._bar.show(self._sent)
 
@@ -134,8 +121,6 @@ class _Progress:
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         if self._bar:
             self._bar.end()
-        seconds = time.monotonic() - self._start
-        rate = self._sent / seconds / 10**6
-        terminalreporter.write_line(
-            f"swept: {self._sent:,} messages in {seconds:.0f} s, {rate:.2f} million a second"
-        )
+        sent, seconds = self._sent, time.monotonic() - self._start
+        rate = f"{sent / seconds / 10**6:.2f} million a second"
+        terminalreporter.write_line(f"swept: {sent:,} messages in {seconds:.0f} s, {rate}")

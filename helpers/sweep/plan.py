@@ -35,11 +35,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache, lru_cache
+from functools import cache
 from itertools import product
 
 from helpers.apic import DeliveryMode, DestinationMode, Message, TriggerMode
-from helpers.apic.model import Model, Outcome, Route, Switches, effect_of
+from helpers.apic.model import Model, Route, Switches, effect_of
 from helpers.apic.topology import MpState, Topology, VcpuState
 
 EVERY_VECTOR = bytes(range(256))
@@ -60,10 +60,7 @@ WIDE_DESTINATIONS = (
 """Destinations above 0xff, sent to topologies with 32-bit IDs."""
 
 # Only a HALTED vCPU shows an un-halt (REMRD), only a vCPU in INIT_RECEIVED a SIPI.
-_SHOWS_FROM = {
-    DeliveryMode.REMRD: MpState.HALTED,
-    DeliveryMode.SIPI: MpState.INIT_RECEIVED,
-}
+_SHOWS_FROM = {DeliveryMode.REMRD: MpState.HALTED, DeliveryMode.SIPI: MpState.INIT_RECEIVED}
 
 _FIXED = (DeliveryMode.FIXED, DeliveryMode.LOWEST_PRIORITY)
 
@@ -129,65 +126,46 @@ def _one_per_class(
 class Burst:
     """``message``, sent once with each of ``vectors`` in place of its own vector.
 
-    ``route`` and ``outcomes`` are the model's. Vector v has outcome v modulo their number.
-    ``acceptors``: indices of the vCPUs that accept at least one of the messages.
+    The other attributes are the model's. ``results``: return values or negative errnos; vector v
+    has result v modulo their number. ``accepted``: the vectors that each vCPU accepts, by index.
     """
 
     message: Message
     vectors: bytes
     route: Route
-    outcomes: tuple[Outcome, ...]
-    acceptors: frozenset[int]
-
-    @property
-    def results(self) -> tuple[int, ...]:
-        """Return the return value, or -errno, of each outcome."""
-        return tuple(each.result if each.result >= 0 else -each.errno for each in self.outcomes)
-
-    def messages(self) -> list[Message]:
-        """Return the messages in the order of sending."""
-        return [replace(self.message, vector=vector) for vector in self.vectors]
-
-    def accepted_by(self, index: int) -> bytes:
-        """Return the vectors that a vCPU accepts."""
-        if index not in self.acceptors:
-            return b""
-        accepts = tuple(index in outcome.accepted for outcome in self.outcomes)
-        return _selected(self.vectors, accepts)
+    results: tuple[int, ...]
+    accepted: dict[int, bytes]
 
 
-@cache
-def _selected(vectors: bytes, accepts: tuple[bool, ...]) -> bytes:
-    return bytes(vector for vector in vectors if accepts[vector % len(accepts)])
-
-
-@lru_cache(maxsize=1 << 13)  # more than the messages of the short sweep to all topologies
-def _predict(model: Model, message: Message) -> tuple[Route, tuple[Outcome, ...], frozenset[int]]:
+def burst_of(model: Model, message: Message, vectors: bytes) -> Burst:
+    """Return the burst with the predictions of the model."""
     route = model.route(message)
     period = max(1, len(route.slots)) if route.one else 1
-    outcomes = tuple(model.predict(replace(message, vector=vector)) for vector in range(period))
-    return route, outcomes, frozenset(index for each in outcomes for index in each.accepted)
+    outcomes = [model.predict(replace(message, vector=vector)) for vector in range(period)]
+    accepted = {
+        index: bytes(v for v in vectors if index in outcomes[v % period].accepted)
+        for index in {index for each in outcomes for index in each.accepted}
+    }
+    results = tuple(each.result if each.result >= 0 else -each.errno for each in outcomes)
+    return Burst(message, vectors, route, results, accepted)
 
 
 def _every_burst(model: Model, delivery_mode: DeliveryMode) -> Iterator[Burst]:
     for message in to_every_destination(model.topology, delivery_mode):
-        prediction = _predict(model, message)
+        burst = burst_of(model, message, EVERY_VECTOR)
         for trigger, level in product(TriggerMode, (0, 1)):
-            sent = replace(message, trigger_mode=trigger, level=level)
-            yield Burst(sent, EVERY_VECTOR, *prediction)
+            yield replace(burst, message=replace(message, trigger_mode=trigger, level=level))
 
 
 @cache
 def _short_bursts(model: Model, delivery_mode: DeliveryMode) -> list[Burst]:
     """Return a burst per class. Vectors, trigger mode and level change from burst to burst."""
     bursts = []
-    first = 0
     for number, message in enumerate(to_each_class(model, delivery_mode)):
-        trigger, level = TriggerMode(number // 2 % 2), number % 2
+        first = number * VECTORS_PER_BURST % (len(EVERY_VECTOR) - VECTORS_PER_BURST)
         vectors = EVERY_VECTOR[first : first + VECTORS_PER_BURST]
-        first = (first + VECTORS_PER_BURST) % (len(EVERY_VECTOR) - VECTORS_PER_BURST)
-        sent = replace(message, trigger_mode=trigger, level=level)
-        bursts.append(Burst(sent, vectors, *_predict(model, message)))
+        sent = replace(message, trigger_mode=TriggerMode(number // 2 % 2), level=number % 2)
+        bursts.append(burst_of(model, sent, vectors))
     return bursts
 
 
@@ -201,16 +179,12 @@ class Batch:
     delivery_mode: DeliveryMode
     bursts: list[Burst] = field(default_factory=list)
 
-    def shares_a_vector(self, burst: Burst) -> bool:
-        vectors = set(burst.vectors)
-        return any(not vectors.isdisjoint(each.vectors) for each in self.bursts)
-
     def accepted_by(self, index: int) -> Accepted:
         """Return the messages that a vCPU accepts."""
         return tuple(
             (burst.message.trigger_mode, vectors)
             for burst in self.bursts
-            if (vectors := burst.accepted_by(index))
+            if (vectors := burst.accepted.get(index))
         )
 
 
@@ -219,11 +193,11 @@ def batches(bursts: Iterable[Burst]) -> Iterator[Batch]:
     waiting: dict[object, Batch] = {}
     for burst in bursts:
         delivery_mode = burst.route.delivery_mode
-        by_vector = bool(burst.acceptors) and delivery_mode in _FIXED
-        group = (delivery_mode, by_vector or burst.acceptors)
+        by_vector = bool(burst.accepted) and delivery_mode in _FIXED
+        group = (delivery_mode, by_vector or frozenset(burst.accepted))
         batch = waiting.setdefault(group, Batch(delivery_mode))
-        collides = by_vector and batch.shares_a_vector(burst)
-        if collides or len(batch.bursts) == BURSTS_PER_BATCH:
+        used = b"".join(each.vectors for each in batch.bursts) if by_vector else b""
+        if len(batch.bursts) == BURSTS_PER_BATCH or not set(used).isdisjoint(burst.vectors):
             yield batch
             batch = waiting[group] = Batch(delivery_mode)
         batch.bursts.append(burst)
@@ -232,35 +206,23 @@ def batches(bursts: Iterable[Burst]) -> Iterator[Batch]:
 
 def plan(model: Model, delivery_mode: DeliveryMode, *, exhaustive: bool) -> Iterator[Batch]:
     """Yield the batches of a sweep with one delivery mode."""
-    bursts: Iterable[Burst] = _short_bursts(model, delivery_mode)
-    if exhaustive:
-        bursts = _every_burst(model, delivery_mode)
-    if not model.topology.vector_hashing:
-        # Without hashing, earlier messages decide which candidate is chosen. The made-up sequences
-        # keep that count.
-        bursts = (burst for burst in bursts if not burst.route.one)
-    return batches(bursts)
+    bursts = (_every_burst if exhaustive else _short_bursts)(model, delivery_mode)
+    # Without hashing, earlier messages decide which candidate is chosen. The made-up sequences keep
+    # that count.
+    hashing = model.topology.vector_hashing
+    return batches(burst for burst in bursts if hashing or not burst.route.one)
 
 
 def state_after(
     vcpu: VcpuState, delivery_mode: DeliveryMode, accepted: Accepted, switches: Switches
 ) -> VcpuState:
     """Return the state of a vCPU that has accepted the messages of one batch."""
-    messages = [_message(vector, trigger) for trigger, vectors in accepted for vector in vectors]
-    if delivery_mode in _FIXED:
-        # No two vectors are equal, so that each message has the effect that it has alone.
-        effects = [effect_of(message, vcpu, delivery_mode, switches) for message in messages]
-        irr = vcpu.irr.union(*(effect.irr_set for effect in effects))
-        tmr = vcpu.tmr.difference(*(effect.tmr_cleared for effect in effects))
-        return replace(vcpu, irr=irr, tmr=tmr.union(*(effect.tmr_set for effect in effects)))
-    for message in messages:
-        effect = effect_of(message, vcpu, delivery_mode, switches)
-        if not effect:
-            break  # The messages that follow have none either: only the vector differs.
-        vcpu = effect.on(vcpu)
+    for trigger, vectors in accepted:
+        for vector in vectors:
+            message = Message(vector, trigger_mode=trigger)
+            effect = effect_of(message, vcpu, delivery_mode, switches)
+            if effect:
+                vcpu = effect.on(vcpu)
+            elif delivery_mode not in _FIXED:
+                return vcpu  # Later messages, with any vector and trigger mode, have none either.
     return vcpu
-
-
-@cache
-def _message(vector: int, trigger: TriggerMode) -> Message:
-    return Message(vector, trigger_mode=trigger)

@@ -17,14 +17,9 @@ from helpers.sweep.state_machine import AnySequence, Campaign
 
 __tracebackhide__ = True  # A failure's traceback ends at the line of the test.
 
-EXAMPLES = 5
-"""Sequences per seed."""
-
-STEPS = 50
-"""Steps per sequence, at most."""
-
-SHRINKING_SECONDS = 20
-"""Time to shrink a failing sequence: a failure is reported within the timeout of a test."""
+EXAMPLES = 5  # Sequences per seed.
+STEPS = 50  # Steps per sequence, at most.
+SHRINKING_SECONDS = 20  # A failing sequence is shrunk and reported within the timeout of a test.
 
 
 def run_sequences(campaign: Campaign, number: int) -> None:
@@ -34,13 +29,9 @@ def run_sequences(campaign: Campaign, number: int) -> None:
     notes of the exception are the steps of the sequence.
     """
     patch_hypothesis()
-
-    def sequence() -> AnySequence:
-        return AnySequence(campaign)
-
     with with_reporter(lambda _: None):  # The notes of the exception say the same.
         run_state_machine_as_test(
-            seed(number)(sequence),  # type: ignore[arg-type]
+            seed(number)(lambda: AnySequence(campaign)),  # type: ignore[arg-type]
             settings=settings(
                 max_examples=EXAMPLES,
                 stateful_step_count=STEPS,

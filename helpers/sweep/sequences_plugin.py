@@ -13,11 +13,8 @@ import pytest
 from helpers.verdicts.reports import column_of
 from helpers.verdicts.session import REPEAT
 
-_SEEDS_PER_SHARD = 1_000_000
-"""Distance between the first seeds of two shards."""
-
-_GENERATED = "generated"
-"""The property (record_property) with the work of a test, as text."""
+_SEEDS_PER_SHARD = 1_000_000  # Distance between the first seeds of two shards.
+_GENERATED = "generated"  # The property (record_property) with the work of a test, as text.
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,17 +68,16 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     minutes = _minutes(metafunc.config)
     workers = getattr(metafunc.config, "workerinput", {}).get("workercount", 1)
     marks = [pytest.mark.timeout(60 * minutes + 120)] if minutes else []
-    shards = [pytest.param(n, marks=marks, id=str(n)) for n in range(workers if minutes else 1)]
-    metafunc.parametrize("shard", shards)
+    number = workers if minutes else 1
+    metafunc.parametrize("shard", [pytest.param(n, marks=marks) for n in range(number)])
 
 
 class Seeds:
     """The seeds of one test: one seed, or one after another for some seconds."""
 
     def __init__(self, node: pytest.Item, first: int, seconds: float) -> None:
-        self._node = node
+        self._node, self._seconds = node, seconds
         self._first = self._last = first
-        self._seconds = seconds
 
     def __iter__(self) -> Iterator[int]:
         """Yield seeds. The command that repeats a failure runs the last yielded seed alone."""
@@ -104,9 +100,8 @@ class Seeds:
 @pytest.fixture
 def seeds(request: pytest.FixtureRequest, shard: int) -> Seeds:
     """Return the seeds of this test."""
-    config = request.config
-    first = _first_seed(config) + shard * _SEEDS_PER_SHARD
-    return Seeds(request.node, first, 60 * _minutes(config))
+    first = _first_seed(request.config) + shard * _SEEDS_PER_SHARD
+    return Seeds(request.node, first, 60 * _minutes(request.config))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -17,16 +17,11 @@ __tracebackhide__ = True  # A failure's traceback ends at the line of the test.
 
 
 class SmallestCase(Mismatch):
-    """A mismatch between kernel and model that ends when any part of its case is left out.
-
-    A case is ``topology`` and ``message``.
-    """
+    """A mismatch that ends when any part of its case, ``topology`` and ``message``, is left out."""
 
     def __init__(self, found: Mismatch, topology: Topology, message: Message) -> None:
-        sent = f"{message} to {topology}"
-        super().__init__(found.subject, found.expected, found.actual, sent)
-        self.topology = topology
-        self.message = message
+        super().__init__(found.subject, found.expected, found.actual, f"{message} to {topology}")
+        self.topology, self.message = topology, message
 
 
 def smallest(

@@ -20,13 +20,13 @@ from helpers.apic.lapic import APIC_BASE_ENABLE, APIC_BASE_X2APIC, DFR_CLUSTER, 
 from helpers.apic.model import Model, Switches
 from helpers.apic.topology import Irqchip, MpState, Topology
 from helpers.guest import Cpu, Injection, Machine, Mismatch, expect, journal, msi_route
+from helpers.guest.ledger import IA32_APIC_BASE
 from helpers.kvm import KvmError, System, abi, errno_name
 from helpers.sweep import draws
 from helpers.sweep.draws import CONTENTS, NTH, REGISTER_WRITE, Contents
 
 __tracebackhide__ = True  # A failure's traceback ends at the line of the test.
 
-IA32_APIC_BASE = 0x1B
 NMI_VECTOR = 2
 
 # The APIC modes that a guest may switch to (Intel SDM vol. 3, "x2APIC State Transitions").
@@ -39,17 +39,13 @@ _SWITCHES = {
 
 @dataclass(slots=True)
 class Campaign:
-    """All sequences of one test: the kernel under test, and the work so far.
-
-    ``vector_hashing``: the parameter of kvm.ko. ``steps``: number of steps taken. ``messages``:
-    number of messages sent.
-    """
+    """All sequences of one test: the kernel under test, and the work so far."""
 
     system: System
     switches: Switches
-    vector_hashing: bool
-    steps: int = 0
-    messages: int = 0
+    vector_hashing: bool  # the parameter of kvm.ko
+    steps: int = 0  # number of steps taken
+    messages: int = 0  # number of messages sent
 
 
 @dataclass(slots=True)
@@ -68,7 +64,7 @@ class HiddenState:
     chosen: Counter[int] = field(default_factory=Counter)
 
 
-_WITH_VCPUS = precondition(lambda sequence: sequence.machine and sequence.machine.cpus)
+_WITH_VCPUS = precondition(lambda sequence: sequence.machine.cpus)
 
 
 class AnySequence(RuleBasedStateMachine):
@@ -79,34 +75,29 @@ class AnySequence(RuleBasedStateMachine):
     and their arguments keep their names.
     """
 
+    machine: Machine
+
     def __init__(self, campaign: Campaign) -> None:
         super().__init__()
         # The report shows the messages of the last sequence, which is the smallest.
         journal.clear()
         self.campaign = campaign
         campaign.steps -= 1  # check_invariants() runs once before the first step.
-        self.machine: Machine | None = None
         self.hidden = HiddenState()
 
     def teardown(self) -> None:
-        if self.machine is not None:
+        if hasattr(self, "machine"):  # False if the sequence ended before start().
             self.machine.close()
 
-    @property
-    def _machine(self) -> Machine:
-        assert self.machine is not None
-        return self.machine
-
-    @property
-    def _cpus(self) -> Sequence[Cpu]:
-        return self.machine.cpus if self.machine else ()
-
     def _nth(self, nth: int, of: Sequence[Cpu] = ()) -> Cpu:
-        cpus = of or self._cpus
+        cpus = of or self.machine.cpus
         return cpus[nth % len(cpus)]
 
     def _in_probe(self) -> list[Cpu]:
-        return [cpu for cpu in self._cpus if cpu.index in self.hidden.in_probe]
+        return [cpu for cpu in self.machine.cpus if cpu.index in self.hidden.in_probe]
+
+    def _with_registers(self) -> list[Cpu]:
+        return [cpu for cpu in self._in_probe() if cpu.apic_mode is not ApicMode.DISABLED]
 
     def check_invariants(self, *arguments: Any) -> None:
         """Count a step. Hypothesis calls this method before the first and after every step."""
@@ -126,11 +117,11 @@ class AnySequence(RuleBasedStateMachine):
         self.machine = Machine(system, irqchip=irqchip, vcpu_ids=(), x2apic_api=x2apic_api)
         for vcpu_id in ids:
             self._add(vcpu_id)
-            self._power_on(self._cpus[-1], apic_mode)
+            self._power_on(self.machine.cpus[-1], apic_mode)
 
     def _add(self, vcpu_id: int) -> None:
         # The CPUID of a fresh vCPU has no x2APIC: a switch to x2APIC mode would fail.
-        self._machine.add_cpu(vcpu_id).set_cpuid()
+        self.machine.add_cpu(vcpu_id).set_cpuid()
 
     def _power_on(self, cpu: Cpu, apic_mode: ApicMode) -> None:
         cpu.vcpu.finish_exit()
@@ -138,11 +129,11 @@ class AnySequence(RuleBasedStateMachine):
         self.hidden.in_probe.add(cpu.index)
         self.hidden.chosen[cpu.index] = 0
 
-    @precondition(lambda self: len(self._cpus) < draws.MOST_VCPUS)
+    @precondition(lambda self: len(self.machine.cpus) < draws.MOST_VCPUS)
     @rule(vcpu_id=draws.VCPU_ID)
     def hotplug(self, vcpu_id: int) -> None:
         """Create a vCPU, and leave the vCPU as KVM_CREATE_VCPU makes it."""
-        if all(cpu.vcpu.vcpu_id != vcpu_id for cpu in self._cpus):
+        if all(cpu.vcpu.vcpu_id != vcpu_id for cpu in self.machine.cpus):
             self._add(vcpu_id)
 
     @_WITH_VCPUS
@@ -152,22 +143,21 @@ class AnySequence(RuleBasedStateMachine):
         if not self.campaign.switches.x2apics_keep_their_ids:
             # Such a kernel, with 32-bit IDs, fails to read an x2APIC whose ID is not the vCPU ID.
             # The switch to x2APIC mode restores the ID.
-            for cpu in self._cpus:
+            for cpu in self.machine.cpus:
                 if cpu.apic_mode is ApicMode.X2APIC:
                     cpu.apic_mode = ApicMode.DISABLED
                     cpu.apic_mode = ApicMode.X2APIC
-        self._machine.vm.enable_cap(abi.KVM_CAP_X2APIC_API, x2apic_api)
+        self.machine.vm.enable_cap(abi.KVM_CAP_X2APIC_API, x2apic_api)
         self._send(contents, DestinationMode.PHYSICAL, self._nth(nth).vcpu.vcpu_id)
 
     @rule(vectors=st.lists(st.integers(16, 255), max_size=2))
     def reroute(self, vectors: list[int]) -> None:
         """Replace the GSI routes. No message depends on them (api.rst, KVM_SIGNAL_MSI)."""
-        before = self._machine.snapshots()
-        routes = [
-            msi_route(gsi, Message(vector=vector)) for gsi, vector in enumerate(vectors, start=24)
-        ]
-        self._machine.vm.set_gsi_routing(routes)
-        expect("vCPUs changed", self._machine.snapshots() == before, True)
+        before = self.machine.snapshots()
+        messages = [Message(vector=vector) for vector in vectors]
+        routes = [msi_route(gsi, message) for gsi, message in enumerate(messages, start=24)]
+        self.machine.vm.set_gsi_routing(routes)
+        expect("vCPUs changed", self.machine.snapshots() == before, True)
 
     # --- what the host does to a vCPU -------------------------------------------------------------
 
@@ -216,7 +206,7 @@ class AnySequence(RuleBasedStateMachine):
             cpu.lapic = page
         except KvmError as error:
             # Undocumented: with 32-bit IDs, KVM refuses an x2APIC ID that is not the vCPU ID.
-            has_32bit_ids = self._machine.setting().topology(()).has_32bit_ids
+            has_32bit_ids = self.machine.setting().topology(()).has_32bit_ids
             refused = is_x2apic and has_32bit_ids and page[Register.ID] != cpu.vcpu.vcpu_id
             expect("KVM_SET_LAPIC", error.name, errno_name(EINVAL) if refused else "accepted")
             return
@@ -256,12 +246,12 @@ class AnySequence(RuleBasedStateMachine):
         if not runs or cpu.index in self.hidden.overlooked:
             cpu.mp_state = MpState.RUNNABLE
         self.hidden.overlooked.discard(cpu.index)
-        smis = self._machine.smis_handled
+        smis = self.machine.smis_handled
         vectors = [taken.vector for taken in cpu.take()]
         nmis = before.nmi_pending
         if not self.campaign.switches.nmis_are_counted and vectors[:2] == [NMI_VECTOR] * 2 and nmis:
             nmis = 2  # KVM_GET_VCPU_EVENTS shows one.
-        expect("SMIs handled", self._machine.smis_handled - smis, before.smi_pending)
+        expect("SMIs handled", self.machine.smis_handled - smis, before.smi_pending)
         expect("NMIs taken", vectors.count(NMI_VECTOR), nmis)
         expect("the NMI taken first", NMI_VECTOR in vectors[:1], bool(nmis))
         interrupts = [vector for vector in vectors if vector != NMI_VECTOR]
@@ -284,9 +274,6 @@ class AnySequence(RuleBasedStateMachine):
         cpu.wrmsr(IA32_APIC_BASE, base | new.value)
         self._expect_switch(cpu, old, new)
 
-    def _with_registers(self) -> list[Cpu]:
-        return [cpu for cpu in self._in_probe() if cpu.apic_mode is not ApicMode.DISABLED]
-
     @precondition(lambda self: self._with_registers())
     @rule(nth=NTH, write=REGISTER_WRITE)
     def guest_writes(self, nth: int, write: tuple[Register, int]) -> None:
@@ -297,12 +284,8 @@ class AnySequence(RuleBasedStateMachine):
             return
         self._take(cpu)
         cpu.write(register, value)
-        written = {
-            Register.ID: value & 0xFF000000,
-            Register.LDR: value & 0xFF000000,
-            Register.DFR: value | DFR_CLUSTER,
-            Register.SVR: value,
-        }[register]
+        kept = {Register.DFR: value | DFR_CLUSTER, Register.SVR: value}
+        written = kept.get(register, value & 0xFF000000)  # ID and LDR have bits 31:24 only.
         expect(f"{register.name} after the guest's write", cpu.lapic[register], written, hex)
 
     # --- messages ---------------------------------------------------------------------------------
@@ -340,32 +323,27 @@ class AnySequence(RuleBasedStateMachine):
         """Send each of the drawn contents, and compare with the model."""
         for content in contents:
             message, entry = draws.message_of(content, destination, destination_mode)
-            injection = self._machine.signal(message, **entry)
+            injection = self.machine.signal(message, **entry)
             self.campaign.messages += 1
-            self._judge(injection, entry)
+            model = Model(self._topology(injection), self.campaign.switches)
+            outcome = model.predict(message, **entry)
+            try:
+                injection.answers(outcome)
+            except Mismatch as found:
+                fields = [f"{name}={value!r}" for name, value in entry.items()]
+                sent = " ".join([str(message), *fields, f"to {model.topology}"])
+                raise Mismatch(found.subject, found.expected, found.actual, sent) from None
+            if outcome.result >= 0:
+                self._learn(model, message, injection.effects())
 
     def _topology(self, injection: Injection) -> Topology:
         """Return the topology before a message."""
         hashing, chosen = self.campaign.vector_hashing, self.hidden.chosen
-        topology = injection.setting.topology(injection.before, hashing, self._machine.has_smm)
+        topology = injection.setting.topology(injection.before, hashing, self.machine.has_smm)
         if hashing:
             return topology
         vcpus = (replace(vcpu, arb_prio=chosen[i]) for i, vcpu in enumerate(topology.vcpus))
         return replace(topology, vcpus=tuple(vcpus))
-
-    def _judge(self, injection: Injection, entry: dict[str, Any]) -> None:
-        message = injection.message
-        topology = self._topology(injection)
-        model = Model(topology, self.campaign.switches)
-        outcome = model.predict(message, **entry)
-        try:
-            injection.answers(outcome)
-        except Mismatch as found:
-            sent = " ".join([str(message), *(f"{name}={value!r}" for name, value in entry.items())])
-            sent += f" to {topology}"
-            raise Mismatch(found.subject, found.expected, found.actual, sent) from None
-        if outcome.result >= 0:
-            self._learn(model, message, injection.effects())
 
     def _learn(self, model: Model, message: Message, effects: Sequence[Effect]) -> None:
         """Update the hidden state after a message that was no error."""
@@ -373,11 +351,9 @@ class AnySequence(RuleBasedStateMachine):
         if route.delivery_mode is DeliveryMode.LOWEST_PRIORITY:
             self.hidden.chosen.update(model.choose(route, message.vector))
         for index, effect in enumerate(effects):
-            if not effect:
-                continue
             if effect.init:
                 self.hidden.chosen[index] = 0
-            if effect.init or message.delivery_mode is DeliveryMode.SIPI:
+            if effect.init or (effect and message.delivery_mode is DeliveryMode.SIPI):
                 self.hidden.in_probe.discard(index)
         if message.delivery_mode is DeliveryMode.REMRD:
             self.hidden.unhalted |= set(model.choose(route, message.vector))
