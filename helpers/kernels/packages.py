@@ -22,7 +22,7 @@ from helpers.spec.kernels import DEBIAN_SUITES
 
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _LISTS_AGE = 24 * 3600  # seconds after which package lists are fetched anew
-# A kernel rebuilt for an older Debian release is left out: its source is the same.
+# Left out: other flavours, and kernels rebuilt for an older Debian, whose source is the same.
 _LEFT_OUT = r"(?!\S*(?:-cloud-|-rt-|\.deb11\.))"
 _KERNEL = re.compile(rf"linux-(?:image|binary)-{_LEFT_OUT}(\d+\.\d+\.\d+\S*-amd64)")
 

@@ -183,9 +183,9 @@ class BootedRun:
                         self.guests[number] = self.launch(self.boots[place])
                     self.selector.register(self.guests[number], selectors.EVENT_READ, number)
                 case "load", number, column:
-                    loaded = self.guests[number].boot.columns[column]
-                    parameters = {name: given for name, _, given in loaded.modules}
-                    self.guests[number].send("column", column, parameters, loaded.options)
+                    wanted = self.guests[number].boot.columns[column]
+                    parameters = {name: given for name, _, given in wanted.modules}
+                    self.guests[number].send("column", column, parameters, wanted.options)
                 case "send", number, tests:
                     self.guests[number].send("run", tests)
                 case "end", number:

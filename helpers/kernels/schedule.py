@@ -112,7 +112,8 @@ class Schedule:
         actions: list[Action] = []
         while len(self.guests) < self.slots and (boot := self._neediest()) is not None:
             guest = next(self._numbers)
-            takes_last = boot in (o.boot for o in self.guests.values() if not o.takes_last)
+            others = [other for other in self.guests.values() if other.boot == boot]
+            takes_last = any(not other.takes_last for other in others)
             self.guests[guest] = GuestState(
                 boot, takes_last, deadline=now + SILENT_SECONDS, boot_deadline=now + BOOT_SECONDS
             )
@@ -242,8 +243,9 @@ class Schedule:
             return []
         column.pending.clear()
         place = (guest.boot, guest.column)
-        guests = [n for n, other in self.guests.items() if (other.boot, other.column) == place]
-        return [*map(self._close, guests), ("leave", *place, column.unfinished)]
+        at = {number: (other.boot, other.column) for number, other in self.guests.items()}
+        closed = [self._close(number) for number in at if at[number] == place]
+        return [*closed, ("leave", *place, column.unfinished)]
 
     def _close(self, number: int) -> Action:
         del self.guests[number]
