@@ -1,7 +1,7 @@
-"""Make reports/example.png again, the picture in the README: ``python -m tests.picture``.
+"""Make reports/example.png again, the picture in the README: ``tox -e picture``.
 
 The picture is this machine's report with --strict, shortened to some clauses and one failed test.
-Needs Chromium and Pillow.
+Needs Chromium.
 """
 
 from __future__ import annotations
