@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The fixtures of the suites, and the plugins. The work is in helpers/."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The directory of artefacts that are costly to make: kernels, images, the assembled guest."""
 
 from __future__ import annotations

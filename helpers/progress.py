@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A progress bar for work that takes minutes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The plugin that ends a run on SIGTERM as on Ctrl-C: with its summary, reports and results.
 
 Python's default ends the process at once, so that a run under timeout(1) would report nothing.

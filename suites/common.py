@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What several files of suites/ share: preconditions, messages, set-ups, checks."""
 
 from __future__ import annotations

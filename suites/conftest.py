@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Machines with x2APICs."""
 
 from __future__ import annotations

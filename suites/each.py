@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Parametrizations: a test marked ``@each.irqchip`` runs once with each irqchip.
 
 Verdicts are archived under test ids, so the id of a value never changes.

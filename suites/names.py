@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Short names of values that stand in many tests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The ioctl at its boundary: number, structure, file descriptors, callers, and order of the checks.
 
 Clauses: msi.struct, abi.other-numbers, msi.vm-ioctl, abi.errno, msi.input-only,

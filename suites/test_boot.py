@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """INIT and SIPI, sent as messages the way firmware sends them as IPIs to boot the APs.
 
 Clauses: guest.init-sipi, return.mp-state.

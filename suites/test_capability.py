@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The capabilities that KVM_CHECK_EXTENSION advertises: where, when, and that they are true.
 
 Clauses: kvm.api-version, msi.capability, msi.devid-capability, x2apic-api.eoi-broadcast.

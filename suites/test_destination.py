@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """xAPIC destinations: physical, broadcast, flat, cluster, mixed and aliased.
 
 Clauses: dest.physical, dest.broadcast, dest.lowest-broadcast, dest.flat, dest.cluster,

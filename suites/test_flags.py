@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The flags field, and the devid that KVM_MSI_VALID_DEVID announces.
 
 Clauses: msi.flags, msi.devid-flag, abi.ignored.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Made-up sequences: any ioctls and guest writes, with every message held to the model.
 
 Clauses: model.generated.

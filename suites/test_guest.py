@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Interrupts as the guest takes them: once, on the right vCPU, in order, in service until EOI.
 
 Clauses: guest.taken-once, guest.coalesced, guest.in-service, guest.in-service-holds,

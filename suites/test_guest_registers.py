@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A guest that reprograms its LAPIC, through MMIO or MSRs.
 
 Clauses: lapic.follows-guest.

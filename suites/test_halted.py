@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Messages to a halted vCPU: which of them wake it, inside KVM_RUN and outside.
 
 Clauses: guest.hlt, return.remrd, guest.init-sipi, return.remrd-reset-hold, return.remrd-latched,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Irqchips: none, full and split; which of them take messages, and when each can be made.
 
 Clauses: msi.needs-irqchip, msi.flags, message.delivery-mode, split.creation, irqchip.before-vcpus,

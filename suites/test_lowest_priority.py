@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Lowest-priority delivery and the redirection hint: one LAPIC of several, and which.
 
 Clauses: dest.lowest-priority, dest.redirection-hint, dest.hint-broadcast, dest.vector-hashing,

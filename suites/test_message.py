@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The fields of a message: vector, trigger mode and level, delivery mode, bits without a meaning.
 
 Clauses: message.vector, message.low-vectors, message.illegal-vector, message.trigger-mode,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Padding, and a devid without KVM_MSI_VALID_DEVID.
 
 Clauses: msi.pad, abi.ignored.

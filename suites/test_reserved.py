@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Bits of address and data that have no meaning, in all combinations.
 
 Clauses: message.ignored-bits, msi.address-hi-ignored, msi.address-hi-zero, msi.address-hi-bits.

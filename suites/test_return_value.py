@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The return value: delivered and to how many, blocked, error.
 
 Clauses: msi.returns-delivered, return.count, message.delivery-mode, lapic.software-disabled,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """GSI routes: a message needs none and changes none, and a route to the same message does the same.
 
 Clauses: msi.direct, routing.flags, split.msi-routes-only, split.eoi-exit, equivalence.routes.

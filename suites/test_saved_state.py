@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Interrupts that are pending when a vCPU's state is saved and restored, as in live migration.
 
 Clauses: state.saved.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The message space: every message to every topology does what the model says.
 
 Clauses: model.swept.

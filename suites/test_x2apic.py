@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """x2APIC destinations, 32-bit IDs, and KVM_CAP_X2APIC_API.
 
 Clauses: dest.physical, msi.address-hi-*, dest.x2apic-*, return.count, x2apic-api.*,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Write the clauses and deviations that tests name: ``-p tests.census --census=FILE``."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Fixtures and hooks of the tests that judge the suite itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Copies of the project with other tests in suites/, run in a process of their own."""
 
 from __future__ import annotations

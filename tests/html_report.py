@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """HTML reports for tests to look at: suites to run, and a report's HTML by rows and cells."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Files with as much of a kernel's image and modules as the suite reads."""
 
 from __future__ import annotations

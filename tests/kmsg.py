@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A kernel log that a test can write to."""
 
 from __future__ import annotations

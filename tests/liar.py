@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A KVM that lies: a plugin between suite and kernel that tells one lie about KVM_SIGNAL_MSI.
 
     pytest suites -p tests.liar --lie=always-1 --caught=caught.json

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Predict a message of each kind for the kernels and parameters that are not here.
 
     python -m tests.other_kernels

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Make reports/example.png again, the picture in the README: ``tox -e picture``.
 
 The picture is this machine's report with --strict, shortened to some clauses and one failed test.

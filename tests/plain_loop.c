@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 /*
  * The least time that a sweep can take: the same ioctls and nothing else.
  */

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Result files for tests to look at: suites with chosen verdicts, and their files."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """helpers/kvm/abi.py, compared with the <linux/kvm.h> that the C compiler sees."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The speed of a sweep, compared with a C loop that only sends the same messages.
 
 ``tox -e benchmarks`` measures. A plain run of tests/ executes each benchmark once.

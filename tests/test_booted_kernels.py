@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Kernels booted in QEMU: what a run reports, and what becomes of guests that die."""
 
 from __future__ import annotations

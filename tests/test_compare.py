@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """--compare: the group of each test, tests that are gone, and files that are no result files."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The effects that the model predicts on one vCPU."""
 
 from __future__ import annotations

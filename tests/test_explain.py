@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """``python -m helpers.apic explain``: the printed text, the command line, invalid input."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The script for ``git bisect run``, in a kernel tree of one file, with a make that copies it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The guest on the real /dev/kvm: assembling, the log, faults, threads, and machines in a pool."""
 
 from __future__ import annotations

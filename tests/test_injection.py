@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Effects, the checks of an injection and ``expect()``, on snapshots made by hand."""
 
 from __future__ import annotations

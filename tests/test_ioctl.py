@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """ioctl(2): named errors, interrupted calls, the trace; and resources, which are all released."""
 
 from __future__ import annotations

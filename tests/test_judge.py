@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The known deviations of a test decide what the outcome means."""
 
 from __future__ import annotations

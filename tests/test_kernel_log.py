@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """KernelLog reports each complaint of the kernel once, and no other line."""
 
 from __future__ import annotations

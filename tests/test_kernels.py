@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Finding, fetching, packing and bisecting kernels, and the options that name them."""
 
 from __future__ import annotations

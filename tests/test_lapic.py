@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The register page: a write changes its register, and no other byte."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The ledger of a machine: by itself, then beside the real kernel."""
 
 from __future__ import annotations

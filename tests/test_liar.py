@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A KVM that lies fails the suite, and the test made for the lie is among the failures."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Messages: encoding and decoding are inverses, and each bit belongs to one field."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The model, checked against cases that were measured on kernels.
 
 ``before`` is the outcome on kernels older than 6.3 (all switches off), if different.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The sweep and the generated sequences take every branch of the model."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Test the kernel mutants' tables, edits and results, without building a kernel."""
 
 from __future__ import annotations

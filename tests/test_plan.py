@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The plan of a sweep: classes, bursts and batches."""
 
 from __future__ import annotations

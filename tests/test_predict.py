@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """``python -m helpers.apic predict``: predictions, records that disagree, invalid input."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """README.md and CONTRIBUTING.md: commands, paths and examples exist in the tree."""
 
 from __future__ import annotations

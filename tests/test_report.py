@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The HTML report on one kernel: contents, escaping and size."""
 
 from __future__ import annotations

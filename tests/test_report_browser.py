@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The HTML reports in a browser: links, filters and unfolding."""
 
 from __future__ import annotations

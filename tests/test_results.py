@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """--results: the files, and when they are not written."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The schedule of booted kernels, with guests that exist in memory alone."""
 
 from __future__ import annotations

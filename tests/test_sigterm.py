@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """SIGTERM, as timeout(1) sends it: the run must not end without a word."""
 
 from __future__ import annotations

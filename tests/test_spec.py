@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The loader of TOML tables names file, entry and field of each error."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Each file of suites/ starts with the clauses that its tests name, in the order of the tests."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The sweep: the faults that it finds, and its options."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The tables of clauses and deviations are well-formed and complete."""
 
 from __future__ import annotations

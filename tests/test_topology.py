@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Topologies: the text form round-trips, and an error names the invalid word."""
 
 from __future__ import annotations

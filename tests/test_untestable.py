@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A run that cannot judge a kernel, or did not judge one, is not a pass."""
 
 from __future__ import annotations

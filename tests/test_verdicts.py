@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Outcomes become verdicts, and a failure explains itself."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """MSI messages, LAPIC registers and the model. Opens no file descriptor."""
 
 from helpers.apic.lapic import ApicMode, LapicPage, Register, show_vectors

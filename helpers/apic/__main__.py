@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The model on the command line.
 
 python -m helpers.apic explain MESSAGE TOPOLOGY    explain one message, rule by rule

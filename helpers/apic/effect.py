@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The effect of a message on a vCPU, as KVM_GET_LAPIC and other ioctls show it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A prediction as plain text: the message, the topology, the rules that applied, the outcome.
 
 ``python -m helpers.apic explain`` prints the whole text, the report of a failure the rules and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The registers of the local APIC, in the layout of KVM_GET_LAPIC and KVM_SET_LAPIC.
 
 Registers have 32 bits and are 16-byte aligned (Intel SDM vol. 3, "Local APIC Register Address

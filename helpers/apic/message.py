@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """MSI messages: the 32-bit words address_lo, address_hi and data, field by field.
 
 address_lo and data are laid out as in Intel SDM vol. 3, "Message Address Register Format" and

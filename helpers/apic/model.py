@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What KVM_SIGNAL_MSI must return and do: the executable specification.
 
 The path of a message:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Predict many messages: a case per line of input, a prediction per line of output, both in JSON.
 
 A case is an object:

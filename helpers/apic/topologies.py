@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Named topologies, for the sweep and for the command line."""
 
 from __future__ import annotations

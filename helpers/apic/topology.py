@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The state of a VM that decides on a message: irqchip, capabilities, and the LAPIC of each vCPU.
 
 A topology has a text form:

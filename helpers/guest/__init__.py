@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The test guest: machines, the probe that they run, injections and their effects."""
 
 from helpers.guest.build import build, disagreement

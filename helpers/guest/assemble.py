@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Build probe.S and sender.c. The cache directory keeps the output, by content of the source."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Build the machine that a topology describes."""
 
 from __future__ import annotations

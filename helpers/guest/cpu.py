@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """One vCPU of a machine: the view of the host, stepping, and operations of the guest."""
 
 from __future__ import annotations

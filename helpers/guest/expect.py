@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Comparisons with a structured failure: what was compared, the expected value, the actual value.
 
 The checks of an injection and ``expect()`` raise Mismatch, which a known deviation can explain. No

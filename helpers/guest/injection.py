@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """An injection: one KVM_SIGNAL_MSI, its return value, and every vCPU before and after it."""
 
 from __future__ import annotations

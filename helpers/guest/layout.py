@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Addresses and structures of the guest. The assembler gets all numbers as -D options."""
 
 from __future__ import annotations

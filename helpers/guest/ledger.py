@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The ledger of a machine: facts that KVM does not report, derived from the calls made so far.
 
 helpers/kvm reports each ioctl on the file descriptors of a machine to ``Ledger.called()``. No ioctl

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A test guest: a VM with an irqchip, vCPUs with LAPICs, and the probe in guest memory.
 
 The host steps the guest: inject, enter, read the log. Neither side sleeps. Each run of a vCPU ends

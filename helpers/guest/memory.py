@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Guest memory at power-on: the probe, descriptor tables, page tables and the SMI handler."""
 
 from __future__ import annotations

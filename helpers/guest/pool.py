@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Machines that serve one test after another."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * The code that all vCPUs run: 256 gates into one handler, which logs the
  * registers of its LAPIC, and an idle loop, which exits to the host by port I/O.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A vCPU in a thread of its own, inside KVM_RUN. For clauses about time: waking, concurrency."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 /*
  * Send KVM_SIGNAL_MSI with many values of one word of the message.
  */

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Many messages that differ in one word, sent by sender.c.
 
 Python would spend four times as long between the system calls as the kernel spends in them.

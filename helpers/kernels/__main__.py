@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """List, fetch and bisect Debian's kernels.
 
 python -m helpers.kernels list             list the packaged kernels

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Bisect over packaged kernels: find the neighbours between which a test's verdict changes."""
 
 from __future__ import annotations

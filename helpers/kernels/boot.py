@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Boot a kernel in QEMU: one process, with a channel to the worker inside and a console."""
 
 from __future__ import annotations

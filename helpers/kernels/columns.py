@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Turn --kernel, --kvm-modules and --kvm-param into boots, and the columns tested on each."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Download files whose hash apt knows, with a progress bar.
 
 An interrupted download is resumed, where ``apt-get download`` starts again.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Encode the messages between host and guest: tuples of plain data, each behind its length.
 
 Both ends run the same Python, so marshal fits. No other format is as cheap in an emulator.

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
 """A step of ``git bisect run`` in a kernel tree: build the commit, boot it, run tests on it.
 
     git bisect start BAD GOOD

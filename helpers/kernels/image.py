@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Make an initramfs of this suite and the Python that runs it, at the paths they have here."""
 
 from __future__ import annotations

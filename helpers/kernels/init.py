@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The guest's /init: mount file systems, load modules, run pytest with worker.py, power off.
 
 Runs before site-packages are on sys.path: only the standard library and this project are there.

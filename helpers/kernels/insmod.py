@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Load and unload modules in the guest, which has no modprobe."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Find the kernel that --kernel names: a packaged version, a bzImage, or a kernel build tree."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Find a kernel's modules by name, in the order they must be loaded."""
 
 from __future__ import annotations

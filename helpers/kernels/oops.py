@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Decode the last words of a kernel that died."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """List, fetch and unpack Debian's packaged kernels. Nothing is installed.
 
 apt fetches them and checks their signatures, with a configuration of its own: this machine's

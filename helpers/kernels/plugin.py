@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The plugin behind ``--kernel``: run the tests in booted kernels, report them as if run here."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Run the tests in booted kernels: carry out the schedule, and report what the guests say.
 
 pytest-xdist, with booted kernels as execnet gateways, was tried and does not fit. It starts one

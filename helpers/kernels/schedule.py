@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Decide which guest runs which test, and what becomes of the tests of a guest that dies.
 
 The schedule knows no process, no socket, no clock and no pytest. run.py reports to it the messages

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """pytest in a booted kernel: run the tests that the host sends, and send it their reports.
 
 Loaded by ``-p helpers.kernels.worker``. The command line is the host's, so that host and guest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The KVM ABI: one class per kind of file descriptor. Imports nothing of the other packages."""
 
 from helpers.kvm.compat import compat_ioctl, has_compat_entry

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The part of the KVM uapi that the suite uses: structures, constants, ioctl numbers.
 
 Names and layouts are those of ``include/uapi/linux/kvm.h`` and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The base class of objects that hold file descriptors, mappings or processes."""
 
 from __future__ import annotations

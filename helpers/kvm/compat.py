@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The 32-bit system call entry (``int 0x80``), called from this 64-bit process.
 
 The entry takes KVM_SIGNAL_MSI to ``kvm_vm_compat_ioctl()``. Calls are not traced.

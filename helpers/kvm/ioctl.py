@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """System calls on KVM file descriptors: ioctl(2) with named requests, named errors and a trace.
 
 ``ioctl()`` and ``attempt()`` record each call in ``trace``. ``raw_ioctl()``, ``compat_ioctl()``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The calling process: memory of any protection, a forked child."""
 
 from __future__ import annotations

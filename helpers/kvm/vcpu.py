@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The vCPU file descriptor and its shared kvm_run page."""
 
 from __future__ import annotations

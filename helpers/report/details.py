@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The details of one test as plain data: messages, vCPU states, ioctl trace.
 
 Details are collected in the process that ran the test and shown by the process that writes the

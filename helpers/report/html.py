@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The HTML of the report. Templates (templates/*.jinja2) escape all text.
 
 Thousands of tests show the same messages, vCPUs and clauses, and pytest-html draws all rows anew at

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The pytest plugin behind ``--html``: collects details of tests and fills pytest-html's report.
 
 Tests run in the workers of pytest-xdist or in booted kernels; the controller writes the report.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The results of a run over several kernels: a row for each test, a column for each kernel."""
 
 from __future__ import annotations

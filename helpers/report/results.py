@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Result files: the verdicts of one kernel, to be committed, diffed and compared.
 
     {"kernel": {"release": "6.12.9", "vendor": "kvm_amd", "parameters": {"kvm_amd.avic": "N"}},

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The pytest plugin behind ``--results`` and ``--compare``: writes and compares result files.
 
 With pytest-xdist the controller writes and compares; see DeselectionRelay for its workers.

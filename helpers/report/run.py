@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The data that the HTML report shows: phases of tests, and the run as a whole."""
 
 from __future__ import annotations

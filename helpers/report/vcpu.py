@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Texts and pictures of a vCPU's state before and after a message."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Facts as data: clauses, known deviations and supported kernels, each in a TOML file."""
 
 from helpers.spec.clauses import CLAUSES, LEVELS, Clause, Level

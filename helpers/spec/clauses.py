@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The clauses of clauses.toml: each checkable statement, with the document that makes it."""
 
 from __future__ import annotations

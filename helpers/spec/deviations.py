@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The known deviations of deviations.toml: kernels that break a clause, with the evidence."""
 
 from __future__ import annotations

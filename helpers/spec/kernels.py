@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The kernels of kernels.toml, and the Debian suites that have packages of kernels."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Read TOML tables into dataclasses.
 
 An entry that does not fit raises :class:`SpecError`, which names file, entry and field.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """What made-up sequences are made of: the values that Hypothesis draws for each step.
 
 The values, their order and the names of a rule's arguments decide what a seed draws. A change here

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The sweep: send the batches of a plan to one topology, and compare each answer with the model."""
 
 from __future__ import annotations

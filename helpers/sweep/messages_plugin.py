@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """``--exhaustive``, ``--topology`` and ``--message``: which messages suites/test_sweep.py sends."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The plan of a sweep: which messages to send to a topology, and when to read the vCPUs.
 
 The plan is pure: nothing here calls KVM. Its rules:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """``--generate`` and ``--hypothesis-seed``: how many made-up sequences run, from which seeds."""
 
 from __future__ import annotations

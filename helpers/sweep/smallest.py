@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The smallest case: what is left of a topology and a message when nothing more can go."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The state machine of made-up sequences: a machine, and every step that can be taken on it.
 
 Hypothesis chooses the steps. Each message is held to the model, and each other step to the manuals.

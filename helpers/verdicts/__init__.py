@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Turn the outcomes of tests into verdicts on clauses. A test names both with these marks."""
 
 from __future__ import annotations

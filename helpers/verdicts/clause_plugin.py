@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """``--clause`` runs the tests of some clauses, ``--clauses`` lists the clauses."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Decide what the outcome of a test means, from the deviations that the test names."""
 
 from __future__ import annotations

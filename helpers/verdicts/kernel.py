@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The kernel under test: the facts known before any test, and whether KVM can be tested."""
 
 from __future__ import annotations

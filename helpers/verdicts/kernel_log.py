@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Find complaints of the kernel: new WARNING, BUG and Oops lines, and changed taint flags."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """The pytest plugin that turns outcomes into verdicts.
 
 pytest warns of a plugin that is imported before pytest registers it. The worker in a guest imports

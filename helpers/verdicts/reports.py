@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Data that travels on a test report, from the process that runs a test to the reporting process.
 
 pytest, pytest-xdist and helpers/kernels transfer each attribute of a report that is plain data.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """One session's verdicts: judge each test where the test runs, count where the report arrives."""
 
 from __future__ import annotations

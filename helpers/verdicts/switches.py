@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Find how the kernel under test differs from the reference kernel."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Count the results of one kernel's tests, by test and by clause."""
 
 from __future__ import annotations

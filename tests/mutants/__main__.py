@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Build kernel mutants, run the suite on each, and tell which test catches it.
 
 python -m tests.mutants                      all mutants, on Linux 6.12

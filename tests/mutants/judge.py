@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Run the suite on mutants, many mutants per boot."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """A mutant: an edit of one KVM function that the suite must detect.
 
 The TOML files of this directory have a table for each mutant:

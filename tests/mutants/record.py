@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Run pytest on mutants: ``python -m tests.mutants.record JOB PYTEST-OPTION ...``.
 
 JOB is a JSON file {"clauses": {mutant id: clause id}, "record": path}. A mutant in ``clauses`` gets

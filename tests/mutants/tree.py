@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-only
 """Build the KVM modules of a packaged kernel, with one source file changed."""
 
 from __future__ import annotations

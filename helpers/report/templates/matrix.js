@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 // The matrix: unfolding the details of a cell below its row, links to cells, search.
 "use strict";
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 // Parts (see html.py), and functions that rows.js and matrix.js share.
 "use strict";
 

@@ -1,3 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-only
 // pytest-html's table: links to rows, search.
 "use strict";
 
