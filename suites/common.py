@@ -22,6 +22,13 @@ from suites.names import PHYSICAL, SMI
 NEEDS_SMM = pytest.mark.skipif(
     "not kernel.has_smm", reason="the kernel has no SMM (KVM_CAP_X86_SMM is 0)"
 )
+NEEDS_SYNIC = pytest.mark.skipif(
+    "not kernel.capabilities['KVM_CAP_HYPERV_SYNIC']",
+    reason="the kernel has no SynIC (KVM_CAP_HYPERV_SYNIC is 0)",
+)
+NEEDS_IN_SERVICE = pytest.mark.skipif(
+    "kernel.vendor == 'kvm_pvm'", reason="kvm_pvm has no vector in service (pvm-never-in-service)"
+)
 VECTOR_HASHING = pytest.mark.skipif("not kernel.vector_hashing", reason="kvm.vector_hashing=N")
 ROUND_ROBIN = pytest.mark.skipif("kernel.vector_hashing", reason="kvm.vector_hashing=Y")
 

@@ -18,6 +18,7 @@ _EIGHT_WORDS = struct.Struct("<" + "I12x" * 8)
 
 # Bits of IA32_APIC_BASE: Intel SDM vol. 3, "Local APIC Status and Location", "Detecting and
 # Enabling x2APIC Mode".
+APIC_BASE_BSP = 1 << 8
 APIC_BASE_X2APIC = 1 << 10
 APIC_BASE_ENABLE = 1 << 11
 

@@ -133,6 +133,24 @@ class kvm_irqfd(ctypes.Structure):
     _fields_ = [*fields(c_uint32, "fd", "gsi", "flags", "resamplefd"), ("pad", c_uint8 * 16)]
 
 
+class kvm_ioapic_state(ctypes.Structure):
+    """``redirtbl`` is a bit-field in C: Intel 82093AA, "I/O Redirection Table Registers"."""
+
+    _fields_ = [
+        ("base_address", c_uint64),
+        *fields(c_uint32, "ioregsel", "id", "irr", "pad"),
+        ("redirtbl", c_uint64 * 24),
+    ]
+
+
+class _chip(ctypes.Union):
+    _fields_ = [("dummy", c_uint8 * 512), ("ioapic", kvm_ioapic_state)]
+
+
+class kvm_irqchip(ctypes.Structure):
+    _fields_ = [*fields(c_uint32, "chip_id", "pad"), ("chip", _chip)]
+
+
 class kvm_irq_routing_msi(ctypes.Structure):
     _fields_ = fields(c_uint32, "address_lo", "address_hi", "data", "devid")
 
@@ -141,10 +159,15 @@ class kvm_irq_routing_irqchip(ctypes.Structure):
     _fields_ = fields(c_uint32, "irqchip", "pin")
 
 
+class kvm_irq_routing_hv_sint(ctypes.Structure):
+    _fields_ = fields(c_uint32, "vcpu", "sint")
+
+
 class _route(ctypes.Union):
     _fields_ = [
         ("irqchip", kvm_irq_routing_irqchip),
         ("msi", kvm_irq_routing_msi),
+        ("hv_sint", kvm_irq_routing_hv_sint),
         ("pad", c_uint32 * 8),
     ]
 
@@ -234,6 +257,7 @@ KVM_CAP_SIGNAL_MSI = 77
 KVM_CAP_X86_SMM = 117
 KVM_CAP_MULTI_ADDRESS_SPACE = 118
 KVM_CAP_SPLIT_IRQCHIP = 121
+KVM_CAP_HYPERV_SYNIC = 123
 KVM_CAP_MAX_VCPU_ID = 128
 KVM_CAP_X2APIC_API = 129
 KVM_CAP_MSI_DEVID = 131
@@ -245,6 +269,7 @@ KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST = 1 << 3
 
 KVM_IRQ_ROUTING_IRQCHIP = 1
 KVM_IRQ_ROUTING_MSI = 2
+KVM_IRQ_ROUTING_HV_SINT = 4
 KVM_IRQCHIP_IOAPIC = 2
 
 KVM_IRQFD_FLAG_DEASSIGN = 1 << 0
@@ -307,9 +332,12 @@ KVM_GET_SUPPORTED_CPUID = _iowr("KVM_GET_SUPPORTED_CPUID", 0x05, kvm_cpuid2)
 KVM_CREATE_VCPU = _io("KVM_CREATE_VCPU", 0x41)
 KVM_SET_USER_MEMORY_REGION = _iow("KVM_SET_USER_MEMORY_REGION", 0x46, kvm_userspace_memory_region)
 KVM_CREATE_IRQCHIP = _io("KVM_CREATE_IRQCHIP", 0x60)
+KVM_GET_IRQCHIP = _iowr("KVM_GET_IRQCHIP", 0x62, kvm_irqchip)
+KVM_SET_IRQCHIP = _ior("KVM_SET_IRQCHIP", 0x63, kvm_irqchip)
 KVM_IRQ_LINE_STATUS = _iowr("KVM_IRQ_LINE_STATUS", 0x67, kvm_irq_level)
 KVM_SET_GSI_ROUTING = _iow("KVM_SET_GSI_ROUTING", 0x6A, kvm_irq_routing)
 KVM_IRQFD = _iow("KVM_IRQFD", 0x76, kvm_irqfd)
+KVM_SET_BOOT_CPU_ID = _io("KVM_SET_BOOT_CPU_ID", 0x78)
 KVM_ENABLE_CAP = _iow("KVM_ENABLE_CAP", 0xA3, kvm_enable_cap)
 KVM_SIGNAL_MSI = _iow("KVM_SIGNAL_MSI", 0xA5, kvm_msi)
 KVM_RUN = _io("KVM_RUN", 0x80)

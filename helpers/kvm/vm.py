@@ -46,9 +46,21 @@ class Vm(Closing):
         """Create PIC, IOAPIC and LAPICs in the kernel (api.rst, KVM_CREATE_IRQCHIP)."""
         ioctl(self.fd, abi.KVM_CREATE_IRQCHIP)
 
+    def get_ioapic(self) -> abi.kvm_irqchip:
+        irqchip = abi.kvm_irqchip(chip_id=abi.KVM_IRQCHIP_IOAPIC)
+        ioctl(self.fd, abi.KVM_GET_IRQCHIP, irqchip)
+        return irqchip
+
+    def set_ioapic(self, irqchip: abi.kvm_irqchip) -> None:
+        ioctl(self.fd, abi.KVM_SET_IRQCHIP, irqchip)
+
     def split_irqchip(self, ioapic_pins: int = 24) -> None:
         """Create the LAPICs in the kernel only (api.rst, KVM_CAP_SPLIT_IRQCHIP)."""
         self.enable_cap(abi.KVM_CAP_SPLIT_IRQCHIP, ioapic_pins)
+
+    def set_boot_cpu_id(self, vcpu_id: int) -> None:
+        """Choose the BSP, before any vCPU exists (api.rst, KVM_SET_BOOT_CPU_ID)."""
+        ioctl(self.fd, abi.KVM_SET_BOOT_CPU_ID, vcpu_id)
 
     def create_vcpu(self, vcpu_id: int) -> Vcpu:
         fd = ioctl(self.fd, abi.KVM_CREATE_VCPU, vcpu_id)

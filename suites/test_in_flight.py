@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""State that changes between the sending of a message and its EOI.
+
+Clauses: split.eoi-exit, ioapic.remote-irr, guest.tpr, guest.nmi-held, guest.init-in-smm.
+
+A guest moves an interrupt to another vCPU while the vector is pending or in service. A host writes
+CR8 while a vector is pending, and has a vCPU leave SMM while an INIT is latched.
+"""
+
+import pytest
+
+from helpers.apic import Register
+from helpers.apic.lapic import SVR_RESET
+from helpers.apic.topology import MpState
+from helpers.guest import expect, msi_route
+from helpers.kvm import abi
+from helpers.verdicts import clause, deviation
+from suites import each
+from suites.common import NEEDS_IN_SERVICE, NEEDS_SMM, expect_mp_state, expect_taken, fixed, to
+from suites.names import INIT, LEVEL, NMI, SIPI, SVR_ENABLED
+
+# --- split.eoi-exit: the route of an IOAPIC pin moves to another vCPU -----------------------------
+
+
+def route_pin_to(machine, index):
+    """Route IOAPIC pin 5 to vector 0x61 of a vCPU, level-triggered, and return the message."""
+    message = to(index, vector=0x61, trigger_mode=LEVEL, level=1)
+    machine.vm.set_gsi_routing([msi_route(5, message)])
+    return message
+
+
+@pytest.fixture(params=["pending", pytest.param("in-service", marks=NEEDS_IN_SERVICE)])
+def moved(request, machines, apic_mode):
+    """A split irqchip. Vector 0x61 is pending or in service on vCPU 0, its route is to vCPU 1."""
+    machine = machines(irqchip="split", vcpu_ids=range(2), apic_mode=apic_mode)
+    message = route_pin_to(machine, 0)
+    machine[0].step()  # KVM scans the routes when a vCPU is entered.
+    machine.signal(message).returns(1).accepted_by(0)
+    if request.param == "in-service":
+        machine[0].handler(pause=True)
+        machine[0].run_to_handler()
+        machine[0].handler()
+    route_pin_to(machine, 1)
+    return machine
+
+
+def expect_eoi_exit(cpu, vector):
+    expect("vector of KVM_EXIT_IOAPIC_EOI", cpu.eoi_exit(), vector)
+
+
+@clause("split.eoi-exit")
+@deviation("moved-route-loses-eoi")
+@each.apic_mode
+def test_eoi_exits_after_the_route_moved(moved):
+    expect_eoi_exit(moved[0], 0x61)
+
+
+@clause("split.eoi-exit")
+@deviation("moved-route-loses-eoi")
+@deviation("moved-route-keeps-exiting")
+@each.apic_mode
+def test_eoi_exits_once_after_the_route_moved(moved):
+    expect_eoi_exit(moved[0], 0x61)
+    moved.send(to(0, vector=0x61))
+    expect_eoi_exit(moved[0], None)
+
+
+@clause("split.eoi-exit")
+@each.apic_mode
+def test_eoi_exits_where_the_route_moved_to(moved):
+    moved.send(fixed(0x61))
+    expect_eoi_exit(moved[1], 0x61)
+
+
+# --- ioapic.remote-irr: a level-triggered pin of the IOAPIC in the kernel -------------------------
+
+PIN = 20
+
+
+def program_pin(machine, index):
+    """Have the pin send vector 0x61 to vCPU ``index``, level-triggered."""
+    irqchip = machine.vm.get_ioapic()
+    irqchip.chip.ioapic.redirtbl[PIN] &= 1 << 14  # Remote IRR
+    irqchip.chip.ioapic.redirtbl[PIN] |= index << 56 | 1 << 15 | 0x61
+    machine.vm.set_ioapic(irqchip)
+
+
+def expect_remote_irr(machine, value):
+    entry = machine.vm.get_ioapic().chip.ioapic.redirtbl[PIN]
+    expect("Remote IRR", entry >> 14 & 1, value)
+
+
+@pytest.fixture
+def serving(machines):
+    """The line of the pin is high, and vCPU 0 has taken the vector without an EOI."""
+    machine = machines(vcpu_ids=range(2))
+    program_pin(machine, 0)
+    machine[0].handler(eoi=False)
+    machine.vm.irq_line_status(PIN, 1)
+    expect_taken(machine[0], 0x61)
+    expect_remote_irr(machine, 1)
+    return machine
+
+
+def nothing(machine):
+    pass
+
+
+def level_message(machine):
+    machine.send(to(0, vector=0x61, trigger_mode=LEVEL))
+
+
+def moved_pin(machine):
+    program_pin(machine, 1)
+
+
+def each_change(*changes):
+    return pytest.mark.parametrize("change", changes, ids=lambda change: change.__name__)
+
+
+@clause("ioapic.remote-irr")
+@NEEDS_IN_SERVICE
+@each_change(nothing, level_message, moved_pin)
+def test_eoi_clears_remote_irr(serving, change):
+    change(serving)
+    serving.vm.irq_line_status(PIN, 0)
+    serving[0].eoi()
+    expect_remote_irr(serving, 0)
+
+
+@clause("ioapic.remote-irr")
+@NEEDS_IN_SERVICE
+@each_change(nothing, level_message, moved_pin)
+def test_high_line_sends_again_after_the_eoi(serving, change):
+    change(serving)
+    serving[0].eoi()
+    expect_remote_irr(serving, 1)
+    receiver = serving[1 if change is moved_pin else 0].lapic
+    expect("vector sent again", 0x61 in receiver.irr | receiver.isr, True)
+
+
+@clause("ioapic.remote-irr")
+@NEEDS_IN_SERVICE
+def test_edge_message_of_the_same_vector_hides_the_eoi(serving):
+    serving.send(to(0, vector=0x61))
+    serving.vm.irq_line_status(PIN, 0)
+    for _ in range(2):
+        serving[0].eoi()
+        expect_remote_irr(serving, 1)
+
+
+# --- guest.tpr ------------------------------------------------------------------------------------
+
+
+def restore_cr8(cpu, cr8):
+    """Write CR8 by KVM_SET_SREGS."""
+    sregs = cpu.vcpu.get_sregs()
+    sregs.cr8 = cr8
+    cpu.vcpu.set_sregs(sregs)
+
+
+@clause("guest.tpr")
+@each.apic_mode
+@each.value("priority", range(1, 16), "class{:#x}")
+def test_restored_cr8_holds_its_class_and_lets_go(machine, priority):
+    vector = priority << 4 | 0xF
+    restore_cr8(machine[1], priority)
+    machine.signal(fixed(vector)).returns(1).accepted_by(1)
+    expect_taken(machine[1])
+    restore_cr8(machine[1], priority - 1)
+    expect_taken(machine[1], vector)
+
+
+@clause("guest.tpr")
+@each.apic_mode
+def test_tpr_is_cr8(machine):
+    restore_cr8(machine[1], 0xA)
+    expect("TPR at the host", machine[1].lapic[Register.TPR], 0xA0)
+    expect("TPR at the guest", machine[1].read(Register.TPR), 0xA0)
+    machine[1].write(Register.TPR, 0x3C)
+    expect("CR8", machine[1].vcpu.get_sregs().cr8, 3)
+
+
+# --- guest.nmi-held -------------------------------------------------------------------------------
+
+
+@clause("guest.nmi-held")
+@each.value("times", [1, 2, 3, 10], "{}-times")
+def test_nmis_sent_in_the_handler_are_taken_once_more(machine, times):
+    machine[1].handler(pause=True)
+    machine.send(to(1, delivery_mode=NMI))
+    machine[1].run_to_handler()
+    for _ in range(times):
+        machine.signal(to(1, delivery_mode=NMI)).returns(1)
+    nmi = machine[1].vcpu.get_events().nmi
+    expect("NMIs masked, pending", (nmi.masked, nmi.pending), (1, 1))
+    machine[1].handler()
+    expect_taken(machine[1], 2, 2)
+
+
+# --- guest.init-in-smm ----------------------------------------------------------------------------
+
+
+def set_smm(cpu, smm):
+    """Have ``cpu`` enter or leave SMM by KVM_SET_VCPU_EVENTS."""
+    events = cpu.vcpu.get_events()
+    events.flags |= abi.KVM_VCPUEVENT_VALID_SMM
+    events.smi.smm = smm
+    cpu.vcpu.set_events(events)
+
+
+@clause("guest.init-in-smm")
+@NEEDS_SMM
+def test_init_waits_for_the_end_of_smm(machines):
+    machine = machines(vcpu_ids=range(2))
+    set_smm(machine[1], 1)
+    machine.send(to(1, delivery_mode=INIT))
+    expect_mp_state(machine[1], MpState.RUNNABLE)
+    expect("latched INIT", machine[1].vcpu.get_events().smi.latched_init, 1)
+    expect("SVR in SMM", machine[1].lapic[Register.SVR], SVR_ENABLED)
+    set_smm(machine[1], 0)
+    expect_mp_state(machine[1], MpState.INIT_RECEIVED)
+    expect("SVR after SMM", machine[1].lapic[Register.SVR], SVR_RESET)
+
+
+@clause("guest.init-in-smm")
+@NEEDS_SMM
+def test_sipi_in_smm_is_dropped(machines):
+    machine = machines(vcpu_ids=range(2))
+    set_smm(machine[1], 1)
+    for delivery_mode in (INIT, SIPI):
+        machine.send(to(1, vector=machine.start_page, delivery_mode=delivery_mode))
+    expect_mp_state(machine[1], MpState.RUNNABLE)
+    set_smm(machine[1], 0)
+    expect_mp_state(machine[1], MpState.INIT_RECEIVED)
