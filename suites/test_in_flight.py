@@ -23,25 +23,33 @@ from suites.names import INIT, LEVEL, NMI, SIPI, SVR_ENABLED
 
 
 def route_pin_to(machine, index):
-    """Route IOAPIC pin 5 to vector 0x61 of a vCPU, level-triggered, and return the message."""
+    """Route IOAPIC pin 5 to vector 0x61 of a vCPU, level-triggered."""
     message = to(index, vector=0x61, trigger_mode=LEVEL, level=1)
     machine.vm.set_gsi_routing([msi_route(5, message)])
-    return message
 
 
-@pytest.fixture(params=["pending", pytest.param("in-service", marks=NEEDS_IN_SERVICE)])
-def moved(request, machines, apic_mode):
-    """A split irqchip. Vector 0x61 is pending or in service on vCPU 0, its route is to vCPU 1."""
+WHEN = pytest.mark.parametrize(
+    "when", ["pending", pytest.param("in-service", marks=NEEDS_IN_SERVICE)]
+)
+
+
+@pytest.fixture
+def split(machines, apic_mode):
+    """A split irqchip, with a level-triggered route of vector 0x61 to vCPU 0."""
     machine = machines(irqchip="split", vcpu_ids=range(2), apic_mode=apic_mode)
-    message = route_pin_to(machine, 0)
+    route_pin_to(machine, 0)
     machine[0].step()  # KVM scans the routes when a vCPU is entered.
-    machine.signal(message).returns(1).accepted_by(0)
-    if request.param == "in-service":
+    return machine
+
+
+def move_route(machine, when):
+    """Move the route to vCPU 1 while vector 0x61 is pending or in service on vCPU 0."""
+    machine.signal(to(0, vector=0x61, trigger_mode=LEVEL, level=1)).returns(1).accepted_by(0)
+    if when == "in-service":
         machine[0].handler(pause=True)
         machine[0].run_to_handler()
         machine[0].handler()
     route_pin_to(machine, 1)
-    return machine
 
 
 def expect_eoi_exit(cpu, vector):
@@ -51,25 +59,31 @@ def expect_eoi_exit(cpu, vector):
 @clause("split.eoi-exit")
 @deviation("moved-route-loses-eoi")
 @each.apic_mode
-def test_eoi_exits_after_the_route_moved(moved):
-    expect_eoi_exit(moved[0], 0x61)
+@WHEN
+def test_eoi_exits_after_the_route_moved(split, when):
+    move_route(split, when)
+    expect_eoi_exit(split[0], 0x61)
 
 
 @clause("split.eoi-exit")
 @deviation("moved-route-loses-eoi")
 @deviation("moved-route-keeps-exiting")
 @each.apic_mode
-def test_eoi_exits_once_after_the_route_moved(moved):
-    expect_eoi_exit(moved[0], 0x61)
-    moved.send(to(0, vector=0x61))
-    expect_eoi_exit(moved[0], None)
+@WHEN
+def test_eoi_exits_once_after_the_route_moved(split, when):
+    move_route(split, when)
+    expect_eoi_exit(split[0], 0x61)
+    split.send(to(0, vector=0x61))
+    expect_eoi_exit(split[0], None)
 
 
 @clause("split.eoi-exit")
 @each.apic_mode
-def test_eoi_exits_where_the_route_moved_to(moved):
-    moved.send(fixed(0x61))
-    expect_eoi_exit(moved[1], 0x61)
+@WHEN
+def test_eoi_exits_where_the_route_moved_to(split, when):
+    move_route(split, when)
+    split.send(fixed(0x61))
+    expect_eoi_exit(split[1], 0x61)
 
 
 # --- ioapic.remote-irr: a level-triggered pin of the IOAPIC in the kernel -------------------------
@@ -91,15 +105,19 @@ def expect_remote_irr(machine, value):
 
 
 @pytest.fixture
-def serving(machines):
-    """The line of the pin is high, and vCPU 0 has taken the vector without an EOI."""
+def pin_to_0(machines):
+    """The pin sends vector 0x61 to vCPU 0, whose handler writes no EOI."""
     machine = machines(vcpu_ids=range(2))
     program_pin(machine, 0)
     machine[0].handler(eoi=False)
+    return machine
+
+
+def raise_pin(machine):
+    """Raise the line of the pin, and have vCPU 0 take the vector."""
     machine.vm.irq_line_status(PIN, 1)
     expect_taken(machine[0], 0x61)
     expect_remote_irr(machine, 1)
-    return machine
 
 
 def nothing(machine):
@@ -121,32 +139,35 @@ def each_change(*changes):
 @clause("ioapic.remote-irr")
 @NEEDS_IN_SERVICE
 @each_change(nothing, level_message, moved_pin)
-def test_eoi_clears_remote_irr(serving, change):
-    change(serving)
-    serving.vm.irq_line_status(PIN, 0)
-    serving[0].eoi()
-    expect_remote_irr(serving, 0)
+def test_eoi_clears_remote_irr(pin_to_0, change):
+    raise_pin(pin_to_0)
+    change(pin_to_0)
+    pin_to_0.vm.irq_line_status(PIN, 0)
+    pin_to_0[0].eoi()
+    expect_remote_irr(pin_to_0, 0)
 
 
 @clause("ioapic.remote-irr")
 @NEEDS_IN_SERVICE
 @each_change(nothing, level_message, moved_pin)
-def test_high_line_sends_again_after_the_eoi(serving, change):
-    change(serving)
-    serving[0].eoi()
-    expect_remote_irr(serving, 1)
-    receiver = serving[1 if change is moved_pin else 0].lapic
+def test_high_line_sends_again_after_the_eoi(pin_to_0, change):
+    raise_pin(pin_to_0)
+    change(pin_to_0)
+    pin_to_0[0].eoi()
+    expect_remote_irr(pin_to_0, 1)
+    receiver = pin_to_0[1 if change is moved_pin else 0].lapic
     expect("vector sent again", 0x61 in receiver.irr | receiver.isr, True)
 
 
 @clause("ioapic.remote-irr")
 @NEEDS_IN_SERVICE
-def test_edge_message_of_the_same_vector_hides_the_eoi(serving):
-    serving.send(to(0, vector=0x61))
-    serving.vm.irq_line_status(PIN, 0)
+def test_edge_message_of_the_same_vector_hides_the_eoi(pin_to_0):
+    raise_pin(pin_to_0)
+    pin_to_0.send(to(0, vector=0x61))
+    pin_to_0.vm.irq_line_status(PIN, 0)
     for _ in range(2):
-        serving[0].eoi()
-        expect_remote_irr(serving, 1)
+        pin_to_0[0].eoi()
+        expect_remote_irr(pin_to_0, 1)
 
 
 # --- guest.tpr ------------------------------------------------------------------------------------
