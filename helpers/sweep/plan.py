@@ -144,18 +144,27 @@ def burst_of(model: Model, message: Message, vectors: bytes) -> Burst:
     period = max(1, len(route.slots)) if route.one else 1
     outcomes = [model.predict(replace(message, vector=vector)) for vector in range(period)]
     accepted = {
-        index: bytes(v for v in vectors if index in outcomes[v % period].accepted)
+        index: _selected(vectors, tuple(index in each.accepted for each in outcomes))
         for index in {index for each in outcomes for index in each.accepted}
     }
     results = tuple(each.result if each.result >= 0 else -each.errno for each in outcomes)
     return Burst(message, vectors, route, results, accepted)
 
 
+@cache
+def _selected(vectors: bytes, accepts: tuple[bool, ...]) -> bytes:
+    """Return the vectors v for which ``accepts``, at v modulo its length, is true."""
+    return bytes(vector for vector in vectors if accepts[vector % len(accepts)])
+
+
 def _every_burst(model: Model, delivery_mode: DeliveryMode) -> Iterator[Burst]:
     for message in to_every_destination(model.topology, delivery_mode):
         burst = burst_of(model, message, EVERY_VECTOR)
+        fields = message.destination, message.destination_mode, delivery_mode
         for trigger, level in product(TriggerMode, (0, 1)):
-            yield replace(burst, message=replace(message, trigger_mode=trigger, level=level))
+            # Without replace(), which takes three times as long for each of the 4,096 bursts.
+            sent = Message(0, *fields, message.redirection_hint, trigger, level)
+            yield Burst(sent, EVERY_VECTOR, burst.route, burst.results, burst.accepted)
 
 
 @cache
