@@ -44,7 +44,7 @@ class Machine(Closing):
     ) -> None:
         self.irqchip = irqchip
         self.cpus: list[Cpu] = []
-        self._cpuid = system.supported_cpuid()
+        self._cpuid = system.supported_cpuid
         self.has_smm = system.check_extension(abi.KVM_CAP_X86_SMM) > 0
         with contextlib.ExitStack() as undo:
             self.vm = undo.enter_context(system.create_vm())

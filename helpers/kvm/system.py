@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from functools import cached_property
 
 from helpers.kvm import abi
 from helpers.kvm.closing import Closing
@@ -29,8 +30,9 @@ class System(Closing):
     def check_extension(self, capability: int) -> int:
         return ioctl(self.fd, abi.KVM_CHECK_EXTENSION, capability)
 
+    @cached_property
     def supported_cpuid(self) -> abi.Bytes:
-        """Return a kvm_cpuid2 and its entries as bytes, ready for KVM_SET_CPUID2."""
+        """A kvm_cpuid2 and its entries as bytes, ready for KVM_SET_CPUID2."""
         entries = 256
         size = ctypes.sizeof(abi.kvm_cpuid2) + entries * ctypes.sizeof(abi.kvm_cpuid_entry2)
         table = (ctypes.c_uint8 * size)()
@@ -40,7 +42,7 @@ class System(Closing):
 
     def cpuid_leaf(self, function: int) -> abi.kvm_cpuid_entry2:
         """Return the supported CPUID leaf ``function``; an entry of zeroes if there is none."""
-        table = self.supported_cpuid()
+        table = self.supported_cpuid
         start, size = ctypes.sizeof(abi.kvm_cpuid2), ctypes.sizeof(abi.kvm_cpuid_entry2)
         for number in range(abi.kvm_cpuid2.from_buffer(table).nent):
             entry = abi.kvm_cpuid_entry2.from_buffer_copy(table, start + number * size)
