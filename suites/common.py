@@ -12,9 +12,9 @@ from helpers.apic import DestinationMode, Message
 from helpers.apic.effect import Effect
 from helpers.apic.lapic import DFR_CLUSTER, bits
 from helpers.apic.topology import Irqchip, MpState, show_mp_state
-from helpers.guest import Cpu, Machine, Mismatch, Taken, expect
+from helpers.guest import Cpu, Machine, Mismatch, Taken, expect, msi_route
 from helpers.kvm import KvmError
-from suites.names import PHYSICAL, SMI
+from suites.names import LEVEL, PHYSICAL, SMI
 
 # --- preconditions --------------------------------------------------------------------------------
 # ``kernel`` in a condition is the kernel under test (conftest.py, pytest_markeval_namespace).
@@ -139,3 +139,14 @@ def expect_refused(call: Callable[..., object], *arguments: Any, **options: Any)
     """Raise Mismatch unless the ioctl fails, with any errno."""
     if outcome_of(call, *arguments, **options) == "accepted":
         raise Mismatch("outcome", "refused", "accepted")
+
+
+def route_pin_to(machine: Machine, *destination: Any) -> None:
+    """Route pin 5 of a split irqchip's IOAPIC to vector 0x61, level-triggered."""
+    message = to(*destination, vector=0x61, trigger_mode=LEVEL, level=1)
+    machine.vm.set_gsi_routing([msi_route(5, message)])
+
+
+def expect_eoi_exit(cpu: Cpu, vector: int | None) -> None:
+    """Run ``cpu``; raise Mismatch unless the EOI of ``vector`` exits. None: no EOI exits."""
+    expect("vector of KVM_EXIT_IOAPIC_EOI", cpu.eoi_exit(), vector)

@@ -12,20 +12,23 @@ import pytest
 from helpers.apic import Register
 from helpers.apic.lapic import SVR_RESET
 from helpers.apic.topology import MpState
-from helpers.guest import expect, msi_route
+from helpers.guest import expect
 from helpers.kvm import abi
 from helpers.verdicts import clause, deviation
 from suites import each
-from suites.common import NEEDS_IN_SERVICE, NEEDS_SMM, expect_mp_state, expect_taken, fixed, to
+from suites.common import (
+    NEEDS_IN_SERVICE,
+    NEEDS_SMM,
+    expect_eoi_exit,
+    expect_mp_state,
+    expect_taken,
+    fixed,
+    route_pin_to,
+    to,
+)
 from suites.names import INIT, LEVEL, NMI, SIPI, SVR_ENABLED
 
 # --- split.eoi-exit: the route of an IOAPIC pin moves to another vCPU -----------------------------
-
-
-def route_pin_to(machine, index):
-    """Route IOAPIC pin 5 to vector 0x61 of a vCPU, level-triggered."""
-    message = to(index, vector=0x61, trigger_mode=LEVEL, level=1)
-    machine.vm.set_gsi_routing([msi_route(5, message)])
 
 
 WHEN = pytest.mark.parametrize(
@@ -50,10 +53,6 @@ def move_route(machine, when):
         machine[0].run_to_handler()
         machine[0].handler()
     route_pin_to(machine, 1)
-
-
-def expect_eoi_exit(cpu, vector):
-    expect("vector of KVM_EXIT_IOAPIC_EOI", cpu.eoi_exit(), vector)
 
 
 @clause("split.eoi-exit")

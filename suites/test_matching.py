@@ -12,12 +12,12 @@ import pytest
 
 from helpers.apic import ApicMode
 from helpers.apic.lapic import DFR_CLUSTER
-from helpers.guest import expect, msi_route
+from helpers.guest import expect
 from helpers.kvm import abi
 from helpers.verdicts import clause, deviation
 from suites import each
-from suites.common import NEEDS_SYNIC, ROUND_ROBIN, outcome_of, to
-from suites.names import BOTH, DISABLE_QUIRK, FIXED, LEVEL, LOGICAL, LOWEST, NMI, USE_32BIT_IDS
+from suites.common import NEEDS_SYNIC, ROUND_ROBIN, expect_eoi_exit, outcome_of, route_pin_to, to
+from suites.names import BOTH, DISABLE_QUIRK, FIXED, LOGICAL, LOWEST, NMI, USE_32BIT_IDS
 
 # --- the last x2APIC cluster ends with the highest APIC ID ----------------------------------------
 
@@ -77,16 +77,15 @@ def test_redirection_hint_to_all_does_not_go_round(machine):
 # --- split.eoi-exit: every kind of destination ----------------------------------------------------
 
 
-def expect_eoi_exit(machine, own, destination, exits):
+def expect_exit_for_route(machine, own, destination, exits):
     """Raise Mismatch unless a level route to ``destination`` makes vCPU 1's EOI exit, or not.
 
     ``own`` is a destination (ID, destination mode) of vCPU 1, ``destination`` that of the route.
     """
-    route = to(*destination, vector=0x61, trigger_mode=LEVEL, level=1)
-    machine.vm.set_gsi_routing([msi_route(5, route)])
+    route_pin_to(machine, *destination)
     machine[1].step()  # KVM scans the routes when a vCPU is entered.
     machine.signal(to(*own, vector=0x61)).returns(1).accepted_by(1)
-    expect("vector of KVM_EXIT_IOAPIC_EOI", machine[1].eoi_exit(), 0x61 if exits else None)
+    expect_eoi_exit(machine[1], 0x61 if exits else None)
 
 
 def each_destination(**destinations):
@@ -110,7 +109,7 @@ SPLIT = pytest.mark.parametrize("irqchip", ["split"])
     nobody=((0, LOGICAL), False),
 )
 def test_eoi_exits_where_the_route_goes(machine, destination, exits):
-    expect_eoi_exit(machine, (1,), destination, exits)
+    expect_exit_for_route(machine, (1,), destination, exits)
 
 
 @clause("split.eoi-exit")
@@ -123,7 +122,7 @@ def test_eoi_exits_where_the_route_goes(machine, destination, exits):
 )
 def test_eoi_exits_by_the_ids_that_count(machine, destination, exits):
     machine[1].configure(id=9, ldr=0x40)
-    expect_eoi_exit(machine, (9,), destination, exits)
+    expect_exit_for_route(machine, (9,), destination, exits)
 
 
 @clause("split.eoi-exit")
@@ -137,7 +136,7 @@ def test_eoi_exits_by_the_ids_that_count(machine, destination, exits):
 def test_eoi_exits_in_the_cluster(machine, destination, exits):
     for cpu in machine.cpus:
         cpu.configure(dfr=DFR_CLUSTER, ldr=0x10 | 1 << cpu.index)
-    expect_eoi_exit(machine, (1,), destination, exits)
+    expect_exit_for_route(machine, (1,), destination, exits)
 
 
 @clause("split.eoi-exit")
@@ -154,7 +153,7 @@ def test_eoi_exits_by_32bit_ids(machines, destination, exits):
     machine = machines(
         irqchip="split", vcpu_ids=(0, 300), apic_mode=ApicMode.X2APIC, x2apic_api=BOTH
     )
-    expect_eoi_exit(machine, (300,), destination, exits)
+    expect_exit_for_route(machine, (300,), destination, exits)
 
 
 # --- split.msi-routes-only ------------------------------------------------------------------------

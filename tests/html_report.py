@@ -8,6 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from tests.copy_of_the_suite import Run, Suite
@@ -194,3 +195,11 @@ def pytest_runtest_logreport(report):
 
 HOSTILE = "<img src=x onerror=alert(1)>&amp;\"'</script></template>"
 """Text that must not become markup."""
+
+
+def report_on_several(directory: Path) -> Report:
+    """Return the report on TESTS on three kernels, of which the third did not come up."""
+    suite = Suite(directory / "suite")
+    suite.prepare(SEVERAL)
+    suite.add(TESTS)
+    return report_of(suite)

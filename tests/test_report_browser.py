@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.copy_of_the_suite import Suite
-from tests.html_report import SEVERAL, TESTS, Report, report_of
+from tests.html_report import TESTS, Report, report_of, report_on_several
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
@@ -84,10 +84,7 @@ def test_links_work_from_a_file(page, tmp_path, fragment, seen):
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """The report on several kernels."""
-    suite = Suite(tmp_path_factory.mktemp("several") / "suite")
-    suite.prepare(SEVERAL)
-    suite.add(TESTS)
-    return report_of(suite)
+    return report_on_several(tmp_path_factory.mktemp("several"))
 
 
 @pytest.mark.parametrize(

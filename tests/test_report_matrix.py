@@ -12,17 +12,22 @@ from helpers.report.html import Writer
 from helpers.report.run import JudgedRun
 from helpers.spec import CLAUSES
 from helpers.verdicts.tally import Tally
-from tests.copy_of_the_suite import Suite
-from tests.html_report import HOSTILE, NOT_RUN, SEVERAL, TESTS, Report, plain, report_of
+from tests.html_report import (
+    HOSTILE,
+    NOT_RUN,
+    SEVERAL,
+    TESTS,
+    Report,
+    plain,
+    report_of,
+    report_on_several,
+)
 
 
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """The report on TESTS on three kernels, of which the third did not come up."""
-    suite = Suite(tmp_path_factory.mktemp("several") / "suite")
-    suite.prepare(SEVERAL)
-    suite.add(TESTS)
-    return report_of(suite)
+    return report_on_several(tmp_path_factory.mktemp("several"))
 
 
 def test_kernels_are_side_by_side(several):
