@@ -20,8 +20,7 @@ from helpers.apic.topologies import TOPOLOGIES
 from helpers.guest import build
 from helpers.sweep.engine import Sweep
 from helpers.verdicts import clause
-
-FIXED, LOWEST, SMI, REMRD, NMI, INIT, SIPI, EXTINT = DeliveryMode
+from suites.names import EXTINT, FIXED, INIT, LOWEST, NMI, REMRD, SIPI, SMI
 
 # INIT and SIPI come last: they leave vCPUs that cannot run again.
 IN_ORDER = (REMRD, FIXED, LOWEST, EXTINT, NMI, SMI, INIT, SIPI)

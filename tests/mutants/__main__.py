@@ -20,6 +20,7 @@ from pathlib import Path
 
 from helpers.kernels.packages import KernelError
 from helpers.progress import Bar
+from helpers.spec.kernels import DEFAULT_KERNEL
 from helpers.spec.table import SpecError
 from tests.mutants.judge import UNMUTATED, MutantResult, batches, judge, run
 from tests.mutants.mutant import Mutant, MutantError, mutants
@@ -55,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("mutant", nargs="*", help="mutants to judge; default: all for the kernel")
-    parser.add_argument("--kernel", default="6.12", help="packaged kernel; default: 6.12")
+    parser.add_argument(
+        "--kernel", default=DEFAULT_KERNEL, help=f"packaged kernel; default: {DEFAULT_KERNEL}"
+    )
     parser.add_argument(
         "--jobs",
         type=int,
