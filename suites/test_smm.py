@@ -27,7 +27,7 @@ from suites.names import FIXED, INIT, NMI, SIPI, SMI, SVR_ENABLED
 pytestmark = NEEDS_SMM
 
 EACH_WAY = pytest.mark.parametrize("way", ["host", "guest"])
-EACH_SAVE = pytest.mark.parametrize("saved", [False, True], ids=["", "saved"])
+EACH_SAVE = pytest.mark.parametrize("saved", [False, True], ids=["kept", "saved"])
 
 
 @pytest.fixture
