@@ -43,11 +43,25 @@ PORT_IDLE = 0x1F0
 PORT_HANDLER = 0x1F1
 PORT_FAULT = 0x1F2
 
-OPERATIONS = ("NONE", "LAPIC_READ", "LAPIC_WRITE", "RDMSR", "WRMSR", "CLI", "STI", "HLT", "SPIN")
+OPERATIONS = (
+    *(
+        "NONE",
+        "LAPIC_READ",
+        "LAPIC_WRITE",
+        "RDMSR",
+        "WRMSR",
+        "CLI",
+        "STI",
+        "HLT",
+        "HLT_UNTIL_TAKEN",
+    ),
+    *("SPIN", "STORE"),
+)
 
 FLAG_EOI = 1 << 0  # the handler writes EOI
 FLAG_PAUSE = 1 << 1  # the handler exits to PORT_HANDLER before the EOI
 FLAG_NEST = 1 << 2  # the handler enables interrupts for the exit to PORT_HANDLER
+FLAG_PV_EOI = 1 << 3  # the handler starts with an EOI, written if bit 0 of Control.pv_eoi is clear
 
 
 class Control(ctypes.Structure):
@@ -55,7 +69,8 @@ class Control(ctypes.Structure):
 
     The host sets ``operation`` and ``argument``, the guest clears ``operation`` and executes it.
     ``value`` is the operand or the result. ``taken``, ``spins`` and ``halts`` are counters of the
-    guest. ``flags`` are FLAG_*.
+    guest. ``flags`` are FLAG_*. MSR_KVM_EOI_EN points to ``pv_eoi``; ``pv_eois`` counts the EOIs
+    that cleared bit 0 of ``pv_eoi``.
     """
 
     _fields_ = [
@@ -64,7 +79,7 @@ class Control(ctypes.Structure):
         ("value", c_uint64),
         *fields(c_uint32, "flags", "taken"),
         ("spins", c_uint64),
-        *fields(c_uint32, "stop", "halts"),
+        *fields(c_uint32, "stop", "halts", "pv_eoi", "pv_eois"),
     ]
 
 
