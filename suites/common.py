@@ -167,6 +167,30 @@ def route_pin_to(machine: Machine, *destination: Any) -> None:
     machine.vm.set_gsi_routing([msi_route(5, message)])
 
 
+PIN = 20
+"""A pin of the IOAPIC in the kernel that nothing else uses."""
+
+
+def program_pin(machine: Machine, index: int) -> None:
+    """Have the pin send vector 0x61 to vCPU ``index``, level-triggered. Remote IRR stays."""
+    irqchip = machine.vm.get_ioapic()
+    irqchip.chip.ioapic.redirtbl[PIN] &= 1 << 14  # Remote IRR
+    irqchip.chip.ioapic.redirtbl[PIN] |= index << 56 | 1 << 15 | 0x61
+    machine.vm.set_ioapic(irqchip)
+
+
+def raise_pin(machine: Machine) -> None:
+    """Raise the line of the pin, and have vCPU 0 take the vector."""
+    machine.vm.irq_line_status(PIN, 1)
+    expect_taken(machine[0], 0x61)
+    expect_remote_irr(machine, 1)
+
+
+def expect_remote_irr(machine: Machine, value: int, pin: int = PIN) -> None:
+    entry = machine.vm.get_ioapic().chip.ioapic.redirtbl[pin]
+    expect("Remote IRR", entry >> 14 & 1, value)
+
+
 def expect_eoi_exit(cpu: Cpu, vector: int | None) -> None:
     """Run ``cpu``; raise Mismatch unless the EOI of ``vector`` exits. None: no EOI exits."""
     expect("vector of KVM_EXIT_IOAPIC_EOI", cpu.eoi_exit(), vector)

@@ -22,7 +22,7 @@ from suites.names import FIXED, INIT, NMI, SIPI, SMI, SVR_ENABLED
 pytestmark = NEEDS_SMM
 
 EACH_WAY = pytest.mark.parametrize("way", ["host", "guest"])
-EACH_SAVE = pytest.mark.parametrize("saved", [False, True], ids=["unsaved", "saved"])
+EACH_SAVE = pytest.mark.parametrize("saved", [False, True], ids=["kept", "saved"])
 
 
 @pytest.fixture
