@@ -78,6 +78,26 @@ def mix_models(machine: Machine) -> None:
         machine[index].configure(dfr=DFR_CLUSTER, ldr=ldr)
 
 
+def set_events(cpu: Cpu, *, also: int = 0, without: int = 0, **values: int) -> None:
+    """Write back what KVM_GET_VCPU_EVENTS returns, with ``values``: ``nmi_masked`` is nmi.masked.
+
+    ``also`` and ``without``: flags to set and to clear.
+    """
+    events = cpu.vcpu.get_events()
+    for name, value in values.items():
+        group, _, field = name.partition("_")
+        setattr(getattr(events, group), field, value)
+    events.flags = (events.flags | also) & ~without
+    cpu.vcpu.set_events(events)
+
+
+def restore_cr8(cpu: Cpu, cr8: int) -> None:
+    """Write CR8 by KVM_SET_SREGS."""
+    sregs = cpu.vcpu.get_sregs()
+    sregs.cr8 = cr8
+    cpu.vcpu.set_sregs(sregs)
+
+
 def make_irqchip(machine: Machine, irqchip: Irqchip, pins: int = 24) -> None:
     """Make an irqchip, then vCPU 0, in a machine that has neither."""
     machine.vm.create_irqchip() if irqchip == "full" else machine.vm.split_irqchip(pins)

@@ -27,6 +27,7 @@ from suites.common import (
     fixed,
     program_pin,
     raise_pin,
+    restore_cr8,
     route_pin_to,
     to,
 )
@@ -152,13 +153,6 @@ def test_edge_message_of_the_same_vector_hides_the_eoi(pin_to_0):
 
 
 # --- guest.tpr ------------------------------------------------------------------------------------
-
-
-def restore_cr8(cpu, cr8):
-    """Write CR8 by KVM_SET_SREGS."""
-    sregs = cpu.vcpu.get_sregs()
-    sregs.cr8 = cr8
-    cpu.vcpu.set_sregs(sregs)
 
 
 @clause("guest.tpr")
