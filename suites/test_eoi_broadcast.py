@@ -94,13 +94,13 @@ def expect_advertised(cpu, advertised):
 
 
 def expect_exit(machine, vector):
-    """Send vector 0x61, and run its handler, which writes EOI."""
+    """Send vector 0x61; raise Mismatch unless the EOI of its handler exits with ``vector``."""
     machine.signal(to(0, vector=0x61, trigger_mode=LEVEL)).returns(1).accepted_by(0)
     expect_eoi_exit(machine[0], vector)
 
 
 def expect_pin(machine, remote_irr):
-    """Raise the pin, lower the pin, and write EOI."""
+    """Raise the pin, lower the pin, write EOI, and check Remote IRR."""
     machine[0].handler(eoi=False)
     raise_pin(machine)
     machine.vm.irq_line_status(PIN, 0)
