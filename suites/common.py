@@ -79,6 +79,26 @@ def mix_models(machine: Machine) -> None:
         machine[index].configure(dfr=DFR_CLUSTER, ldr=ldr)
 
 
+def set_events(cpu: Cpu, *, also: int = 0, without: int = 0, **values: int) -> None:
+    """Write back what KVM_GET_VCPU_EVENTS returns, with ``values``: ``nmi_masked`` is nmi.masked.
+
+    ``also`` and ``without``: flags to set and to clear.
+    """
+    events = cpu.vcpu.get_events()
+    for name, value in values.items():
+        group, _, field = name.partition("_")
+        setattr(getattr(events, group), field, value)
+    events.flags = (events.flags | also) & ~without
+    cpu.vcpu.set_events(events)
+
+
+def restore_cr8(cpu: Cpu, cr8: int) -> None:
+    """Write CR8 by KVM_SET_SREGS."""
+    sregs = cpu.vcpu.get_sregs()
+    sregs.cr8 = cr8
+    cpu.vcpu.set_sregs(sregs)
+
+
 def make_irqchip(machine: Machine, irqchip: Irqchip, pins: int = 24) -> None:
     """Make an irqchip, then vCPU 0, in a machine that has neither."""
     machine.vm.create_irqchip() if irqchip == "full" else machine.vm.split_irqchip(pins)
@@ -146,6 +166,30 @@ def route_pin_to(machine: Machine, *destination: Any) -> None:
     """Route pin 5 of a split irqchip's IOAPIC to vector 0x61, level-triggered."""
     message = to(*destination, vector=0x61, trigger_mode=LEVEL, level=1)
     machine.vm.set_gsi_routing([msi_route(5, message)])
+
+
+PIN = 20
+"""A pin of the IOAPIC in the kernel that nothing else uses."""
+
+
+def program_pin(machine: Machine, index: int) -> None:
+    """Have the pin send vector 0x61 to vCPU ``index``, level-triggered. Remote IRR stays."""
+    irqchip = machine.vm.get_ioapic()
+    irqchip.chip.ioapic.redirtbl[PIN] &= 1 << 14  # Remote IRR
+    irqchip.chip.ioapic.redirtbl[PIN] |= index << 56 | 1 << 15 | 0x61
+    machine.vm.set_ioapic(irqchip)
+
+
+def raise_pin(machine: Machine) -> None:
+    """Raise the line of the pin, and have vCPU 0 take the vector."""
+    machine.vm.irq_line_status(PIN, 1)
+    expect_taken(machine[0], 0x61)
+    expect_remote_irr(machine, 1)
+
+
+def expect_remote_irr(machine: Machine, value: int) -> None:
+    entry = machine.vm.get_ioapic().chip.ioapic.redirtbl[PIN]
+    expect("Remote IRR", entry >> 14 & 1, value)
 
 
 def expect_eoi_exit(cpu: Cpu, vector: int | None) -> None:

@@ -19,10 +19,15 @@ from suites import each
 from suites.common import (
     NEEDS_IN_SERVICE,
     NEEDS_SMM,
+    PIN,
     expect_eoi_exit,
     expect_mp_state,
+    expect_remote_irr,
     expect_taken,
     fixed,
+    program_pin,
+    raise_pin,
+    restore_cr8,
     route_pin_to,
     to,
 )
@@ -87,21 +92,6 @@ def test_eoi_exits_where_the_route_moved_to(split, when):
 
 # --- ioapic.remote-irr: a level-triggered pin of the IOAPIC in the kernel -------------------------
 
-PIN = 20
-
-
-def program_pin(machine, index):
-    """Have the pin send vector 0x61 to vCPU ``index``, level-triggered."""
-    irqchip = machine.vm.get_ioapic()
-    irqchip.chip.ioapic.redirtbl[PIN] &= 1 << 14  # Remote IRR
-    irqchip.chip.ioapic.redirtbl[PIN] |= index << 56 | 1 << 15 | 0x61
-    machine.vm.set_ioapic(irqchip)
-
-
-def expect_remote_irr(machine, value):
-    entry = machine.vm.get_ioapic().chip.ioapic.redirtbl[PIN]
-    expect("Remote IRR", entry >> 14 & 1, value)
-
 
 @pytest.fixture
 def pin_to_0(machines):
@@ -110,13 +100,6 @@ def pin_to_0(machines):
     program_pin(machine, 0)
     machine[0].handler(eoi=False)
     return machine
-
-
-def raise_pin(machine):
-    """Raise the line of the pin, and have vCPU 0 take the vector."""
-    machine.vm.irq_line_status(PIN, 1)
-    expect_taken(machine[0], 0x61)
-    expect_remote_irr(machine, 1)
 
 
 def nothing(machine):
@@ -170,13 +153,6 @@ def test_edge_message_of_the_same_vector_hides_the_eoi(pin_to_0):
 
 
 # --- guest.tpr ------------------------------------------------------------------------------------
-
-
-def restore_cr8(cpu, cr8):
-    """Write CR8 by KVM_SET_SREGS."""
-    sregs = cpu.vcpu.get_sregs()
-    sregs.cr8 = cr8
-    cpu.vcpu.set_sregs(sregs)
 
 
 @clause("guest.tpr")

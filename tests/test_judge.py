@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from helpers.guest import Mismatch
-from helpers.spec import Deviation
+from helpers.spec import KERNEL_LOG, Deviation
 from helpers.verdicts.judge import Judgement, explanation, judge
 from helpers.verdicts.kernel import Kernel
 
@@ -20,6 +20,8 @@ OTHER_HOST = Deviation("other-host", "S.", SHOWS, "e", vendor="kvm_pvm")
 OTHER = Deviation("other", "S.", (("return value", "1", "2"),), "e")
 
 SHOWN = Mismatch("return value", "1", "0")
+
+WARNS = Deviation("warns", "S.", ((KERNEL_LOG, "no complaint", "WARNING in kvm_f"),), "e")
 
 
 @pytest.mark.parametrize(
@@ -73,3 +75,22 @@ def test_pass_in_spite_of_a_deviation_of_the_host_is_a_failure():
     judgement = judge([HOST], KERNEL, None)
     assert judgement[:3] == ("failed", "host", False)
     assert "correct the entry in helpers/spec/deviations.toml" in judgement.note
+
+
+@pytest.mark.parametrize(
+    "error, outcome",
+    [
+        (Mismatch(KERNEL_LOG, "no complaint", "WARNING in kvm_f"), "xfailed"),
+        (Mismatch(KERNEL_LOG, "no complaint", "WARNING in kvm_f, WARNING in kvm_g"), ""),
+        (Mismatch(KERNEL_LOG, "no complaint", "WARNING in kvm_g"), ""),
+    ],
+    ids=["known", "known-and-other", "other"],
+)
+def test_known_warning_of_the_kernel_is_xfailed(error, outcome):
+    assert judge([WARNS], KERNEL, error).outcome == outcome
+
+
+def test_silence_proves_nothing_where_a_warning_is_logged_once():
+    assert judge([WARNS], KERNEL, None).backport
+    assert judge([WARNS], KERNEL, None, muted=True) == Judgement()
+    assert judge([WARNS, ALWAYS], KERNEL, None, muted=True).deviation == "always"

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from helpers.verdicts import kernel_log
-from helpers.verdicts.kernel_log import KernelLog
+from helpers.verdicts.kernel_log import KernelLog, normalized
 from tests.kmsg import Kmsg
 
 COMPLAINTS = {
@@ -120,14 +120,14 @@ def test_new_taint_is_a_complaint_once(tmp_path):
     with taint_flags(tmp_path) as taint, closing(Kmsg()) as log:
         assert log.complaints() == []
         taint.write_text("512\n")
-        assert log.complaints() == ["the kernel's taint flags changed from 0 to 512"]
+        assert log.complaints() == ["new taint flags of the kernel: 512"]
         assert log.complaints() == []
 
 
 def test_taint_is_watched_where_the_log_cannot_be_read(tmp_path):
     with taint_flags(tmp_path) as taint, closing(KernelLog(str(tmp_path / "kmsg"))) as log:
         taint.write_text("128\n")
-        assert log.complaints() == ["the kernel's taint flags changed from 0 to 128"]
+        assert log.complaints() == ["new taint flags of the kernel: 128"]
 
 
 def test_taint_that_cannot_be_read_is_0(tmp_path):
@@ -135,3 +135,65 @@ def test_taint_that_cannot_be_read_is_0(tmp_path):
         taint.unlink()
         with closing(Kmsg()) as log:
             assert log.complaints() == []
+
+
+def test_taint_of_a_warning_is_part_of_the_warning(tmp_path):
+    with taint_flags(tmp_path) as taint, closing(Kmsg()) as log:
+        log.say("WARNING: one")
+        taint.write_text("512\n")
+        assert log.complaints() == ["WARNING: one"]
+        log.say("WARNING: two")
+        taint.write_text("640\n")
+        assert log.complaints() == ["WARNING: two", "new taint flags of the kernel: 128"]
+
+
+def test_complaint_re_arms_what_warns_once(tmp_path, monkeypatch):
+    rearm = tmp_path / "clear_warn_once"
+    rearm.touch()
+    monkeypatch.setattr(kernel_log, "CLEAR_WARN_ONCE", rearm)
+    with taint_flags(tmp_path) as taint, closing(Kmsg()) as log:
+        assert log.complaints() == []
+        assert (rearm.read_text(), log.muted) == ("", False)
+        log.say("WARNING: one")
+        taint.write_text("512\n")
+        log.complaints()
+        assert (rearm.read_text(), log.muted) == ("1", False)
+        rearm.write_text("")
+        KernelLog(os.devnull).close()  # The next session starts with the taint.
+        assert rearm.read_text() == "1"
+
+
+def test_log_without_debugfs_is_muted_by_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr(kernel_log, "CLEAR_WARN_ONCE", tmp_path / "no-such")
+    with taint_flags(tmp_path) as taint, closing(Kmsg()) as log:
+        assert not log.muted
+        log.say("WARNING: one")
+        taint.write_text("512\n")
+        log.complaints()
+        assert log.muted
+
+
+# --- the words of known deviations ----------------------------------------------------------------
+
+WARNINGS = {
+    "5.10": "WARNING: CPU: 1 PID: 42 at arch/x86/kvm/lapic.c:1234 kvm_f+0x1/0x2 [kvm]",
+    "path": "WARNING: CPU: 0 PID: 4 at /build/linux/arch/x86/kvm/x86.c:7 kvm_f+0xa/0xb0 [kvm]",
+    "7.3": "WARNING: arch/x86/kvm/lapic.c:3441 at kvm_f+0x1/0x2 [kvm], CPU#0: python3/1",
+    "condition": "WARNING: [vcpu->a == 2] arch/x86/kvm/lapic.c:3 at kvm_f+0x1/0x2, CPU#0: a/1",
+    "no-file": "WARNING: CPU: 1 PID: 42 at kvm_f+0x1/0x2",
+    "gcc": "WARNING: CPU: 1 PID: 42 at arch/x86/kvm/lapic.c:1 kvm_f.constprop.0.isra.0+0x1/0x2",
+}
+
+
+@pytest.mark.parametrize("line", WARNINGS.values(), ids=WARNINGS)
+def test_warning_is_named_by_its_function(line):
+    assert normalized([line, "Call Trace:", line]) == "WARNING in kvm_f"
+
+
+def test_every_complaint_is_named():
+    lines = [WARNINGS["5.10"], "Call Trace:", "BUG: one", WARNINGS["7.3"].replace("kvm_f", "kvm_g")]
+    assert normalized(lines) == "WARNING in kvm_f, BUG: one, WARNING in kvm_g"
+    assert normalized(["Call Trace:"]) == "Call Trace:"
+    assert normalized(["WARNING: possible recursive locking detected"]) == (
+        "WARNING: possible recursive locking detected"
+    )

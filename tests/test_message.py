@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.apic import DeliveryMode, DestinationMode, Message, TriggerMode
-from helpers.apic.message import LAYOUT, padding_of
+from helpers.apic.message import LAYOUT, padding_of, translate_extended_destination
 
 WORDS = ("address_lo", "address_hi", "data")
 ZERO = Message(vector=0, address_base=0)
@@ -219,3 +219,16 @@ def test_bad_word_is_named(text, expected):
 def test_padding_is_12_bytes(text):
     with pytest.raises(ValueError, match=f"^pad: '{text}' is not 12 bytes in hex$"):
         padding_of(text)
+
+
+@given(st.integers(0, 0x7FFF), word, st.integers(0, 255))
+def test_extended_destination_is_moved_to_address_hi(destination, data, address_hi):
+    address_lo = 0xFEE00000 | (destination & 0xFF) << 12 | destination >> 8 << 5
+    message = Message.decode(address_lo, address_hi, data)
+    expected = (address_lo & ~0xFE0, address_hi | destination >> 8 << 8, data)
+    assert words(translate_extended_destination(message)) == expected
+
+
+def test_message_in_the_remappable_format_is_not_translated():
+    message = Message.decode(0xFEE00FF0, 0, 0)
+    assert translate_extended_destination(message) == message

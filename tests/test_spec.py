@@ -135,8 +135,25 @@ DEVIATIONS = {
     "fixed-without-before": (SHOWS + "fixed = 'abc'", "before and fixed go together"),
     "before-and-vendor": (
         SHOWS + "before = '6.3'\nfixed = 'abc'\nvendor = 'kvm_pvm'",
-        "before and vendor exclude each other",
+        "versions and vendor exclude each other",
     ),
+    "since-and-vendor": (
+        SHOWS + "since = '6.3'\nvendor = 'kvm_pvm'",
+        "versions and vendor exclude each other",
+    ),
+    "since-is-before": (
+        SHOWS + "since = '6.10'\nbefore = '6.10'\nfixed = 'abc'",
+        "since 6.10 is not below before 6.10",
+    ),
+    "since-after-before": (
+        SHOWS + "since = '6.10'\nbefore = '6.9'\nfixed = 'abc'",
+        "since 6.10 is not below before 6.9",
+    ),
+    "no-first-version": (
+        SHOWS + "since = '6'\nevidence = 'e'",
+        "since: '6' is not a version such as '6.3'",
+    ),
+    "no-evidence-of-a-first-version": (SHOWS + "since = '6.17'", "evidence is missing"),
     "no-version": (
         SHOWS + "before = 'v6.3'\nfixed = 'abc'",
         "before: 'v6.3' is not a version such as '6.3'",

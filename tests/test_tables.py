@@ -14,7 +14,7 @@ from helpers.apic.lapic import x2apic_ldr
 from helpers.apic.model import REFERENCE, Model, Switches
 from helpers.apic.topology import Topology
 from helpers.kvm import System
-from helpers.spec import CLAUSES, DEVIATIONS, LEVELS
+from helpers.spec import CLAUSES, DEVIATIONS, LEVELS, Deviation
 from helpers.verdicts import clause, deviation
 from helpers.verdicts.kernel import Kernel, running_kernel
 from helpers.verdicts.switches import switches_of
@@ -62,7 +62,7 @@ def test_deviation_applies_up_to_the_version_that_fixed_it(entry):
     fixed = re.fullmatch(r".*\((\d+)\.(\d+)\)", entry.fix)
     major, minor = int(fixed[1]), int(fixed[2])
     assert entry.applies((major, minor - 1), "kvm_amd")
-    assert entry.applies((major - 1, minor + 1), "kvm_amd")
+    assert entry.applies((major - 1, minor + 1), "kvm_amd") != bool(entry.since)
     assert not entry.applies((major, minor), "kvm_amd")
     assert not entry.applies((major + 1, 0), "kvm_amd")
 
@@ -71,7 +71,24 @@ def test_deviation_applies_up_to_the_version_that_fixed_it(entry):
 def test_only_deviations_of_every_kernel_apply_to_every_kernel(entry):
     versions = [(3, 5), (5, 10), (99, 0)]
     applies_to_all = all(entry.applies(version, "kvm_amd") for version in versions)
-    assert applies_to_all == (not entry.before and not entry.vendor)
+    assert applies_to_all == (not entry.since and not entry.before and not entry.vendor)
+
+
+@pytest.mark.parametrize(
+    "since, before, condition, versions",
+    [
+        ("6.17", "7.0", "Linux 6.17 and newer, before 7.0", [(6, 17), (6, 19)]),
+        ("6.17", "", "Linux 6.17 and newer", [(6, 17), (6, 19), (7, 0)]),
+        ("", "7.0", "before Linux 7.0", [(5, 10), (6, 16), (6, 17), (6, 19)]),
+    ],
+    ids=["between", "since", "before"],
+)
+def test_deviation_of_versions_applies_between_them(since, before, condition, versions):
+    fixed = "abc" if before else ""
+    entry = Deviation("a", "A.", (("x", "1", "0"),), "e", since, before, fixed)
+    tried = [(5, 10), (6, 16), (6, 17), (6, 19), (7, 0)]
+    assert [version for version in tried if entry.applies(version, "kvm_amd")] == versions
+    assert entry.condition == condition
 
 
 def test_deviation_of_a_host_applies_to_it_alone():

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from operator import and_, attrgetter
 
 
@@ -257,6 +257,21 @@ def number_of(name: str, value: object, bits: int = 32) -> int:
     if not 0 <= number < 1 << bits:
         raise ValueError(f"{name}: {value} does not fit {bits} bits")
     return number
+
+
+def translate_extended_destination(message: Message) -> Message:
+    """Return what a VMM sends to KVM for a guest's message with an extended destination ID.
+
+    A guest that sees KVM_FEATURE_MSI_EXT_DEST_ID puts destination bits 14:8 into address bits 11:5.
+    KVM does not decode address bits 11:5: the VMM moves them to address_hi bits 14:8. Address bit 4
+    would announce the remappable format, which has no destination ID. Source: x86/cpuid.rst,
+    KVM_FEATURE_MSI_EXT_DEST_ID; Intel VT-d, "Interrupt Requests in Remappable Format".
+    """
+    extension, remappable = divmod(message.address_reserved_11_4, 2)
+    if remappable:
+        return message
+    destination = message.destination | extension << 8
+    return replace(message, destination=destination, address_reserved_11_4=0)
 
 
 def padding_of(text: str) -> bytes:

@@ -22,9 +22,13 @@ from helpers.kvm import Vcpu, abi
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A record in the log of the guest: an interrupt, and the LAPIC as its handler read it."""
+    """A record in the log of the guest: an interrupt, and the LAPIC as its handler read it.
+
+    ``rip`` is the address of the interrupted instruction, the next one to execute.
+    """
 
     vector: int
+    rip: int
     apic_base: int
     id: int
     tpr: int
@@ -37,7 +41,9 @@ class Taken:
 
 
 _FLAT = abi.kvm_segment(limit=0xFFFFFFFF, selector=layout.DATA, type=3, present=1, db=1, s=1, g=1)
-_NO_EVENTS = abi.kvm_vcpu_events(flags=abi.KVM_VCPUEVENT_VALID_NMI_PENDING)
+_NO_EVENTS = abi.kvm_vcpu_events(
+    flags=abi.KVM_VCPUEVENT_VALID_NMI_PENDING | abi.KVM_VCPUEVENT_VALID_SHADOW
+)
 
 
 @cache
@@ -172,6 +178,10 @@ class Cpu:
         """Enter the guest until the handler stops. Requires ``handler(pause=True)``."""
         self.run_to(layout.PORT_HANDLER)
 
+    def run_to_smi_handler(self) -> None:
+        """Enter the guest until the SMI handler stops. Requires ``pause_smis``."""
+        self.run_to(layout.PORT_SMI)
+
     def eoi_exit(self) -> int | None:
         """Step until the guest takes no further interrupt.
 
@@ -215,6 +225,14 @@ class Cpu:
     def wrmsr(self, msr: int, value: int) -> None:
         self._ledger.guest_writes_msr(self.vcpu.fd, msr, value, self.apic_mode)
         self._operate("WRMSR", msr, value)
+
+    def read_cr8(self) -> int:
+        """Have the guest read CR8."""
+        return self._operate("READ_CR8")
+
+    def write_cr8(self, value: int) -> None:
+        """Have the guest write CR8."""
+        self._operate("WRITE_CR8", 0, value)
 
     def cli(self) -> None:
         self._operate("CLI")

@@ -20,10 +20,12 @@ PROBE_LIMIT = 0xD000
 # The default SMBASE. The SMI handler starts at SMBASE + 0x8000. Intel SDM vol. 3, "SMRAM".
 SMBASE = 0x30000
 SMI_COUNTER = SMBASE + 0x8100
+SMI_PAUSE = SMBASE + 0x8104  # unless 0, the SMI handler exits to PORT_SMI before RSM
 AREAS = 0x100000
 AREA_SIZE = 0x8000
 
 # Offsets into the probe.
+NOPS = 0x1FE
 ENTRY64 = 0x200
 SMI_HANDLER = 0xF00
 SMI_HANDLER_SIZE = 0x40
@@ -42,8 +44,12 @@ STACK_TOP = AREA_SIZE
 PORT_IDLE = 0x1F0
 PORT_HANDLER = 0x1F1
 PORT_FAULT = 0x1F2
+PORT_SMI = 0x1F3
 
-OPERATIONS = ("NONE", "LAPIC_READ", "LAPIC_WRITE", "RDMSR", "WRMSR", "CLI", "STI", "HLT", "SPIN")
+OPERATIONS = (
+    *("NONE", "LAPIC_READ", "LAPIC_WRITE", "RDMSR", "WRMSR", "CLI", "STI", "HLT", "SPIN"),
+    *("READ_CR8", "WRITE_CR8"),
+)
 
 FLAG_EOI = 1 << 0  # the handler writes EOI
 FLAG_PAUSE = 1 << 1  # the handler exits to PORT_HANDLER before the EOI
@@ -72,7 +78,7 @@ class Record(ctypes.Structure):
     """One record of the log: the vector, and the registers of the LAPIC in the handler."""
 
     _fields_ = [
-        *fields(c_uint32, "vector", "apic_base", "id", "tpr", "ppr", "ldr", "svr", "reserved"),
+        *fields(c_uint32, "vector", "apic_base", "id", "tpr", "ppr", "ldr", "svr", "rip"),
         *fields(c_uint32 * 8, "isr", "tmr", "irr"),
     ]
 

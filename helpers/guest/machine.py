@@ -101,6 +101,10 @@ class Machine(Closing):
         counter = self.memory[layout.SMI_COUNTER : layout.SMI_COUNTER + 4]
         return int.from_bytes(counter, "little")
 
+    def pause_smis(self, pause: bool = True) -> None:
+        """Set whether the SMI handler stops before RSM."""
+        self.memory[layout.SMI_PAUSE : layout.SMI_PAUSE + 4] = pause.to_bytes(4, "little")
+
     # --- the state of the vCPUs -------------------------------------------------------------------
 
     def snapshots(self) -> list[Snapshot]:

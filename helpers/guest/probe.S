@@ -67,6 +67,11 @@ idt_pointer:
 	.word	0xFFF
 	.quad	IDT
 
+/* Offset NOPS: two instructions of one byte each, then the idle loop. */
+	.org	NOPS
+	nop
+	nop
+
 /*
  * Offset ENTRY64: the host starts a vCPU here, in long mode, with GS and RSP
  * set. IF may have any value.
@@ -92,6 +97,10 @@ idle:
 	je	op_hlt
 	cmp	$OP_SPIN, %eax
 	je	op_spin
+	cmp	$OP_READ_CR8, %eax
+	je	op_read_cr8
+	cmp	$OP_WRITE_CR8, %eax
+	je	op_write_cr8
 leave:
 	mov	$PORT_IDLE, %edx
 	out	%al, %dx
@@ -120,6 +129,14 @@ op_wrmsr:
 	mov	%rax, %rdx
 	shr	$32, %rdx
 	wrmsr
+	jmp	leave
+op_read_cr8:
+	mov	%cr8, %rax
+	mov	%rax, CTL(VALUE)
+	jmp	leave
+op_write_cr8:
+	mov	CTL(VALUE), %rax
+	mov	%rax, %cr8
 	jmp	leave
 op_cli:
 	cli
@@ -187,7 +204,10 @@ lapic_write:
 	wrmsr
 	ret
 
-/* The stack holds the vector, pushed by the gate, and the interrupt frame. */
+/*
+ * The stack holds the vector, pushed by the gate, and the interrupt frame, which
+ * starts with RIP.
+ */
 handler:
 	push	%rax
 	push	%rbx
@@ -209,6 +229,8 @@ handler:
 	call	lapic_base_to_r8
 	mov	%ebx, RECORD_VECTOR(%rdi)
 	mov	%r8d, RECORD_APIC_BASE(%rdi)
+	mov	64(%rsp), %eax
+	mov	%eax, RECORD_RIP(%rdi)
 	LOG_REGISTER(ID)
 	LOG_REGISTER(TPR)
 	LOG_REGISTER(PPR)
@@ -265,7 +287,11 @@ fault:
 	.org	SMI_HANDLER
 	.code16
 	incl	%cs:(SMI_COUNTER - SMBASE)
-	rsm
+	cmpl	$0, %cs:(SMI_PAUSE - SMBASE)
+	je	1f
+	mov	$PORT_SMI, %edx
+	out	%al, %dx
+1:	rsm				/* restores rdx */
 	.code64
 
 /* Offset GATES: a stub per vector. */

@@ -287,6 +287,7 @@ KVM_EXIT_IOAPIC_EOI = 26
 EXIT_NAMES = {value: name for name, value in globals().items() if name.startswith("KVM_EXIT_")}
 
 KVM_VCPUEVENT_VALID_NMI_PENDING = 1 << 0
+KVM_VCPUEVENT_VALID_SHADOW = 1 << 2
 KVM_VCPUEVENT_VALID_SMM = 1 << 3
 
 KVM_MP_STATE_RUNNABLE = 0

@@ -50,8 +50,11 @@ class Vcpu(Closing):
 
     def finish_exit(self) -> None:
         """Complete a pending I/O instruction, and run no other (api.rst, The kvm_run structure)."""
-        if self.kvm_run.exit_reason in (abi.KVM_EXIT_UNKNOWN, abi.KVM_EXIT_INTR):
-            return  # no instruction is pending
+        if self.kvm_run.exit_reason not in (abi.KVM_EXIT_UNKNOWN, abi.KVM_EXIT_INTR):
+            self.enter_at_once()
+
+    def enter_at_once(self) -> None:
+        """Call KVM_RUN, which returns before the guest executes an instruction."""
         self.kvm_run.immediate_exit = 1
         try:
             self.run()

@@ -2,6 +2,15 @@
 """Facts as data: clauses, known deviations and supported kernels, each in a TOML file."""
 
 from helpers.spec.clauses import CLAUSES, LEVELS, Clause, Level
-from helpers.spec.deviations import DEVIATIONS, Deviation, SwitchOff
+from helpers.spec.deviations import DEVIATIONS, KERNEL_LOG, Deviation, SwitchOff
 
-__all__ = ["CLAUSES", "DEVIATIONS", "LEVELS", "Clause", "Deviation", "Level", "SwitchOff"]
+__all__ = [
+    "CLAUSES",
+    "DEVIATIONS",
+    "KERNEL_LOG",
+    "LEVELS",
+    "Clause",
+    "Deviation",
+    "Level",
+    "SwitchOff",
+]

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from helpers.spec.table import read
 
+KERNEL_LOG = "kernel log"
+"""The subject of a mismatch that the log of the kernel shows."""
+
 
 @dataclass(frozen=True, slots=True)
 class SwitchOff:
@@ -28,15 +31,17 @@ class Deviation:
     """One known deviation.
 
     ``shows`` lists each mismatch that the deviation causes, as (subject, expected, actual). A ``?``
-    stands for any one character. ``before`` is the first version without the deviation, ``fixed``
+    stands for any one character. ``since`` is the first version with the deviation; empty for a
+    deviation as old as the code. ``before`` is the first version without the deviation, ``fixed``
     names the commits of the fix. ``vendor`` is the module that drives /dev/kvm. With neither
-    ``before`` nor ``vendor`` every kernel deviates.
+    ``since`` nor ``before`` nor ``vendor`` every kernel deviates.
     """
 
     id: str
     summary: str
     shows: tuple[tuple[str, str, str], ...]
     evidence: str = ""
+    since: str = ""
     before: str = ""
     fixed: str = ""
     vendor: str = ""
@@ -45,20 +50,27 @@ class Deviation:
     def __post_init__(self) -> None:
         if not self.shows:
             raise ValueError("shows is empty")
-        if self.before and self.vendor:
-            raise ValueError("before and vendor exclude each other")
+        if (self.since or self.before) and self.vendor:
+            raise ValueError("versions and vendor exclude each other")
         if bool(self.before) != bool(self.fixed):
             raise ValueError("before and fixed go together")
-        if self.before and not re.fullmatch(r"\d+\.\d+", self.before):
-            raise ValueError(f"before: {self.before!r} is not a version such as '6.3'")
+        for name, version in (("since", self.since), ("before", self.before)):
+            if version and not re.fullmatch(r"\d+\.\d+", version):
+                raise ValueError(f"{name}: {version!r} is not a version such as '6.3'")
+        if self.since and self.before and _numbers(self.since) >= _numbers(self.before):
+            raise ValueError(f"since {self.since} is not below before {self.before}")
         if not self.before and not self.evidence:
             raise ValueError("evidence is missing")
 
     @property
     def condition(self) -> str:
         """The kernels that have the deviation, in words."""
+        if self.since and self.before:
+            return f"Linux {self.since} and newer, before {self.before}"
         if self.before:
             return f"before Linux {self.before}"
+        if self.since:
+            return f"Linux {self.since} and newer"
         return f"a /dev/kvm driven by {self.vendor}" if self.vendor else "every kernel so far"
 
     @property
@@ -68,14 +80,24 @@ class Deviation:
 
     def applies(self, version: tuple[int, int], vendor: str) -> bool:
         """Return whether a kernel (major, minor) whose /dev/kvm ``vendor`` drives deviates."""
-        if self.before:
-            major, minor = map(int, self.before.split("."))
-            return version < (major, minor)
+        if self.since and version < _numbers(self.since):
+            return False
+        if self.before and version >= _numbers(self.before):
+            return False
         return self.vendor in ("", vendor)
+
+    @property
+    def is_logged(self) -> bool:
+        """Whether the kernel's log shows the deviation."""
+        return any(subject == KERNEL_LOG for subject, _, _ in self.shows)
 
     def explains(self, subject: str, expected: str, actual: str) -> bool:
         """Return whether the deviation is the reason for a mismatch."""
         return any(all(map(_matches, shown, (subject, expected, actual))) for shown in self.shows)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 def _matches(pattern: str, text: str) -> bool:

@@ -25,10 +25,15 @@ class Judgement(NamedTuple):
     note: str = ""
 
 
-def judge(known: Sequence[Deviation], kernel: Kernel, error: BaseException | None) -> Judgement:
-    """Judge a test that names the deviations ``known`` and ended with ``error``."""
+def judge(
+    known: Sequence[Deviation], kernel: Kernel, error: BaseException | None, muted: bool = False
+) -> Judgement:
+    """Judge a test that names the deviations ``known`` and ended with ``error``.
+
+    ``muted``: a WARNING of the kernel may have been logged before, and stays silent since.
+    """
     if error is None:
-        return _judge_pass(known, kernel)
+        return _judge_pass([entry for entry in known if not (muted and entry.is_logged)], kernel)
     if not isinstance(error, Mismatch):
         return Judgement()
     if shown := explanation(known, kernel, error):

@@ -6,9 +6,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 TAINT = Path("/proc/sys/kernel/tainted")
+CLEAR_WARN_ONCE = Path("/sys/kernel/debug/clear_warn_once")
+
+_TAINT_WARN = 1 << 9  # W, a WARNING: Documentation/admin-guide/tainted-kernels.rst
 
 _COMPLAINT = re.compile(
     r"WARNING:|BUG:|kernel BUG at|Oops|general protection fault|Unable to handle|"
@@ -16,32 +20,59 @@ _COMPLAINT = re.compile(
     r"KASAN|UBSAN|KCSAN|lockdep|possible (recursive|circular) locking|Call Trace:"
 )
 
+# "WARNING: CPU: 0 PID: 42 at FILE:LINE FUNCTION+OFFSET/SIZE [MODULE]", since 6.19 "WARNING:
+# FILE:LINE at FUNCTION+OFFSET/SIZE [MODULE], CPU#0: COMM/PID". gcc appends ".isra.0" to a function.
+_WARNING_IN = re.compile(r"WARNING: .*?\b(\w+)(?:\.\w+)*\+0x[0-9a-f]+/0x[0-9a-f]+")
+_TRACE = "Call Trace:"
+
+
+def normalized(complaints: Sequence[str]) -> str:
+    """Return complaints as known deviations name them: ``WARNING in kvm_apic_accept_events``.
+
+    The call trace is part of a complaint. A complaint that is no WARNING stays as logged.
+    """
+    lines = [line for line in complaints if line.strip() != _TRACE] or complaints
+    found = [(line, _WARNING_IN.search(line)) for line in lines]
+    return ", ".join(dict.fromkeys(f"WARNING in {at[1]}" if at else line for line, at in found))
+
 
 class KernelLog:
     """The kernel log from now on, and the kernel's taint flags.
 
     ``readable`` is False where the user may not read the log.
+
+    A WARN_ON_ONCE logs once per boot, or once per load of its module. Each complaint re-arms all of
+    them, so that the next test that raises a WARNING shows it. ``muted`` is True where a WARNING
+    was logged and debugfs does not let this user re-arm: a silent kernel then proves nothing.
     """
 
     def __init__(self, path: str = "/dev/kmsg") -> None:
         # Open for the whole run: opening the file takes several times as long as reading.
         self._taint_fd = _open(TAINT)
         self._taint = self._read_taint()
+        self._rearm_fd = _open(CLEAR_WARN_ONCE, os.O_WRONLY)
         self._fd = _open(path)
         try:
             os.lseek(self._fd, 0, os.SEEK_END)
         except OSError:
             self._stop_reading()
+        if self._taint & _TAINT_WARN:
+            self._rearm()
 
     @property
     def readable(self) -> bool:
         return self._fd >= 0
 
+    @property
+    def muted(self) -> bool:
+        return bool(self._taint & _TAINT_WARN) and self._rearm_fd < 0
+
     def close(self) -> None:
         self._stop_reading()
-        if self._taint_fd >= 0:
-            os.close(self._taint_fd)
-            self._taint_fd = -1
+        for fd in (self._taint_fd, self._rearm_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._taint_fd = self._rearm_fd = -1
 
     def _stop_reading(self) -> None:
         if self.readable:
@@ -52,10 +83,18 @@ class KernelLog:
         """Return the complaints since the last call, oldest first."""
         found = [line for line in self._new_lines() if _COMPLAINT.search(line)]
         taint = self._read_taint()
-        if taint != self._taint:
-            found.append(f"the kernel's taint flags changed from {self._taint} to {taint}")
-            self._taint = taint
+        explained = _TAINT_WARN if any("WARNING:" in line for line in found) else 0
+        if new := taint & ~self._taint & ~explained:
+            found.append(f"new taint flags of the kernel: {new}")
+        self._taint = taint
+        if found:
+            self._rearm()
         return found
+
+    def _rearm(self) -> None:
+        """Have each WARN_ON_ONCE of the kernel log again (admin-guide/clearing-warn-once.rst)."""
+        if self._rearm_fd >= 0:
+            os.write(self._rearm_fd, b"1")
 
     def _new_lines(self) -> list[str]:
         lines: list[str] = []
@@ -82,8 +121,8 @@ class KernelLog:
         return 0
 
 
-def _open(path: str | Path) -> int:
+def _open(path: str | Path, access: int = os.O_RDONLY) -> int:
     """Return a file descriptor, or -1."""
     with contextlib.suppress(OSError):
-        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return os.open(path, access | os.O_NONBLOCK | os.O_CLOEXEC)
     return -1

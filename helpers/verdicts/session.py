@@ -11,13 +11,13 @@ from typing import NoReturn
 import pytest
 
 from helpers.apic.explain import command
-from helpers.guest import journal
+from helpers.guest import Mismatch, journal
 from helpers.kvm.ioctl import trace
-from helpers.spec import Clause, Deviation
+from helpers.spec import DEVIATIONS, KERNEL_LOG, Clause, Deviation
 from helpers.spec.kernels import DEFAULT_KERNEL
-from helpers.verdicts.judge import judge
+from helpers.verdicts.judge import explanation, judge
 from helpers.verdicts.kernel import Untestable, require_testable, running_kernel, topology_before
-from helpers.verdicts.kernel_log import KernelLog
+from helpers.verdicts.kernel_log import KernelLog, normalized
 from helpers.verdicts.reports import Verdict, column_of, outcome_of, put_verdict, verdict_of
 from helpers.verdicts.tally import Result, Tally
 
@@ -32,8 +32,12 @@ SUITES = Path(__file__).resolve().parents[2] / "suites"
 _EXPLAINED_MESSAGES = 4  # More would hide the failure.
 
 
-class KernelComplaint(AssertionError):
+class KernelComplaint(Mismatch):
     """The kernel logged a WARNING, BUG or Oops, or became tainted, while a test ran."""
+
+    def __init__(self, complaints: Sequence[str]) -> None:
+        super().__init__(KERNEL_LOG, "no complaint", normalized(complaints))
+        self.add_note("\n".join(["the kernel logged during the test:", *complaints]))
 
 
 def judges_suites(config: pytest.Config) -> bool:
@@ -68,6 +72,7 @@ class Verdicts:
     ``strict``: known deviations are failures (--strict)
     ``needs_kvm``: the session judges a kernel; set when the session starts
     ``is_worker``: a process that runs tests for another process
+    ``shares_kernel``: other processes of pytest-xdist test the same kernel at the same time
     ``log``: the log of the running kernel
     ``kernel_options``: the command line options that boot the kernel under test
     ``reloaded_with``: the settings with which KVM was reloaded for the tests that need them
@@ -82,6 +87,7 @@ class Verdicts:
         self.strict = bool(config.getini("strict"))
         self.needs_kvm = False
         self.is_worker = hasattr(config, "workerinput")
+        self.shares_kernel = getattr(config, "workerinput", {}).get("workercount", 1) > 1
         self.log = KernelLog()
         self.kernel_options: Sequence[str] = ()
         self.reloaded_with = ""
@@ -131,14 +137,26 @@ class Verdicts:
                 _skip(f"{name}={found}, not {value}: {self.why_unmet(name)}")
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self) -> Generator[None]:
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None]:
+        also: list[str] = []
         try:
             return (yield)
+        except BaseException as error:
+            # No deviation explains two reasons to fail.
+            also = [f"the test raised {type(error).__name__}: {error}"]
+            raise
         finally:
-            if complaints := "\n".join(self.log.complaints()):
-                raise KernelComplaint(f"the kernel logged during the test:\n{complaints}")
+            if complaints := self.log.complaints():
+                complaint = KernelComplaint([*complaints, *also])
+                if not self._is_of_another_process(item, complaint):
+                    raise complaint
 
     pytest_runtest_teardown = pytest_runtest_call
+
+    def _is_of_another_process(self, item: pytest.Item, complaint: KernelComplaint) -> bool:
+        """Return whether a test in another process may have raised a known WARNING."""
+        others = [entry for entry in DEVIATIONS.values() if entry not in deviations_of(item)]
+        return self.shares_kernel and bool(explanation(others, running_kernel(), complaint))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(
@@ -153,7 +171,10 @@ class Verdicts:
             verdict = self._verdict(item, clause, self.kernel_options)
         if call.when == "call":
             outcome, deviation, backport, note = judge(
-                deviations_of(item), running_kernel(), call.excinfo and call.excinfo.value
+                deviations_of(item),
+                running_kernel(),
+                call.excinfo and call.excinfo.value,
+                self.log.muted,
             )
             if outcome == "failed":
                 report.outcome, report.longrepr = "failed", note
