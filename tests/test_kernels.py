@@ -274,6 +274,8 @@ def test_kernel_with_two_kvms_is_an_error(tmp_path, kernel):
     [
         (["--kvm-modules=here"], "name one by --kernel"),
         (["--kernel=6.12", "--pdb"], "cannot reach into a booted kernel"),
+        (["--kvm-param=matrix"], "name one by --kernel"),
+        (["--kernel=6.12", "--kvm-param=x=1,2"], "kvm and kvm_amd of 6.12 have no such parameter"),
         (["--kernel="], "--kernel= is empty: give a version such as 6.12"),
         (["--kernel=6.12", "--kvm-modules="], "--kvm-modules= is empty: give the directory of"),
         (["--kernel=nonsense"], "no such file or directory; give a version such as 6.12"),
