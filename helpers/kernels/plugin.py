@@ -68,12 +68,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--kvm-param",
         metavar="NAME=VALUE[,VALUE]",
         **each,
-        help="set a parameter of KVM's modules in all booted kernels: vector_hashing=N, or "
-        "kvm_amd.avic=1; with several values, Y,N, a column of the report for each; repeat it for "
-        "several parameters, and if several have several values, for each combination of them; "
-        f"'{MATRIX}' has a column beside each kernel's own for the other value of every switch "
-        "that changes how messages are delivered and that the booted kernel can turn: "
-        f"{', '.join(PARAMETERS)}. KVM is reloaded for a column, or booted if it is built in",
+        help="set a parameter of KVM's modules in all booted kernels: vector_hashing=N or "
+        "kvm_amd.avic=1; several values (Y,N) make a column each, several such options a column "
+        f"for each combination; '{MATRIX}' adds a column for the other value of each of these "
+        f"switches that the booted kernel has and can turn: {', '.join(PARAMETERS)}; KVM is "
+        "reloaded for a column, or booted if it is built in",
     )
     group.addoption(
         "--maxfail-each",
@@ -162,7 +161,7 @@ class BootedKernels:
             for column in boot.columns
         ]
         if self.matrix:
-            lines.append("and with the other value of each switch that a kernel has (matrix)")
+            lines.append("more columns: the switches that a booted kernel has (--kvm-param=matrix)")
         if self.is_default:
             lines.insert(0, f"no /dev/kvm here: judging Debian's kernel {DEFAULT_KERNEL} instead")
         return lines
