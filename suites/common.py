@@ -187,8 +187,8 @@ def raise_pin(machine: Machine) -> None:
     expect_remote_irr(machine, 1)
 
 
-def expect_remote_irr(machine: Machine, value: int) -> None:
-    entry = machine.vm.get_ioapic().chip.ioapic.redirtbl[PIN]
+def expect_remote_irr(machine: Machine, value: int, pin: int = PIN) -> None:
+    entry = machine.vm.get_ioapic().chip.ioapic.redirtbl[pin]
     expect("Remote IRR", entry >> 14 & 1, value)
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Messages to a halted vCPU: which of them wake it, inside KVM_RUN and outside.
 
-Clauses: guest.hlt, return.remrd, guest.init-sipi, return.remrd-reset-hold, return.remrd-latched,
-return.remrd-forgotten.
+Clauses: guest.hlt, return.remrd, guest.init-sipi, guest.hlt-without-exit,
+return.remrd-reset-hold, return.remrd-latched, return.remrd-forgotten.
 
 A masked interrupt stays pending and must not end HLT: an operating system that halts with
 RFLAGS.IF = 0 or a raised TPR relies on that. A vCPU inside KVM_RUN sleeps in a thread of its own. A
@@ -15,10 +15,16 @@ from helpers.apic import Register
 from helpers.apic.lapic import SVR_RESET
 from helpers.apic.topology import MpState
 from helpers.guest import expect
+from helpers.kvm import abi
 from helpers.verdicts import clause, deviation
 from suites import each
 from suites.common import NEEDS_SMM, expect_logged, expect_mp_state, to
 from suites.names import EXTINT, FIXED, INIT, LOWEST, NMI, REMRD, SIPI, SMI
+
+NEEDS_HLT_WITHOUT_EXIT = pytest.mark.skipif(
+    f"not kernel.capabilities['KVM_CAP_X86_DISABLE_EXITS'] & {abi.KVM_X86_DISABLE_EXITS_HLT}",
+    reason="HLT exits cannot be disabled (KVM_CAP_X86_DISABLE_EXITS)",
+)
 
 
 def send(machine, delivery_mode=FIXED, vector=0x41, returns=1):
@@ -156,6 +162,41 @@ def test_init_and_sipi_start_a_vcpu_that_waits_in_kvm_run(machines):
         send(machine, SIPI, machine.start_page)
         running.finish()
     expect("SVR", machine[1].read(Register.SVR), SVR_RESET)
+
+
+# --- HLT does not exit ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_hlt_exits(machines, apic_mode):
+    """Two vCPUs whose HLT does not exit to KVM."""
+    machine = machines(vcpu_ids=())
+    machine.vm.enable_cap(abi.KVM_CAP_X86_DISABLE_EXITS, abi.KVM_X86_DISABLE_EXITS_HLT)
+    for index in range(2):
+        machine.add_cpu(index).power_on(apic_mode)
+    return machine
+
+
+@clause("guest.hlt-without-exit")
+@NEEDS_HLT_WITHOUT_EXIT
+@each.apic_mode
+@each.delivery_mode(FIXED, LOWEST, NMI)
+def test_message_ends_a_halt_without_exit(no_hlt_exits, delivery_mode):
+    with no_hlt_exits[1].halted_without_exit() as running:
+        send(no_hlt_exits, delivery_mode)
+        running.finish()
+    expect_logged(no_hlt_exits[1], 2 if delivery_mode is NMI else 0x41)
+
+
+@clause("guest.hlt-without-exit")
+@NEEDS_HLT_WITHOUT_EXIT
+def test_broadcast_ends_a_halt_without_exit(no_hlt_exits):
+    with no_hlt_exits[1].halted_without_exit() as running:
+        expect("return value", no_hlt_exits.send(to(0xFF)), 2)
+        running.finish()
+    expect_logged(no_hlt_exits[1], 0x41)
+    no_hlt_exits[0].step()
+    expect_logged(no_hlt_exits[0], 0x41)
 
 
 # --- outside KVM_RUN ------------------------------------------------------------------------------

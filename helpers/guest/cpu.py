@@ -129,6 +129,10 @@ class Cpu:
             self._ledger.map_rebuilt()  # the INIT has reset the LAPIC
         return Snapshot(lapic, nmi, smi, init, mp_state)
 
+    def address_of(self, field: str) -> int:
+        """Return the guest-physical address of a field of layout.Control."""
+        return self._area + int(getattr(layout.Control, field).offset)
+
     # --- running ----------------------------------------------------------------------------------
 
     def run_to(self, *ports: int) -> int:
@@ -183,16 +187,35 @@ class Cpu:
         self.run_to(layout.PORT_SMI)
 
     def eoi_exit(self) -> int | None:
+        """Return the vector of the last of :meth:`eoi_exits`, None without one."""
+        return next(reversed(self.eoi_exits()), None)
+
+    def eoi_exits(self) -> list[int]:
         """Step until the guest takes no further interrupt.
 
-        Return the vector of the last KVM_EXIT_IOAPIC_EOI, None if no EOI exits to user space.
+        Return the vector of each KVM_EXIT_IOAPIC_EOI.
         """
-        vector = None
+        vectors: list[int] = []
         while True:
             if self._enter() == abi.KVM_EXIT_IOAPIC_EOI:
-                vector = int(self.vcpu.kvm_run.u.eoi.vector)
+                vectors.append(int(self.vcpu.kvm_run.u.eoi.vector))
             elif not self.log():
-                return vector
+                return vectors
+
+    def run_to_window(self) -> str:
+        """Run a loop of the guest that never exits, with request_interrupt_window set.
+
+        Return the exit in words.
+        """
+        self._prepare("SPIN")
+        self.control.stop = 0
+        self.vcpu.kvm_run.request_interrupt_window = 1
+        try:
+            self._enter()
+        finally:
+            self.vcpu.kvm_run.request_interrupt_window = 0
+            self.control.stop = 1
+        return self.vcpu.describe_exit()
 
     # --- operations of the guest ------------------------------------------------------------------
 
@@ -234,19 +257,26 @@ class Cpu:
         """Have the guest write CR8."""
         self._operate("WRITE_CR8", 0, value)
 
+    def store(self, address: int, value: int) -> None:
+        """Have the guest write 32 bits at ``address``."""
+        self._operate("STORE", address, value)
+
     def cli(self) -> None:
         self._operate("CLI")
 
     def sti(self) -> None:
         self._operate("STI")
 
-    def handler(self, *, eoi: bool = True, pause: bool = False, nest: bool = False) -> None:
+    def handler(
+        self, *, eoi: bool = True, pause: bool = False, nest: bool = False, pv_eoi: bool = False
+    ) -> None:
         """Set the end of the handler: stop at PORT_HANDLER (``pause``), then write EOI (``eoi``).
 
-        ``nest`` enables interrupts for the stop.
+        ``nest`` enables interrupts for the stop. With ``pv_eoi`` the handler starts by clearing the
+        bit to which MSR_KVM_EOI_EN points, and writes EOI only if the bit was clear.
         """
         flags = eoi * layout.FLAG_EOI | pause * layout.FLAG_PAUSE | nest * layout.FLAG_NEST
-        self.control.flags = flags
+        self.control.flags = flags | pv_eoi * layout.FLAG_PV_EOI
 
     # --- in a thread ------------------------------------------------------------------------------
 
@@ -262,6 +292,15 @@ class Cpu:
         with self.in_thread() as running:
             running.wait_for(lambda: self.control.halts > 0, "the guest to reach HLT")
             running.wait_until_asleep()
+            yield running
+
+    @contextlib.contextmanager
+    def halted_without_exit(self) -> Iterator[Running]:
+        """Run the vCPU in a thread, in HLT of a VM whose HLT does not exit, until an interrupt."""
+        self._prepare("HLT_UNTIL_TAKEN")
+        self.control.halts = 0
+        with self.in_thread() as running:
+            running.wait_for(lambda: self.control.halts > 0, "the guest to reach HLT")
             yield running
 
     @contextlib.contextmanager

@@ -47,13 +47,14 @@ PORT_FAULT = 0x1F2
 PORT_SMI = 0x1F3
 
 OPERATIONS = (
-    *("NONE", "LAPIC_READ", "LAPIC_WRITE", "RDMSR", "WRMSR", "CLI", "STI", "HLT", "SPIN"),
-    *("READ_CR8", "WRITE_CR8"),
+    *("NONE", "LAPIC_READ", "LAPIC_WRITE", "RDMSR", "WRMSR", "CLI", "STI", "HLT"),
+    *("HLT_UNTIL_TAKEN", "SPIN", "STORE", "READ_CR8", "WRITE_CR8"),
 )
 
 FLAG_EOI = 1 << 0  # the handler writes EOI
 FLAG_PAUSE = 1 << 1  # the handler exits to PORT_HANDLER before the EOI
 FLAG_NEST = 1 << 2  # the handler enables interrupts for the exit to PORT_HANDLER
+FLAG_PV_EOI = 1 << 3  # the handler starts with an EOI, written if bit 0 of Control.pv_eoi is clear
 
 
 class Control(ctypes.Structure):
@@ -61,7 +62,8 @@ class Control(ctypes.Structure):
 
     The host sets ``operation`` and ``argument``, the guest clears ``operation`` and executes it.
     ``value`` is the operand or the result. ``taken``, ``spins`` and ``halts`` are counters of the
-    guest. ``flags`` are FLAG_*.
+    guest. ``flags`` are FLAG_*. MSR_KVM_EOI_EN points to ``pv_eoi``; ``pv_eois`` counts the EOIs
+    that cleared bit 0 of ``pv_eoi``.
     """
 
     _fields_ = [
@@ -70,7 +72,7 @@ class Control(ctypes.Structure):
         ("value", c_uint64),
         *fields(c_uint32, "flags", "taken"),
         ("spins", c_uint64),
-        *fields(c_uint32, "stop", "halts"),
+        *fields(c_uint32, "stop", "halts", "pv_eoi", "pv_eois"),
     ]
 
 

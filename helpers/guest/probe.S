@@ -95,12 +95,16 @@ idle:
 	je	op_sti
 	cmp	$OP_HLT, %eax
 	je	op_hlt
+	cmp	$OP_HLT_UNTIL_TAKEN, %eax
+	je	op_hlt_until_taken
 	cmp	$OP_SPIN, %eax
 	je	op_spin
 	cmp	$OP_READ_CR8, %eax
 	je	op_read_cr8
 	cmp	$OP_WRITE_CR8, %eax
 	je	op_write_cr8
+	cmp	$OP_STORE, %eax
+	je	op_store
 leave:
 	mov	$PORT_IDLE, %edx
 	out	%al, %dx
@@ -147,6 +151,18 @@ op_sti:
 op_hlt:
 	incl	CTL(HALTS)
 	hlt					/* does not change IF */
+	jmp	leave
+op_hlt_until_taken:
+	incl	CTL(HALTS)
+1:	cli					/* no interrupt between test and HLT */
+	cmpl	$0, CTL(TAKEN)
+	jne	op_sti
+	sti
+	hlt
+	jmp	1b
+op_store:
+	mov	CTL(VALUE), %eax
+	mov	%eax, (%rsi)
 	jmp	leave
 op_spin:
 	incq	CTL(SPINS)
@@ -204,6 +220,13 @@ lapic_write:
 	wrmsr
 	ret
 
+/* Write EOI. Clobbers rax, ecx, rdx, esi, r8. */
+write_eoi:
+	call	lapic_base_to_r8
+	mov	$REG_EOI, %esi
+	xor	%eax, %eax
+	jmp	lapic_write
+
 /*
  * The stack holds the vector, pushed by the gate, and the interrupt frame, which
  * starts with RIP.
@@ -221,7 +244,14 @@ handler:
 	je	1f
 	cmp	$16, %ebx
 	jb	fault				/* an exception */
-1:	mov	CTL(TAKEN), %edi
+1:	testl	$FLAG_PV_EOI, CTL(FLAGS)
+	jz	7f
+	btrl	$0, CTL(PV_EOI)			/* KVM clears the bit at the next exit */
+	jc	6f
+	call	write_eoi
+	jmp	7f
+6:	incl	CTL(PV_EOIS)
+7:	mov	CTL(TAKEN), %edi
 	and	$(LOG_RECORDS - 1), %edi
 	imul	$RECORD_SIZE, %edi, %edi
 	add	$LOG, %edi
@@ -260,10 +290,7 @@ handler:
 	je	5f				/* an NMI needs no EOI */
 	testl	$FLAG_EOI, CTL(FLAGS)
 	jz	5f
-	call	lapic_base_to_r8
-	mov	$REG_EOI, %esi
-	xor	%eax, %eax
-	call	lapic_write
+	call	write_eoi
 5:	pop	%r8
 	pop	%rdi
 	pop	%rsi

@@ -129,6 +129,28 @@ class kvm_irq_level(ctypes.Structure):
         return c_int32(self.irq).value
 
 
+class kvm_interrupt(ctypes.Structure):
+    _fields_ = [("irq", c_uint32)]
+
+
+class kvm_guest_debug_arch(ctypes.Structure):
+    _fields_ = [("debugreg", c_uint64 * 8)]
+
+
+class kvm_guest_debug(ctypes.Structure):
+    _fields_ = [*fields(c_uint32, "control", "pad"), ("arch", kvm_guest_debug_arch)]
+
+
+class kvm_msrs(ctypes.Structure):
+    """The header of ``nmsrs`` entries of type kvm_msr_entry."""
+
+    _fields_ = fields(c_uint32, "nmsrs", "pad")
+
+
+class kvm_msr_entry(ctypes.Structure):
+    _fields_ = [*fields(c_uint32, "index", "reserved"), ("data", c_uint64)]
+
+
 class kvm_irqfd(ctypes.Structure):
     _fields_ = [*fields(c_uint32, "fd", "gsi", "flags", "resamplefd"), ("pad", c_uint8 * 16)]
 
@@ -261,11 +283,19 @@ KVM_CAP_HYPERV_SYNIC = 123
 KVM_CAP_MAX_VCPU_ID = 128
 KVM_CAP_X2APIC_API = 129
 KVM_CAP_MSI_DEVID = 131
+KVM_CAP_X86_DISABLE_EXITS = 143
+KVM_CAP_HYPERV_SYNIC2 = 148
+KVM_CAP_SET_GUEST_DEBUG2 = 195
 
 KVM_X2APIC_API_USE_32BIT_IDS = 1 << 0
 KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK = 1 << 1
 KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST = 1 << 2
 KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST = 1 << 3
+
+KVM_X86_DISABLE_EXITS_HLT = 1 << 1
+
+KVM_GUESTDBG_ENABLE = 1 << 0
+KVM_GUESTDBG_BLOCKIRQ = 1 << 20
 
 KVM_IRQ_ROUTING_IRQCHIP = 1
 KVM_IRQ_ROUTING_MSI = 2
@@ -278,6 +308,7 @@ KVM_EXIT_UNKNOWN = 0
 KVM_EXIT_IO = 2
 KVM_EXIT_HLT = 5
 KVM_EXIT_MMIO = 6
+KVM_EXIT_IRQ_WINDOW_OPEN = 7
 KVM_EXIT_SHUTDOWN = 8
 KVM_EXIT_FAIL_ENTRY = 9
 KVM_EXIT_INTR = 10
@@ -346,10 +377,13 @@ KVM_GET_REGS = _ior("KVM_GET_REGS", 0x81, kvm_regs)
 KVM_SET_REGS = _iow("KVM_SET_REGS", 0x82, kvm_regs)
 KVM_GET_SREGS = _ior("KVM_GET_SREGS", 0x83, kvm_sregs)
 KVM_SET_SREGS = _iow("KVM_SET_SREGS", 0x84, kvm_sregs)
+KVM_INTERRUPT = _iow("KVM_INTERRUPT", 0x86, kvm_interrupt)
+KVM_SET_MSRS = _iow("KVM_SET_MSRS", 0x89, kvm_msrs)
 KVM_GET_LAPIC = _ior("KVM_GET_LAPIC", 0x8E, kvm_lapic_state)
 KVM_SET_LAPIC = _iow("KVM_SET_LAPIC", 0x8F, kvm_lapic_state)
 KVM_SET_CPUID2 = _iow("KVM_SET_CPUID2", 0x90, kvm_cpuid2)
 KVM_GET_MP_STATE = _ior("KVM_GET_MP_STATE", 0x98, kvm_mp_state)
 KVM_SET_MP_STATE = _iow("KVM_SET_MP_STATE", 0x99, kvm_mp_state)
+KVM_SET_GUEST_DEBUG = _iow("KVM_SET_GUEST_DEBUG", 0x9B, kvm_guest_debug)
 KVM_GET_VCPU_EVENTS = _ior("KVM_GET_VCPU_EVENTS", 0x9F, kvm_vcpu_events)
 KVM_SET_VCPU_EVENTS = _iow("KVM_SET_VCPU_EVENTS", 0xA0, kvm_vcpu_events)

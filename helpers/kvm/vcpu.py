@@ -108,6 +108,23 @@ class Vcpu(Closing):
     def set_events(self, events: abi.kvm_vcpu_events) -> None:
         ioctl(self.fd, abi.KVM_SET_VCPU_EVENTS, events)
 
+    def enable_cap(self, capability: int) -> None:
+        ioctl(self.fd, abi.KVM_ENABLE_CAP, abi.kvm_enable_cap(capability))
+
+    def interrupt(self, vector: int) -> None:
+        """Queue ``vector``, beside a split irqchip as an ExtINT (api.rst, KVM_INTERRUPT)."""
+        ioctl(self.fd, abi.KVM_INTERRUPT, abi.kvm_interrupt(vector))
+
+    def set_guest_debug(self, control: int) -> None:
+        ioctl(self.fd, abi.KVM_SET_GUEST_DEBUG, abi.kvm_guest_debug(control))
+
+    def set_msr(self, index: int, value: int) -> None:
+        entry = abi.kvm_msr_entry(index=index, data=value)
+        table = bytes(abi.kvm_msrs(nmsrs=1)) + bytes(entry)
+        array = (ctypes.c_uint8 * len(table)).from_buffer_copy(table)
+        if ioctl(self.fd, abi.KVM_SET_MSRS, array) != 1:
+            raise ValueError(f"KVM_SET_MSRS refuses {value:#x} for MSR {index:#x}")
+
     def set_cpuid(self, table: abi.Bytes) -> None:
         """Set the CPUID ``table`` of :meth:`helpers.kvm.System.supported_cpuid`."""
         ioctl(self.fd, abi.KVM_SET_CPUID2, table)
