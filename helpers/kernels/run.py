@@ -94,8 +94,8 @@ class Reports:
 class BootedRun:
     """A run of the session's tests over all columns of all boots, ``slots`` guests at a time.
 
-    With ``matrix``, columns that a kernel turns out to have are added to ``boots``. ``refused`` are
-    those of them that are none, with the reason.
+    With ``matrix``, ``boots`` grow by the columns of each booted kernel's switches. ``refused`` are
+    those whose switch cannot be turned: {label: reason}.
     """
 
     def __init__(
@@ -224,7 +224,7 @@ class BootedRun:
             after = tried.label
 
     def _refuse(self, column: Column, reason: str) -> None:
-        """Report a column without its parameters; one that was tried is none."""
+        """Report a column that did not take its parameters. One that was tried is left out."""
         if not column.is_tried:
             self.reports.verdicts.tally(column.label).broken = reason
         elif column.label not in self.refused:

@@ -175,7 +175,7 @@ class Schedule:
         return [("load", number, *place)]
 
     def _next_part(self, number: int) -> tuple[int, str] | None:
-        """Return the next column and part for a guest; None if all are done or in good hands."""
+        """Return the next column and part for a guest; None if other guests run the rest."""
         guests = self.guests.items()
         boot = self.guests[number].boot
         taken = {(g.column, g.part) for other, g in guests if g.boot == boot and other != number}
