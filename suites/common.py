@@ -79,16 +79,16 @@ def mix_models(machine: Machine) -> None:
         machine[index].configure(dfr=DFR_CLUSTER, ldr=ldr)
 
 
-def set_events(cpu: Cpu, *, also: int = 0, without: int = 0, **values: int) -> None:
+def set_events(cpu: Cpu, *, without: int = 0, **values: int) -> None:
     """Write back what KVM_GET_VCPU_EVENTS returns, with ``values``: ``nmi_masked`` is nmi.masked.
 
-    ``also`` and ``without``: flags to set and to clear.
+    ``without`` is a KVM_VCPUEVENT_VALID_* to clear. KVM_GET_VCPU_EVENTS sets them all.
     """
     events = cpu.vcpu.get_events()
     for name, value in values.items():
         group, _, field = name.partition("_")
         setattr(getattr(events, group), field, value)
-    events.flags = (events.flags | also) & ~without
+    events.flags &= ~without
     cpu.vcpu.set_events(events)
 
 

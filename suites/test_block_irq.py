@@ -13,7 +13,6 @@ from helpers.apic.topology import MpState
 from helpers.guest import expect
 from helpers.kvm import abi
 from helpers.verdicts import clause
-from suites import each
 from suites.common import NEEDS_SMM, expect_mp_state, expect_taken, fixed, to
 from suites.names import INIT, NMI, SMI
 
@@ -32,15 +31,14 @@ def unblock(cpu):
 
 
 @pytest.fixture
-def blocked(machines, apic_mode):
+def blocked(machines):
     """Two vCPUs. A debugger blocks the interrupts of vCPU 1."""
-    machine = machines(vcpu_ids=range(2), apic_mode=apic_mode)
+    machine = machines(vcpu_ids=range(2))
     block(machine[1])
     return machine
 
 
 @clause("debug.block-irq")
-@each.apic_mode
 def test_blocked_interrupt_waits(blocked):
     blocked.signal(fixed(0x41)).returns(1).accepted_by(1)
     expect_taken(blocked[1])

@@ -18,9 +18,9 @@ LINT0_EXTINT, LINT0_MASKED = 0x700, 0x10700
 
 
 @pytest.fixture
-def split(shared_machine, apic_mode):
+def split(shared_machine):
     """Two vCPUs. LINT0 of vCPU 1 is programmed for a PIC."""
-    machine = shared_machine(irqchip="split", vcpu_ids=range(2), apic_mode=apic_mode)
+    machine = shared_machine(irqchip="split", vcpu_ids=range(2))
     machine[1].configure(lvt_lint0=LINT0_EXTINT)
     return machine
 
@@ -49,7 +49,6 @@ def test_one_interrupt_is_queued_at_a_time(split):
 
 
 @clause("extint.taken")
-@each.apic_mode
 @each.vector([0x20, 0x51, 0xFF])
 def test_queued_interrupt_is_taken_without_the_lapic(split, vector):
     split[1].vcpu.interrupt(vector)
@@ -59,7 +58,6 @@ def test_queued_interrupt_is_taken_without_the_lapic(split, vector):
 
 
 @clause("extint.taken")
-@each.apic_mode
 @each.value("first", ["message", "interrupt"], "{}-first")
 @each.vector([0x31, 0x91])
 def test_queued_interrupt_is_taken_before_messages(split, first, vector):
@@ -97,7 +95,6 @@ def test_vector_in_service_does_not_hold_a_queued_interrupt(split):
 
 
 @clause("extint.lint0")
-@each.apic_mode
 def test_queued_interrupt_waits_while_lint0_is_masked(split):
     split[1].configure(lvt_lint0=LINT0_MASKED)
     split[1].vcpu.interrupt(0x51)
@@ -125,7 +122,6 @@ def expect_no_window(cpu, ready=0):
 
 
 @clause("extint.window")
-@each.apic_mode
 def test_open_window_exits(split):
     expect_window(split[1])
     split[1].vcpu.interrupt(0x51)

@@ -168,18 +168,17 @@ def test_init_and_sipi_start_a_vcpu_that_waits_in_kvm_run(machines):
 
 
 @pytest.fixture
-def no_hlt_exits(machines, apic_mode):
+def no_hlt_exits(machines):
     """Two vCPUs whose HLT does not exit to KVM."""
     machine = machines(vcpu_ids=())
     machine.vm.enable_cap(abi.KVM_CAP_X86_DISABLE_EXITS, abi.KVM_X86_DISABLE_EXITS_HLT)
     for index in range(2):
-        machine.add_cpu(index).power_on(apic_mode)
+        machine.add_cpu(index).power_on()
     return machine
 
 
 @clause("guest.hlt-without-exit")
 @NEEDS_HLT_WITHOUT_EXIT
-@each.apic_mode
 @each.delivery_mode(FIXED, LOWEST, NMI)
 def test_message_ends_a_halt_without_exit(no_hlt_exits, delivery_mode):
     with no_hlt_exits[1].halted_without_exit() as running:

@@ -13,7 +13,6 @@ from helpers.apic import Register
 from helpers.apic.lapic import SVR_RESET
 from helpers.apic.topology import MpState
 from helpers.guest import expect
-from helpers.kvm import abi
 from helpers.verdicts import clause, deviation
 from suites import each
 from suites.common import (
@@ -29,6 +28,7 @@ from suites.common import (
     raise_pin,
     restore_cr8,
     route_pin_to,
+    set_events,
     to,
 )
 from suites.names import INIT, LEVEL, NMI, SIPI, SVR_ENABLED
@@ -197,24 +197,16 @@ def test_nmis_sent_in_the_handler_are_taken_once_more(machine, times):
 # --- guest.init-in-smm ----------------------------------------------------------------------------
 
 
-def set_smm(cpu, smm):
-    """Have ``cpu`` enter or leave SMM by KVM_SET_VCPU_EVENTS."""
-    events = cpu.vcpu.get_events()
-    events.flags |= abi.KVM_VCPUEVENT_VALID_SMM
-    events.smi.smm = smm
-    cpu.vcpu.set_events(events)
-
-
 @clause("guest.init-in-smm")
 @NEEDS_SMM
 def test_init_waits_for_the_end_of_smm(machines):
     machine = machines(vcpu_ids=range(2))
-    set_smm(machine[1], 1)
+    set_events(machine[1], smi_smm=1)
     machine.send(to(1, delivery_mode=INIT))
     expect_mp_state(machine[1], MpState.RUNNABLE)
     expect("latched INIT", machine[1].vcpu.get_events().smi.latched_init, 1)
     expect("SVR in SMM", machine[1].lapic[Register.SVR], SVR_ENABLED)
-    set_smm(machine[1], 0)
+    set_events(machine[1], smi_smm=0)
     expect_mp_state(machine[1], MpState.INIT_RECEIVED)
     expect("SVR after SMM", machine[1].lapic[Register.SVR], SVR_RESET)
 
@@ -223,9 +215,9 @@ def test_init_waits_for_the_end_of_smm(machines):
 @NEEDS_SMM
 def test_sipi_in_smm_is_dropped(machines):
     machine = machines(vcpu_ids=range(2))
-    set_smm(machine[1], 1)
+    set_events(machine[1], smi_smm=1)
     for delivery_mode in (INIT, SIPI):
         machine.send(to(1, vector=machine.start_page, delivery_mode=delivery_mode))
     expect_mp_state(machine[1], MpState.RUNNABLE)
-    set_smm(machine[1], 0)
+    set_events(machine[1], smi_smm=0)
     expect_mp_state(machine[1], MpState.INIT_RECEIVED)

@@ -67,7 +67,6 @@ def sender(guest, *messages):
 
 
 @clause("pv-eoi.skipped")
-@each.irqchip
 @each.apic_mode
 def test_cleared_bit_ends_the_service(guest):
     for vector in (0x91, 0x41):
@@ -98,7 +97,6 @@ def test_eoi_is_required_while_another_vector_is_pending(guest):
 
 @clause("pv-eoi.required")
 @pytest.mark.parametrize("irqchip", ["split"])
-@each.apic_mode
 def test_eoi_is_required_for_a_level_route(guest):
     route_pin_to(guest, 1)
     guest[1].step()  # KVM scans the routes when a vCPU is entered.

@@ -10,6 +10,7 @@ interrupts the second instruction.
 import pytest
 
 from helpers.guest import GuestError, expect, layout
+from helpers.kvm import abi
 from helpers.verdicts import clause, deviation
 from suites import each
 from suites.common import NEEDS_SMM, fixed, set_events, to
@@ -63,6 +64,13 @@ def test_shadow_is_restored(machine, shadow):
     # AMD has one bit for both, which reads back as both.
     expect("shadow", bool(shown & shadow), bool(shadow))
     set_events(machine[1], interrupt_shadow=0)
+    expect("shadow", machine[1].vcpu.get_events().interrupt.shadow, 0)
+
+
+@clause("state.shadow")
+def test_without_its_flag_the_shadow_does_not_count(machine):
+    without = abi.KVM_VCPUEVENT_VALID_SHADOW
+    set_events(machine[1], without=without, interrupt_shadow=STI)
     expect("shadow", machine[1].vcpu.get_events().interrupt.shadow, 0)
 
 

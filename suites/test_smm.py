@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Messages to a vCPU in SMM: what waits for the end of SMM, and what the end lets through.
 
-Clauses: guest.smm-holds, guest.init-in-smm, kernel.no-warning.
+Clauses: guest.smm-holds, guest.init-in-smm, state.smi, kernel.no-warning.
 
 A vCPU enters SMM by an SMI and leaves SMM by RSM ("guest"), or a host that restores a vCPU makes it
 enter and leave by KVM_SET_VCPU_EVENTS ("host"). The SMI handler of the guest stops before RSM.
@@ -13,15 +13,10 @@ from helpers.apic import DeliveryMode, Register
 from helpers.apic.lapic import SVR_RESET
 from helpers.apic.topology import MpState
 from helpers.guest import Machine, expect
+from helpers.kvm import abi
 from helpers.verdicts import clause, deviation
-from suites.common import (
-    NEEDS_SMM,
-    expect_mp_state,
-    expect_taken,
-    outcome_of,
-    set_events,
-    to,
-)
+from suites import each
+from suites.common import NEEDS_SMM, expect_mp_state, expect_taken, outcome_of, set_events, to
 from suites.names import FIXED, INIT, NMI, SIPI, SMI, SVR_ENABLED
 
 pytestmark = NEEDS_SMM
@@ -199,6 +194,30 @@ def test_rsm_unmasks_nmis(machines):
     expect_taken(machine[1])
     events = machine[1].vcpu.get_events()
     expect("NMIs masked, in SMM", (events.nmi.masked, events.smi.smm), (0, 0))
+
+
+# --- state.smi ------------------------------------------------------------------------------------
+
+
+@clause("state.smi")
+@each.value("pending", [0, 1], "pending{}")
+def test_pending_smi_is_restored(machines, pending):
+    machine = machines(vcpu_ids=range(2))
+    if not pending:
+        machine.send(to(1, delivery_mode=SMI))
+    set_events(machine[1], smi_pending=pending)
+    expect_taken(machine[1])
+    expect("SMIs handled", machine.smis_handled, pending)
+
+
+@clause("state.smi")
+def test_without_its_flag_an_smi_does_not_count(machines):
+    cpu = machines(vcpu_ids=range(2))[1]
+    without = abi.KVM_VCPUEVENT_VALID_SMM
+    set_events(cpu, without=without, smi_smm=1, smi_pending=1, smi_latched_init=1)
+    smi = cpu.vcpu.get_events().smi
+    shown = smi.smm, smi.pending, smi.latched_init
+    expect("in SMM, SMIs, INITs pending", shown, (0, 0, 0))
 
 
 # --- kernel.no-warning ----------------------------------------------------------------------------
