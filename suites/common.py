@@ -14,6 +14,7 @@ from helpers.apic.lapic import DFR_CLUSTER, bits
 from helpers.apic.topology import Irqchip, MpState, show_mp_state
 from helpers.guest import Cpu, Machine, Mismatch, Taken, expect, msi_route
 from helpers.kvm import KvmError
+from helpers.verdicts import needs_parameter
 from suites.names import LEVEL, PHYSICAL, SMI
 
 # --- preconditions --------------------------------------------------------------------------------
@@ -30,7 +31,7 @@ NEEDS_IN_SERVICE = pytest.mark.skipif(
     "kernel.vendor == 'kvm_pvm'", reason="kvm_pvm has no vector in service (pvm-never-in-service)"
 )
 VECTOR_HASHING = pytest.mark.skipif("not kernel.vector_hashing", reason="kvm.vector_hashing=N")
-ROUND_ROBIN = pytest.mark.skipif("kernel.vector_hashing", reason="kvm.vector_hashing=Y")
+ROUND_ROBIN = needs_parameter("kvm.vector_hashing", "N")
 
 SMI_IF_SUPPORTED = pytest.param(SMI, marks=NEEDS_SMM)
 """For each.delivery_mode(), where a test expects an SMI to be accepted."""

@@ -5,8 +5,8 @@ Clauses: dest.lowest-priority, dest.redirection-hint, dest.hint-broadcast, dest.
 dest.round-robin.
 
 The SDM demands one acceptor and leaves the choice to the platform. KVM chooses by hashing the
-vector, or with kvm.vector_hashing=N by turns; a test of either is skipped under the other. Hashing
-counts the bits of the destination, whether or not a LAPIC has them.
+vector, or with kvm.vector_hashing=N by turns. Hashing counts the bits of the destination, whether
+or not a LAPIC has them.
 """
 
 from dataclasses import replace

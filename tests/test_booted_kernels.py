@@ -54,6 +54,7 @@ def test_packaged_kernel_is_judged_in_qemu():
     assert run.lines_with("clauses, Linux 6.12.")
     assert run.outcomes.keys() <= {"passed", "xfailed", "skipped"}
     assert run.outcomes["passed"] > 1000
+    assert not run.lines_with("no passing test: dest.round-robin")  # KVM was reloaded for it
 
 
 DYING = """
@@ -100,6 +101,71 @@ def test_kernel_that_dies_costs_the_test_that_ran(suite):
     assert run.lines_with("Kernel panic - not syncing: Fatal exception")
     assert run.lines_with("no sign of life for too long: the kernel hangs in this test")
     assert run.exit_code == pytest.ExitCode.TESTS_FAILED
+
+
+PARAMETERS = """
+from helpers.kvm import System
+from helpers.verdicts import needs_parameter
+
+leaked = []
+
+@clause("msi.pad")
+def test_first(pytestconfig):
+    if pytestconfig.option.kvm_param == ["avic=1,0"]:
+        leaked.append(System())  # an open file keeps the module
+
+@clause("msi.pad")
+@needs_parameter("kvm.vector_hashing", "N")
+def test_needs_n(kernel): assert not kernel.vector_hashing
+
+@clause("msi.pad")
+@needs_parameter("kvm_amd.avic", "Y")
+def test_needs_avic(): pass
+
+@clause("msi.pad")
+def test_last(): pass
+"""
+
+
+@pytest.mark.timeout(600)
+def test_parameters_are_columns_of_one_boot(suite):
+    suite.add(PARAMETERS)
+    run = suite.run("--kernel=6.12", "--kvm-param=matrix", "--results=found", "-v", "-rs")
+    found = {
+        file.stem: {
+            name.partition("::")[2]: outcome for name, outcome in read(file).verdicts.items()
+        }
+        for file in (suite.path / "found").iterdir()
+    }
+    every = dict.fromkeys(["test_first", "test_needs_n", "test_last"], "passed")
+    every["test_needs_avic"] = "skipped"
+    assert found == {
+        "6.12": every,
+        "6.12 vector_hashing=N": every,
+        "6.12 nested=0": every,
+        "6.12 vgif=0": every,
+    }
+    verdicts = run.lines_with("suites/test_it.py::")
+    assert [line.split("::")[1].split()[0] for line in verdicts[:4]] == [
+        "test_first",
+        "test_last",
+        "test_needs_n",
+        "test_needs_avic",
+    ]
+    assert run.lines_with("kvm_amd.avic=N, not Y: a reload did not change it")
+    assert run.lines_with("6.12 avic=Y is no column: kvm_amd.avic=Y reads back N")
+    assert run.exit_code == pytest.ExitCode.OK
+
+
+@pytest.mark.timeout(600)
+def test_kernel_without_the_parameter_asked_for_is_not_judged(suite):
+    suite.add(PARAMETERS)
+    run = suite.run("--kernel=6.12", "--kvm-param=avic=1,0", "-rs")
+    assert run.lines_with("6.12 avic=1 could not be judged: kvm_amd.avic=1 reads back N")
+    assert run.outcomes == {"passed": 2, "skipped": 2}
+    assert run.lines_with("vector_hashing=Y, not N: kvm_amd cannot be unloaded: Resource temp")
+    assert run.lines_with("kvm_amd.avic=N, not Y: --kvm-param sets it")
+    assert run.exit_code == pytest.ExitCode.USAGE_ERROR
 
 
 SENT = "@clause('msi.pad')\ndef test_it(kernel): pass"

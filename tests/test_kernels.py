@@ -13,12 +13,13 @@ from typing import ClassVar
 
 import pytest
 
-from helpers.kernels import bisect_packages, columns, frames, locate, plugin
+from helpers.kernels import bisect_packages, columns, frames, locate, parameters, plugin
 from helpers.kernels.boot import Processor, qemu
 from helpers.kernels.download import Download
 from helpers.kernels.image import Cpio
 from helpers.kernels.modules import Modules
 from helpers.kernels.packages import Archive, KernelError
+from helpers.kernels.parameters import Choices
 from helpers.spec.kernels import DEFAULT_KERNEL, REFERENCE_KERNELS
 from tests.copy_of_the_suite import ROOT, run_pytest
 from tests.kernel_files import RELEASE, builtin_modules, bzimage, kvm_modules, module
@@ -147,8 +148,8 @@ def kernel(tmp_path):
     return str(bzimage(tmp_path / "boot/bzImage"))
 
 
-def boots(*arguments):
-    return columns.boots(*arguments, vendor="kvm_amd")
+def boots(kernels, directories, settings):
+    return columns.boots(kernels, directories, Choices.parse(settings), vendor="kvm_amd")
 
 
 def test_module_sets_share_a_boot(tmp_path, kernel):
@@ -161,7 +162,8 @@ def test_module_sets_share_a_boot(tmp_path, kernel):
 
 def test_parameter_goes_to_the_module_that_has_it(kernel):
     (boot,) = boots([kernel], [], ["vector_hashing=N", "kvm_amd.npt=0"])
-    given = {name: parameters for name, _, parameters in boot.columns[0].modules}
+    settings = boot.columns[0].settings
+    given = {name: parameters.given_to(name, settings) for name in boot.columns[0].modules}
     assert given == {"kvm": "vector_hashing=N", "kvm_amd": "npt=0"}
 
 
@@ -171,7 +173,7 @@ def test_parameter_of_a_built_in_kvm_goes_to_the_command_line(tmp_path):
     modules.mkdir(parents=True)
     builtin_modules(modules, "kvm", "kvm-amd")
     (boot,) = boots([str(image)], [], ["vector_hashing=N"])
-    assert (boot.command_line, boot.columns[0].modules) == ("kvm.vector_hashing=N", [])
+    assert (boot.command_line, boot.columns[0].modules) == ("kvm.vector_hashing=N", {})
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_parameter_of_a_built_in_kvm_goes_to_the_command_line(tmp_path):
         (["mine", "deep/mine"], [], "two kernels of this run would be called mine"),
         (["nowhere"], [], r"no kvm\.ko in it"),
         ([], ["vector_hashing"], "give NAME=VALUE"),
-        ([], ["no_such=1"], "kvm and kvm_amd have no such parameter"),
+        ([], ["no_such=1"], "kvm and kvm_amd of 6.99.0-test have no such parameter"),
     ],
     ids=["other-release", "same-name", "no-modules", "no-value", "no-parameter"],
 )
@@ -215,7 +217,7 @@ def test_directory_of_one_build_is_taken(tmp_path, kernel, places):
         file.write(b"the first one")
     (build / places[0] / "kvm.ko.debug").touch()
     (boot,) = boots([kernel], [str(build)], [])
-    assert boot.columns[0].modules[0][1].endswith(b"the first one")
+    assert boot.columns[0].modules["kvm"].endswith(b"the first one")
 
 
 @pytest.mark.parametrize(
@@ -272,6 +274,8 @@ def test_kernel_with_two_kvms_is_an_error(tmp_path, kernel):
     [
         (["--kvm-modules=here"], "name one by --kernel"),
         (["--kernel=6.12", "--pdb"], "cannot reach into a booted kernel"),
+        (["--kvm-param=matrix"], "name one by --kernel"),
+        (["--kernel=6.12", "--kvm-param=x=1,2"], "kvm and kvm_amd of 6.12 have no such parameter"),
         (["--kernel="], "--kernel= is empty: give a version such as 6.12"),
         (["--kernel=6.12", "--kvm-modules="], "--kvm-modules= is empty: give the directory of"),
         (["--kernel=nonsense"], "no such file or directory; give a version such as 6.12"),

@@ -238,6 +238,21 @@ def pytest_cmdline_main(config):
     )
 
 
+@pytest.mark.parametrize("columns", ["--kvm-param=avic=0,1", "--kvm-param=matrix"])
+def test_file_for_several_columns_is_refused_before_they_are_booted(suite, columns):
+    suite.prepare("""
+import pytest
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    config.option.kernel = ["6.12"]
+""")
+    suite.add(ending(a="passed"))
+    run = suite.run("--results=a.json", columns)
+    assert run.exit_code == pytest.ExitCode.USAGE_ERROR
+    assert run.lines_with("ERROR: --results=a.json: each kernel has several columns; a .json file")
+
+
 def test_file_for_kernels_that_turn_out_to_be_several_is_not_written(two_kernels):
     run = two_kernels.run("--results=a.json")
     assert len(run.lines_with("a.json not written: a .json file has the results of one")) == 2

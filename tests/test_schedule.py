@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -29,7 +29,8 @@ class Play:
     """A run of a schedule. Boots are lists of columns, a column is a string, a letter is a test.
 
     ``fails`` are the tests that fail, ``kills`` those that kill their guest, ``unloadable`` the
-    columns (of any boot) that cannot be loaded.
+    columns (of any boot) that cannot be loaded, ``unlike`` those whose modules do not take their
+    parameters, ``needs`` the parts of the tests that need other parameters than the loaded ones.
     """
 
     def __init__(
@@ -40,13 +41,16 @@ class Play:
         fails: str = "",
         kills: str = "",
         unloadable: Sequence[int] = (),
+        unlike: Sequence[int] = (),
+        needs: Mapping[str, str] = {},
     ) -> None:
         self.schedule = Schedule(boots, slots, lambda _: LIMIT, maxfail)
-        self.fails, self.kills, self.unloadable = fails, kills, unloadable
+        self.fails, self.kills = fails, kills
+        self.unloadable, self.unlike, self.needs = unloadable, unlike, needs
         self.guests: dict[int, Guest] = {}
         self.log: list[Action] = []
         self.ran: dict[int, str] = {}
-        """By guest: the tests that ended, a space before each column."""
+        """By guest: the tests that ended, a space and its name before each part of a column."""
 
     def carry_out(self, actions: Sequence[Action]) -> None:
         for action in actions:
@@ -54,10 +58,10 @@ class Play:
             match action:
                 case "start", number, _:
                     self.guests[number], self.ran[number] = Guest(), ""
-                case "load", number, column:
+                case "load", number, column, part:
                     guest = self.guests[number]
                     guest.state, guest.column, guest.is_complete = "load", column, False
-                    self.ran[number] += " "
+                    self.ran[number] += f" {part}"
                 case "send", number, tests:
                     self.guests[number].queue.extend(tests)
                 case "end", number:
@@ -73,9 +77,11 @@ class Play:
                 self.carry_out(self.schedule.ready(number, 0))
             case "load" if guest.column in self.unloadable:
                 self.carry_out(self.schedule.failed(number, "it cannot be loaded"))
+            case "load" if guest.column in self.unlike:
+                self.carry_out(self.schedule.refused(number, "it reads back N", 0))
             case "load":
                 guest.state = "idle"
-                self.carry_out(self.schedule.loaded(number))
+                self.carry_out(self.schedule.loaded(number, self.needs))
             case "idle" if guest.queue:
                 assert len(guest.queue) > 1 or guest.is_complete, "it must know the next test"
                 guest.state = "test"
@@ -140,7 +146,7 @@ def test_columns_of_a_boot_share_its_guest():
 
 def test_column_without_tests_is_not_loaded():
     play = Play(["", "ab", ""]).run()
-    assert play.those("load") == [("load", 0, 1)]
+    assert play.those("load") == [("load", 0, 1, "")]
 
 
 def test_nothing_to_run_boots_nothing():
@@ -217,6 +223,66 @@ def test_column_that_cannot_be_loaded_leaves_the_others():
     play = Play(["abc", "def", "xy"], unloadable=[1]).run()
     assert play.those("break") == [("break", 0, 1, "it cannot be loaded")]
     assert play.ran == {0: " abc ", 1: " xy"}
+
+
+# --- tests that need other parameters -------------------------------------------------------------
+
+NEEDS = {"b": "N:", "d": "N:", "f": "0:"}
+"""Tests of a column "abcdef", and the part that each needs."""
+
+
+def test_parts_come_last_and_each_reloads_once():
+    assert Play(["abcdef", "xdy"], needs=NEEDS).run().ran == {0: " ace N:bd 0:f xy N:d"}
+
+
+def test_column_of_a_part_alone():
+    play = Play(["bd"], needs=NEEDS).run()
+    assert play.ran == {0: "  N:bd"}
+    assert play.those("load") == [("load", 0, 0, ""), ("load", 0, 0, "N:")]
+
+
+def test_guest_that_gets_no_test_of_a_part_does_not_reload():
+    play = Play(["bd" + MANY], slots=2, needs=NEEDS).run()
+    assert sorted(ran[-4:] == "N:bd" for ran in play.ran.values()) == [False, True]
+    assert [load[3] for load in play.those("load")] == ["", "", "N:"]
+
+
+def test_death_in_a_part_costs_the_test_that_ran():
+    play = Play(["abcdef", "xy"], needs=NEEDS, kills="b").run()
+    assert play.ran == {0: " ace N:", 1: " N:d 0:f xy"}
+    assert play.those("lose") == [("lose", 0, 0, "b", "it died", ["last words"])]
+
+
+def test_failure_in_a_part_counts_for_its_column():
+    play = Play(["abcdef", "xy"], needs=NEEDS, fails="ab", maxfail=2).run()
+    assert play.ran == {0: " ace N:b", 1: " xy"}
+    assert play.unrun == {(0, 0): 2}
+
+
+def test_column_that_is_left_runs_none_of_its_parts():
+    play = Play(["abcdef", "xy"], needs=NEEDS, fails="a", maxfail=1).run()
+    assert (play.ran, play.unrun) == ({0: " a", 1: " xy"}, {(0, 0): 5})
+
+
+# --- columns that a booted kernel turns out to have -----------------------------------------------
+
+
+def test_added_column_runs_on_its_boot():
+    play = Play(["ab"]).until_test("a")
+    play.schedule.add_column(0, "xy")
+    assert play.run().ran == {0: " ab xy"}
+
+
+def test_added_boot_runs_in_its_turn():
+    play = Play(["ab"]).until_test("a")
+    play.schedule.add_boot("xy")
+    assert play.run().ran == {0: " ab", 1: " xy"}
+
+
+def test_column_that_is_not_what_was_asked_for_costs_no_boot():
+    play = Play(["abc", "def", "xy"], unlike=[1]).run()
+    assert play.those("refuse") == [("refuse", 0, 1, "it reads back N")]
+    assert play.ran == {0: " abc  xy"}
 
 
 # --- --maxfail-each -------------------------------------------------------------------------------

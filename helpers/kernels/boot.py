@@ -101,15 +101,16 @@ class Images:
         """Return the initramfs of a boot.
 
         MODULES/NN-NAME are the modules to load before pytest starts, in order of NN, and
-        MODULES/N/NAME are the modules of column N.
+        MODULES/N/NAME are those of the columns whose ``Boot.directory`` is N.
         """
         archive = Cpio()
         archive.add(str(SETUP), stat.S_IFREG | 0o644, json.dumps(self._setup).encode())
         archive.add(str(MODULES), stat.S_IFDIR | 0o755)
         for number, (name, content) in enumerate(boot.modules.items()):
             archive.add(f"{MODULES}/{number:02}-{name}", stat.S_IFREG | 0o644, content)
-        for number, column in enumerate(boot.columns):
-            for name, content, _ in column.modules:
+        sets = {boot.directory(column): column.modules for column in boot.columns}
+        for number, modules in sets.items():
+            for name, content in modules.items():
                 archive.add(f"{MODULES}/{number}/{name}", stat.S_IFREG | 0o644, content)
         return archive.finish() + self._userland
 

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from helpers.kernels.locate import BootFiles, resolve
 from helpers.kernels.modules import Modules, parameters, vermagic
 from helpers.kernels.packages import KernelError
+from helpers.kernels.parameters import Choices, other_values, owned, short
 
 VIRTIO = ("virtio_pci", "virtio_console")
 """Modules that every guest needs, for the channel to its worker."""
@@ -17,16 +18,39 @@ VIRTIO = ("virtio_pci", "virtio_console")
 
 @dataclass(frozen=True)
 class Column:
-    """One kernel under test: a booted kernel with one set of KVM modules.
+    """One kernel under test: a booted kernel with one set of KVM modules and parameters.
 
-    ``modules`` are loaded in this order: (name, uncompressed module, parameters). None are loaded
-    for a KVM that is built in. ``options`` are the command-line options that ask for this column
-    alone.
+    ``modules`` are loaded in this order: {name: uncompressed module}. None are loaded for a KVM
+    that is built in. ``settings`` are the parameters that were asked for. ``options`` are the
+    command-line options that ask for this column alone. ``is_tried`` marks a column of
+    --kvm-param=matrix, which a kernel need not have.
     """
 
     label: str
-    modules: Sequence[tuple[str, bytes, str]]
+    modules: Mapping[str, bytes]
+    settings: Mapping[str, str]
     options: Sequence[str]
+    is_tried: bool = False
+
+    @property
+    def command_line(self) -> str:
+        """The settings of modules that are built in, for the kernel's command line."""
+        settings = self.settings.items()
+        builtin = (each for each in settings if each[0].partition(".")[0] not in self.modules)
+        return " ".join(map("=".join, builtin))
+
+    def beside(self, found: Mapping[str, str]) -> list[Column]:
+        """Return the columns of --kvm-param=matrix; ``found`` are the kernel's parameters."""
+        return [
+            Column(
+                f"{self.label} {short(name, value)}",
+                self.modules,
+                {**self.settings, name: value},
+                [*self.options, f"--kvm-param={name}={value}"],
+                is_tried=True,
+            )
+            for name, value in other_values(found, self.settings).items()
+        ]
 
 
 @dataclass
@@ -41,18 +65,21 @@ class Boot:
     command_line: str = ""
     columns: list[Column] = field(default_factory=list)
 
+    def directory(self, column: Column) -> int:
+        """Return the number of the first column with the same modules."""
+        return next(n for n, each in enumerate(self.columns) if each.modules == column.modules)
+
 
 def boots(
-    specs: Sequence[str], directories: Sequence[str], settings: Sequence[str], vendor: str
+    specs: Sequence[str], directories: Sequence[str], choices: Choices, vendor: str
 ) -> list[Boot]:
     """Return the boots of a run; fetch the kernels that are not here. Raises KernelError.
 
-    ``specs``, ``directories`` and ``settings`` are the values of --kernel, --kvm-modules and
-    --kvm-param. ``vendor`` is kvm_amd or kvm_intel.
+    ``specs`` and ``directories`` are the values of --kernel and --kvm-modules. ``vendor`` is
+    kvm_amd or kvm_intel.
     """
-    chosen = dict(map(_setting, settings))
     sets = [_module_set(text, vendor) for text in directories]
-    made = [_boot(spec, sets, chosen, vendor) for spec in dict.fromkeys(specs)]
+    made = [boot for spec in dict.fromkeys(specs) for boot in _boots(spec, sets, choices, vendor)]
     releases = {boot.kernel.release for boot in made}
     for given in sets:
         if given.release not in releases:
@@ -64,13 +91,6 @@ def boots(
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise KernelError(f"two kernels of this run would be called {', '.join(twice)}")
     return made
-
-
-def _setting(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals) or " " in text:
-        raise KernelError(f"--kvm-param={text}: give NAME=VALUE, such as vector_hashing=N")
-    return name, value
 
 
 # --- --kvm-modules --------------------------------------------------------------------------------
@@ -116,7 +136,8 @@ def _file(module: str) -> str:
 # --- --kernel -------------------------------------------------------------------------------------
 
 
-def _boot(spec: str, sets: Sequence[_ModuleSet], settings: dict[str, str], vendor: str) -> Boot:
+def _boots(spec: str, sets: Sequence[_ModuleSet], choices: Choices, vendor: str) -> Sequence[Boot]:
+    """Return the boots of a kernel: one, or if KVM is built in, one for each command line."""
     kernel = resolve(spec)
     own = Modules(kernel.modules)
     kvm = ("kvm", vendor)
@@ -125,40 +146,35 @@ def _boot(spec: str, sets: Sequence[_ModuleSet], settings: dict[str, str], vendo
     except KeyError as missing:
         raise KernelError(f"no module {missing} below {own.directory}") from None
     stock = {name: shared.pop(name) for name in kvm if name in shared}
-    boot = Boot(kernel, shared)
-    asks = [f"--kernel={spec}", *(f"--kvm-param={name}={settings[name]}" for name in settings)]
     fitting = [given for given in sets if given.release == kernel.release]
     if fitting and len(stock) < len(kvm):
         raise KernelError(f"KVM is built into {kernel.release}: it cannot take --kvm-modules")
-    if not stock:  # KVM is built in
-        boot.command_line = " ".join(
-            f"{name if '.' in name else f'kvm.{name}'}={value}" for name, value in settings.items()
-        )
-    for given in fitting:
-        modules = _with_parameters(given.modules, settings)
-        options = [*asks, f"--kvm-modules={given.path}"]
-        boot.columns.append(Column(given.path.name, modules, options))
-    if not fitting:
+    columns = [
+        Column(given.path.name, given.modules, {}, [f"--kvm-modules={given.path}"])
+        for given in fitting
+    ]
+    if not columns:
         label = kernel.release if Path(spec).expanduser().exists() else spec
-        boot.columns.append(Column(label, _with_parameters(stock, settings), asks))
-    return boot
+        columns = [Column(label, stock, {}, [])]
+    builtin = {name: own.builtin_parameters(name) for name in kvm if name not in stock}
+    made: dict[str, Boot] = {}
+    for column in (each for stem in columns for each in _chosen(stem, choices, builtin)):
+        line = column.command_line
+        boot = made.setdefault(line, Boot(kernel, shared, line))
+        boot.columns.append(replace(column, options=[f"--kernel={spec}", *column.options]))
+    return list(made.values())
 
 
-# --- --kvm-param ----------------------------------------------------------------------------------
-
-
-def _with_parameters(
-    modules: dict[str, bytes], settings: dict[str, str]
-) -> list[tuple[str, bytes, str]]:
-    """Give each setting, PARAMETER or MODULE.PARAMETER, to the modules that have the parameter."""
-    given: dict[str, list[str]] = {name: [] for name in modules}
-    for setting, value in settings.items():
-        wanted, _, parameter = setting.rpartition(".")
-        owners = [name for name, module in modules.items() if parameter in parameters(module)]
-        owners = [name for name in owners if wanted in ("", name)]
-        if modules and not owners:
-            known = " and ".join(modules)
-            raise KernelError(f"--kvm-param={setting}: {known} have no such parameter")
-        for owner in owners:
-            given[owner].append(f"{parameter}={value}")
-    return [(name, content, " ".join(given[name])) for name, content in modules.items()]
+def _chosen(
+    column: Column, choices: Choices, builtin: Mapping[str, set[str] | None]
+) -> Iterator[Column]:
+    """Yield the column with each combination of the values of --kvm-param."""
+    modular = {name: parameters(module) for name, module in column.modules.items()}
+    for chosen, named in choices.combinations():
+        asks = [f"--kvm-param={name}={value}" for name, value in chosen.items()]
+        yield replace(
+            column,
+            label=f"{column.label} {named}".strip(),
+            settings=owned(chosen, {**builtin, **modular}, column.label),
+            options=[*asks, *column.options],
+        )

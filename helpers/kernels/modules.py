@@ -31,6 +31,13 @@ class Modules:
         lines = listed.read_text().split() if listed.exists() else []
         self._builtin = {_name(Path(line).stem) for line in lines}
 
+    def builtin_parameters(self, name: str) -> set[str] | None:
+        """Return the names of a built-in module's parameters; None if they are not listed."""
+        listed = self.directory / "modules.builtin.modinfo"
+        if not listed.exists():
+            return None
+        return parameters(b"\0" + listed.read_bytes(), f"{name}.")
+
     def files(self, name: str) -> Sequence[Path]:
         """Return the files of a module; more than one if the directory is ambiguous."""
         files = self._files.get(_name(name), [])
@@ -99,6 +106,6 @@ def vermagic(module: bytes) -> str:
     return next((magic.strip() for magic in modinfo(module, "vermagic")), "")
 
 
-def parameters(module: bytes) -> set[str]:
-    """Return the names of a module's parameters."""
-    return {described.partition(":")[0] for described in modinfo(module, "parmtype")}
+def parameters(module: bytes, prefix: str = "") -> set[str]:
+    """Return the names of a module's parameters. Lists of built-in modules prefix their keys."""
+    return {described.partition(":")[0] for described in modinfo(module, f"{prefix}parmtype")}

@@ -15,8 +15,10 @@ from helpers.guest.assemble import AssemblyError
 from helpers.kernels.boot import Guest, Images, Processor, require_qemu, slots
 from helpers.kernels.columns import Boot, boots
 from helpers.kernels.packages import KernelError
+from helpers.kernels.parameters import MATRIX, Choices
 from helpers.kernels.run import BootedRun, Reports
 from helpers.spec.kernels import DEFAULT_KERNEL, REFERENCE_KERNELS
+from helpers.spec.parameters import PARAMETERS
 from helpers.verdicts.kernel import is_x86_64
 from helpers.verdicts.session import VERDICTS, judges_suites
 
@@ -64,9 +66,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption(
         "--kvm-param",
-        metavar="NAME=VALUE",
+        metavar="NAME=VALUE[,VALUE]",
         **each,
-        help="set a parameter of KVM's modules in all booted kernels: vector_hashing=N",
+        help="set a parameter of KVM's modules in all booted kernels: vector_hashing=N or "
+        "kvm_amd.avic=1; several values (Y,N) make a column each, several such options a column "
+        f"for each combination; '{MATRIX}' adds a column for the other value of each of these "
+        f"switches that the booted kernel has and can turn: {', '.join(PARAMETERS)}; KVM is "
+        "reloaded for a column, or booted if it is built in",
     )
     group.addoption(
         "--maxfail-each",
@@ -99,13 +105,14 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     try:
         require_qemu()
         with capture.global_and_fixture_disabled():  # apt shows its progress
-            found = boots(option.kernel, option.kvm_modules, option.kvm_param, processor.vendor)
+            choices = Choices.parse(option.kvm_param)
+            found = boots(option.kernel, option.kvm_modules, choices, processor.vendor)
     except KernelError as reason:
         no_kvm = "no /dev/kvm on this machine, and: " if is_default else ""
         raise pytest.UsageError(f"{no_kvm}{reason}") from None
     wanted = option.numprocesses if isinstance(option.numprocesses, int) else None
     option.numprocesses, option.dist, option.tx = None, "no", []
-    booted = BootedKernels(found, processor, slots(wanted), is_default)
+    booted = BootedKernels(found, processor, slots(wanted), choices.matrix, is_default)
     config.pluginmanager.register(booted, "kvm-booted-kernels")
 
 
@@ -124,13 +131,20 @@ class BootedKernels:
     """The plugin of a run over booted kernels, on the host."""
 
     def __init__(
-        self, boots: Sequence[Boot], processor: Processor, slots: int, is_default: bool
+        self,
+        boots: list[Boot],
+        processor: Processor,
+        slots: int,
+        matrix: bool,
+        is_default: bool,
     ) -> None:
         self.boots = boots
         self.processor = processor
         self.slots = slots
+        self.matrix = matrix
         self.is_default = is_default
         self.failed: dict[Any, bool] = {}
+        self.refused: Mapping[str, str] = {}
         self.labels = [column.label for boot in boots for column in boot.columns]
 
     @pytest.hookimpl(trylast=True)
@@ -146,6 +160,8 @@ class BootedKernels:
             for boot in self.boots
             for column in boot.columns
         ]
+        if self.matrix:
+            lines.append("more columns: the switches that a booted kernel has (--kvm-param=matrix)")
         if self.is_default:
             lines.insert(0, f"no /dev/kvm here: judging Debian's kernel {DEFAULT_KERNEL} instead")
         return lines
@@ -167,7 +183,9 @@ class BootedKernels:
             return Guest(boot, images.of(boot), self.processor)
 
         reports = Reports(session, config.stash[VERDICTS], len(self.labels))
-        BootedRun(reports, self.boots, launch, self.slots).run()
+        run = BootedRun(reports, self.boots, launch, self.slots, matrix=self.matrix)
+        self.refused = run.refused
+        run.run()
         return True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -182,6 +200,10 @@ class BootedKernels:
             last_failed.lastfailed.update(self.failed)
         if any(tally.broken for tally in session.config.stash[VERDICTS].tallies.values()):
             session.exitstatus = pytest.ExitCode.USAGE_ERROR
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for label, reason in self.refused.items():
+            terminalreporter.write_line(f"{label} is no column: {reason}")
 
 
 def _images(config: pytest.Config) -> Images:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import selectors
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,10 +21,11 @@ import pytest
 from helpers.kernels.boot import Guest, without_interrupts
 from helpers.kernels.columns import Boot, Column
 from helpers.kernels.oops import last_words
-from helpers.kernels.schedule import Action, Schedule
+from helpers.kernels.parameters import part_of
+from helpers.kernels.schedule import Action, GuestState, Schedule
 from helpers.verdicts.kernel import Kernel
 from helpers.verdicts.reports import put_column
-from helpers.verdicts.session import Verdicts
+from helpers.verdicts.session import Verdicts, needs_of
 from helpers.verdicts.tally import Tally
 
 
@@ -35,7 +37,7 @@ class Reports:
         self.config = session.config
         self.verdicts = verdicts
         self.items = {item.nodeid: item for item in session.items}
-        self._total = len(self.items) * columns
+        self.columns = columns
         self._seen: set[str] = set()
         self._reported = 0
 
@@ -77,7 +79,8 @@ class Reports:
         self._reported += 1
         self._seen.add(nodeid)
         seen = len(self._seen)
-        expected = round(seen * self._total / min(self._reported, self._total))
+        total = len(self.items) * self.columns
+        expected = round(seen * total / min(self._reported, total))
         self.session.testscollected = max(seen, expected)
 
     def time_limit(self, test: str) -> float:
@@ -89,14 +92,26 @@ class Reports:
 
 
 class BootedRun:
-    """A run of the session's tests over all columns of all boots, ``slots`` guests at a time."""
+    """A run of the session's tests over all columns of all boots, ``slots`` guests at a time.
+
+    With ``matrix``, ``boots`` grow by the columns of each booted kernel's switches. ``refused`` are
+    those whose switch cannot be turned: {label: reason}.
+    """
 
     def __init__(
-        self, reports: Reports, boots: Sequence[Boot], launch: Callable[[Boot], Guest], slots: int
+        self,
+        reports: Reports,
+        boots: list[Boot],
+        launch: Callable[[Boot], Guest],
+        slots: int,
+        *,
+        matrix: bool = False,
     ) -> None:
         self.reports = reports
         self.session = reports.session
         self.boots = boots
+        self.matrix = matrix
+        self.refused: dict[str, str] = {}
         self.launch = launch
         self.schedule = Schedule(
             [[self._tests_of(column) for column in boot.columns] for boot in boots],
@@ -161,8 +176,12 @@ class BootedRun:
             case "ready" | "done":
                 return self.schedule.ready(number, now)
             case "column":
-                self._tally(state.boot, state.column).kernel = Kernel(**arguments[0])
-                return self.schedule.loaded(number)
+                kernel = Kernel(**arguments[0])
+                return self.schedule.loaded(
+                    number, {} if state.part else self._learn(state, kernel)
+                )
+            case "unlike":
+                return self.schedule.refused(number, arguments[0], now)
             case "begin":
                 return self.schedule.began(number, arguments[0], now)
             case "ended":
@@ -174,6 +193,45 @@ class BootedRun:
                 return self.schedule.failed(number, arguments[0])
         raise AssertionError(f"the worker said {kind}")
 
+    # --- parameters -------------------------------------------------------------------------------
+
+    def _learn(self, state: GuestState, kernel: Kernel) -> dict[str, str]:
+        """Record a column's kernel. Return the tests for which it is reloaded: {test: part}."""
+        boot = self.boots[state.boot]
+        column = boot.columns[state.column]
+        tally = self.reports.verdicts.tally(column.label)
+        if self.matrix and not (tally.kernel or column.is_tried):
+            self._try_beside(state.boot, column, kernel)
+        tally.kernel = kernel
+        needs = {test: needs_of(item) for test, item in self.reports.items.items()}
+        facts = kernel.parameters, column.settings, column.modules
+        parts = {test: part_of(needs[test], *facts) for test in needs if needs[test]}
+        return {test: part for test, part in parts.items() if part}
+
+    def _try_beside(self, place: int, column: Column, kernel: Kernel) -> None:
+        """Add the columns of --kvm-param=matrix that stand beside a column."""
+        boot = self.boots[place]
+        after = column.label
+        for tried in column.beside(kernel.parameters):
+            if tried.command_line == boot.command_line:
+                boot.columns.append(tried)
+                self.schedule.add_column(place, self._tests_of(tried))
+            else:
+                self.boots.append(replace(boot, command_line=tried.command_line, columns=[tried]))
+                self.schedule.add_boot(self._tests_of(tried))
+            self.reports.verdicts.insert(tried.label, after)
+            self.reports.columns += 1
+            after = tried.label
+
+    def _refuse(self, column: Column, reason: str) -> None:
+        """Report a column that did not take its parameters. One that was tried is left out."""
+        if not column.is_tried:
+            self.reports.verdicts.tally(column.label).broken = reason
+        elif column.label not in self.refused:
+            self.refused[column.label] = reason
+            del self.reports.verdicts.tallies[column.label]
+            self.reports.columns -= 1
+
     # --- actions ----------------------------------------------------------------------------------
 
     def _carry_out(self, actions: Iterable[Action]) -> None:
@@ -183,10 +241,11 @@ class BootedRun:
                     with without_interrupts():
                         self.guests[number] = self.launch(self.boots[place])
                     self.selector.register(self.guests[number], selectors.EVENT_READ, number)
-                case "load", number, column:
-                    wanted = self.guests[number].boot.columns[column]
-                    parameters = {name: given for name, _, given in wanted.modules}
-                    self.guests[number].send("column", column, parameters, wanted.options)
+                case "load", number, column, part:
+                    boot = self.guests[number].boot
+                    wanted = boot.columns[column]
+                    asks = boot.directory(wanted), list(wanted.modules), wanted.settings, part
+                    self.guests[number].send("column", *asks, wanted.options)
                 case "send", number, tests:
                     self.guests[number].send("run", tests)
                 case "end", number:
@@ -201,7 +260,10 @@ class BootedRun:
                     text = f"{how} in this test. Its last words:\n{words}"
                     self.reports.lose(boot, boot.columns[column], test, text)
                 case "break", place, column, reason:
-                    self._tally(place, column).broken = reason
+                    if self.boots[place].columns[column].label not in self.refused:
+                        self._tally(place, column).broken = reason
+                case "refuse", place, column, reason:
+                    self._refuse(self.boots[place].columns[column], reason)
                 case "leave", place, column, unrun:
                     self._tally(place, column).left = unrun
 

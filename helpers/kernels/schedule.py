@@ -5,14 +5,16 @@ The schedule knows no process, no socket, no clock and no pytest. run.py reports
 of the guests, their deaths and the time, and carries out the actions that each call returns, in
 order.
 
-A boot is a kernel to boot. A boot has columns: the sets of KVM modules to test on it, one after
-the other. A guest is one running instance of a boot; two guests of a boot share its tests. Boots,
-the columns of a boot and guests are known by their numbers, tests by their node ids. Times are
+A boot is a kernel to boot. A boot has columns: the KVM modules and parameters to test on it, one
+after the other. A column has parts: its tests as the modules are loaded, part "", and then those
+that need other parameters, a part for each such set. Loading a part reloads the modules. A guest is
+one running instance of a boot; two guests of a boot share its tests. Boots, the columns of a boot
+and guests are known by their numbers, tests by their node ids, parts by their parameters. Times are
 seconds of a monotonic clock.
 
 The state of a column is
 
-    pending        the tests that no guest has, in order
+    pending        the tests that no guest has, in order, by part
     unfinished     the number of tests that have not ended, pending or not
     failures       the number of failed reports
 
@@ -22,9 +24,10 @@ and the state of a guest is
     takes_last     whether the guest is sent the last of the pending tests. The other guest of a
                    boot is sent the first ones, so that its caches serve it in the next column
     column         the column whose tests the guest runs; -1 until the guest is up
+    part           the part of the column
     sent           the tests that were sent to the guest and have not ended, in order
     running        the first of these, once it has begun; else empty
-    is_complete    whether the guest has been told that no more tests of the column follow
+    is_complete    whether the guest has been told that no more tests of the part follow
     deadline       the time after which a silent guest hangs
     boot_deadline  the time after which a guest that is not up hangs, silent or not
     console        the console of a guest that is not up, when its deadline last passed
@@ -32,20 +35,21 @@ and the state of a guest is
 An action is one of
 
     "start", guest, boot            boot a guest
-    "load", guest, column           tell a guest to load the modules of a column
+    "load", guest, column, part     tell a guest to load the modules of a column for a part
     "send", guest, tests            send tests to a guest, to run after those that it has
-    "end", guest                    tell a guest that no more tests of its column follow
+    "end", guest                    tell a guest that no more tests of its part follow
     "close", guest                  end a guest at once; the schedule has forgotten it
     "lose", boot, column, test, how, console
                                     report a test as failed, because its guest died or hung
     "leave", boot, column, unrun    report that a column was left, and the number of tests not run
     "break", boot, column, reason   report that a column cannot be tested, or not to the end
+    "refuse", boot, column, reason  report that a column did not take its parameters
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -55,6 +59,8 @@ SILENT_SECONDS = 90
 """Longest silence of a console during a boot. A loaded machine took a quarter of it."""
 WORTH_A_BOOT = 200
 """Tests per guest from which on another guest of the same boot saves time."""
+WORTH_A_LOAD = 40
+"""Tests from which loading modules that another guest has loaded saves time."""
 _SENT_AHEAD = 3
 """Tests that a guest has at least: the running one, the next one, one on the way."""
 
@@ -63,9 +69,13 @@ _SENT_AHEAD = 3
 class ColumnState:
     """The state of one column; see above."""
 
-    pending: deque[str]
+    pending: defaultdict[str, deque[str]]
     unfinished: int
     failures: int = 0
+
+    @classmethod
+    def of(cls, tests: Sequence[str]) -> ColumnState:
+        return cls(defaultdict(deque, {"": deque(tests)}), len(tests))
 
 
 @dataclass
@@ -78,6 +88,7 @@ class GuestState:
     boot_deadline: float
     console: list[str] = field(default_factory=list)
     column: int = -1
+    part: str = ""
     sent: deque[str] = field(default_factory=deque)
     running: str = ""
     is_complete: bool = False
@@ -101,7 +112,7 @@ class Schedule:
         time_limit: Callable[[str], float],
         maxfail: int,
     ) -> None:
-        self.boots = [[ColumnState(deque(tests), len(tests)) for tests in boot] for boot in boots]
+        self.boots = [list(map(ColumnState.of, boot)) for boot in boots]
         self.slots = slots
         self.time_limit = time_limit
         self.maxfail = maxfail
@@ -126,7 +137,7 @@ class Schedule:
         guests = Counter(guest.boot for guest in self.guests.values())
         share: dict[int, float] = {}
         for boot, columns in enumerate(self.boots):
-            pending = sum(len(column.pending) for column in columns)
+            pending = sum(len(part) for column in columns for part in column.pending.values())
             if pending and (not guests[boot] or pending >= WORTH_A_BOOT * (guests[boot] + 1)):
                 share[boot] = pending / (guests[boot] + 1)
         return max(share, key=lambda boot: (not guests[boot], share[boot]), default=None)
@@ -139,25 +150,58 @@ class Schedule:
         """Return the guests whose deadline has passed; each needs a call of :meth:`expired`."""
         return [number for number, guest in self.guests.items() if now > guest.deadline]
 
+    def add_column(self, boot: int, tests: Sequence[str]) -> None:
+        """Add a column to a boot, after its others."""
+        self.boots[boot].append(ColumnState.of(tests))
+
+    def add_boot(self, tests: Sequence[str]) -> None:
+        """Add a boot of one column, after the others."""
+        self.boots.append([ColumnState.of(tests)])
+
     def _column(self, guest: GuestState) -> ColumnState:
         return self.boots[guest.boot][guest.column]
 
     # --- what guests say --------------------------------------------------------------------------
 
     def ready(self, number: int, now: float) -> list[Action]:
-        """Handle a guest that is up, or has run all tests of a column."""
+        """Handle a guest that is up, or has run all tests of a part of a column."""
         guest = self.guests[number]
-        columns = enumerate(self.boots[guest.boot])
-        column = next((place for place, state in columns if state.pending), None)
-        if column is None:
+        place = self._next_part(number)
+        if place is None:
             return [self._close(number)]
-        guest.column, guest.is_complete = column, False
+        guest.column, guest.part = place
+        guest.is_complete = False
         guest.deadline = now + BOOT_SECONDS
-        return [("load", number, column)]
+        return [("load", number, *place)]
 
-    def loaded(self, number: int) -> list[Action]:
-        """Handle a guest that has loaded the modules of its column."""
+    def _next_part(self, number: int) -> tuple[int, str] | None:
+        """Return the next column and part for a guest; None if other guests run the rest."""
+        guests = self.guests.items()
+        boot = self.guests[number].boot
+        taken = {(g.column, g.part) for other, g in guests if g.boot == boot and other != number}
+        for column, state in enumerate(self.boots[boot]):
+            for part, tests in state.pending.items():
+                if len(tests) >= WORTH_A_LOAD or (tests and (column, part) not in taken):
+                    return column, part
+        return None
+
+    def loaded(self, number: int, needs: Mapping[str, str]) -> list[Action]:
+        """Handle a guest that has loaded the modules of its column for its part.
+
+        ``needs`` are the tests that the loaded parameters do not suit: {test: its part}.
+        """
+        pending = self._column(self.guests[number]).pending
+        waiting = pending[""]
+        pending[""] = deque(test for test in waiting if test not in needs)
+        for test in filter(needs.get, waiting):
+            pending[needs[test]].append(test)
         return self._feed(number)
+
+    def refused(self, number: int, reason: str, now: float) -> list[Action]:
+        """Handle a guest whose modules did not take the parameters of its column."""
+        guest = self.guests[number]
+        self._column(guest).pending.clear()
+        return [("refuse", guest.boot, guest.column, reason), *self.ready(number, now)]
 
     def began(self, number: int, test: str, now: float) -> list[Action]:
         """Handle the beginning of a test."""
@@ -206,7 +250,7 @@ class Schedule:
             last = next((line for line in reversed(console) if line), "it said nothing")
             return self.failed(number, f"{how} with no test running; its last words: {last}")
         guest.sent.remove(test)
-        pending = self._column(guest).pending
+        pending = self._column(guest).pending[guest.part]
         if guest.takes_last:
             pending.extend(guest.sent)
         else:
@@ -219,7 +263,7 @@ class Schedule:
     def _feed(self, number: int) -> list[Action]:
         """Send tests to a guest that has too few: it must know the one after the running one."""
         guest = self.guests[number]
-        pending = self._column(guest).pending
+        pending = self._column(guest).pending[guest.part]
         guests = sum(other.boot == guest.boot for other in self.guests.values())
         actions: list[Action] = []
         while len(guest.sent) < _SENT_AHEAD and not guest.is_complete:

@@ -4,14 +4,17 @@
 Loaded by ``-p helpers.kernels.worker``. The command line is the host's, so that host and guest
 collect the same tests. The host decides which of them run, and in which order. Messages:
 
-    host:  "column", n, parameters, options      load the modules of column n: {name: parameters}
+    host:  "column", n, modules, settings, part, options
+                                                 load the modules (names) of directory n, with the
+                                                 settings of the column and of the part
            "run", [node id, ...]                 run these tests, after those sent before
-           "end"                                 no more tests of this column follow
+           "end"                                 no more tests of this part follow
     guest: "ready", [node id, ...]               these are the collected tests
            "column", kernel                      the column is loaded: a Kernel as a dict
            "begin", node id                      a test begins
            "ended", node id, [report, ...]       a test has ended: reports as pytest serializes them
-           "done"                                all tests of the column have run and cleaned up
+           "done"                                all tests of the part have run and cleaned up
+           "unlike", reason                      the modules did not take the settings
            "failed", reason                      the column cannot be tested
 """
 
@@ -31,12 +34,17 @@ import pytest
 from helpers.kernels import insmod
 from helpers.kernels.frames import Unpacker, pack
 from helpers.kernels.init import MODULES, SETUP
+from helpers.kernels.parameters import given_to, reads_as, settings_of
 from helpers.verdicts.kernel import Kernel, Untestable, require_testable, running_kernel
 from helpers.verdicts.session import VERDICTS
 
 _PORTS = Path("/sys/class/virtio-ports")
 _ALLOCATIONS = 100_000
 """Allocations between collections of garbage. The guest has more memory than time."""
+
+
+class Unlike(Exception):
+    """The loaded modules do not have the parameters that --kvm-param asks for."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -64,6 +72,8 @@ class Worker:
         self.unsent = b""
         self.received: deque[tuple[Any, ...]] = deque()
         self.loaded: list[str] = []
+        self.column: tuple[int, dict[str, str]] | None = None
+        self.part = self.problem = ""
         self.reports: list[dict[str, Any]] = []
 
     # --- messages ---------------------------------------------------------------------------------
@@ -95,7 +105,7 @@ class Worker:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        """Run one column after the other, until the host kills the guest or one fails."""
+        """Run one part after the other, until the host kills the guest or one fails."""
         gc.collect()
         gc.freeze()
         gc.set_threshold(_ALLOCATIONS)
@@ -106,6 +116,9 @@ class Worker:
             assert message[0] == "column", message
             try:
                 self.send("column", asdict(self.load(*message[1:])))
+            except Unlike as reason:
+                self.send("unlike", str(reason))
+                continue
             except Untestable as reason:
                 self.send("failed", str(reason))
                 return True
@@ -117,38 +130,78 @@ class Worker:
 
     # --- modules ----------------------------------------------------------------------------------
 
-    def load(self, column: int, parameters: dict[str, str], options: list[str]) -> Kernel:
-        """Replace the KVM of the last column by this column's. Raises Untestable."""
+    def load(
+        self,
+        directory: int,
+        modules: list[str],
+        settings: dict[str, str],
+        part: str,
+        options: list[str],
+    ) -> Kernel:
+        """Replace the KVM of the last part by this part's. Raises Unlike and Untestable.
+
+        A KVM that cannot be unloaded stays for the other parts of its column: their tests are
+        skipped with the reason.
+        """
+        verdicts = self.config.stash[VERDICTS]
+        verdicts.kernel_options, verdicts.reloaded_with = options, part
+        verdicts.why_unmet = self.why_unmet
         running_kernel.cache_clear()
         gc.collect()
-        while self.loaded:
-            name = self.loaded.pop()
-            try:
-                insmod.unload(name)
-            except OSError as error:
-                reason = f"the last column's {name} cannot be unloaded: {error}"
-                raise Untestable(reason) from None
-        for name, settings in parameters.items():
-            module = Path(MODULES, str(column), name).read_bytes()
-            if Path("/sys/module", name).exists():
-                raise Untestable(f"another {name} is loaded already")
-            try:
-                insmod.load(module, settings)
-            except OSError as error:
-                raise Untestable(f"{name} cannot be loaded: {error.strerror}") from None
-            self.loaded.append(name)
-            if not insmod.is_loaded_from(name, module):
-                raise Untestable(f"the loaded {name} is not the one that was asked for")
+        column = directory, settings
+        self.part, self.problem = part, self.unload()
+        if self.problem and not (self.loaded == modules and self.column == column):
+            raise Untestable(f"the last column's {self.problem}")
+        self.column = column
+        if not self.problem:
+            for name in modules:
+                self.insert(Path(MODULES, str(directory), name), settings | settings_of(part))
         require_testable()
-        verdicts = self.config.stash[VERDICTS]
-        verdicts.kernel_options = options
         verdicts.log.complaints()  # modules without Debian's signature taint the kernel
-        return running_kernel()
+        kernel = running_kernel()
+        for name, value in settings.items():
+            found = kernel.parameters.get(name)
+            if found is None or not reads_as(found, value):
+                raise Unlike(f"{name}={value} reads back {found or 'nothing'}")
+        return kernel
+
+    def unload(self) -> str:
+        """Unload what is loaded. Return why a module cannot be unloaded; empty if all were."""
+        while self.loaded:
+            try:
+                insmod.unload(self.loaded[-1])
+            except OSError as error:
+                return f"{self.loaded[-1]} cannot be unloaded: {error.strerror}"
+            self.loaded.pop()
+        return ""
+
+    def insert(self, file: Path, settings: dict[str, str]) -> None:
+        """Load a module with those of the settings that are its own. Raises Untestable."""
+        name, module = file.name, file.read_bytes()
+        if Path("/sys/module", name).exists():
+            raise Untestable(f"another {name} is loaded already")
+        given = given_to(name, settings)
+        try:
+            insmod.load(module, given)
+        except OSError as error:
+            what = f"{name} with {given}" if given else name
+            raise Untestable(f"{what} cannot be loaded: {error.strerror}") from None
+        self.loaded.append(name)
+        if not insmod.is_loaded_from(name, module):
+            raise Untestable(f"the loaded {name} is not the one that was asked for")
+
+    def why_unmet(self, name: str) -> str:
+        """Return why KVM was not reloaded for a test that needs another value of a parameter."""
+        if self.problem or self.part:
+            return self.problem or "a reload did not change it"
+        if name.partition(".")[0] in self.loaded:
+            return "--kvm-param sets it"
+        return "KVM is built into the kernel; set it by --kvm-param"
 
     # --- tests ------------------------------------------------------------------------------------
 
     def run_column(self, items: dict[str, pytest.Item]) -> None:
-        """Run tests until the host says that no more follow.
+        """Run the tests of a part until the host says that no more follow.
 
         A test runs once the next one is known, which decides what fixtures are torn down.
         """
@@ -165,7 +218,7 @@ class Worker:
             self.config.hook.pytest_runtest_protocol(item=item, nextitem=queue[0])
             # Sent together with the next message: each write costs a VM exit.
             self.unsent += pack("ended", item.nodeid, self.reports)
-            # An item runs once per column.
+            # An item runs once in each column.
             item.user_properties.clear()
             item._report_sections.clear()
 

@@ -66,8 +66,11 @@ class HtmlReport:
 
     @property
     def has_matrix(self) -> bool:
-        """Whether a matrix replaces pytest-html's table, since the run judges several kernels."""
-        return len(self.verdicts.tallies) > 1
+        """Whether a matrix replaces pytest-html's table, since the run judges several kernels.
+
+        The answer may not change within a run, although an added column may be refused.
+        """
+        return len(self.verdicts.tallies) > 1 or self.verdicts.has_added
 
     def pytest_html_report_title(self, report: Any) -> None:
         self.page = report

@@ -18,11 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from helpers.spec.parameters import PARAMETERS
 from helpers.verdicts.kernel import Kernel
 from helpers.verdicts.session import SUITES
-
-PARAMETERS = ("kvm.vector_hashing", "kvm_intel.enable_apicv", "kvm_amd.avic")
-"""Module parameters that may change a verdict."""
 
 RANKS = {"passed": 0, "xfailed": 1, "skipped": 2, "failed": 3, "error": 3}
 """Outcomes, from best to worst."""

@@ -6,6 +6,7 @@ With pytest-xdist the controller writes and compares; see DeselectionRelay for i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from helpers.report.results import PREFIX, NoResults
 from helpers.verdicts.session import VERDICTS
 from helpers.verdicts.tally import Tally
 
+_MANY = re.compile(",|^matrix$")
+"""What a value of --kvm-param has that makes several columns of a kernel."""
 _ONE_KERNEL = "a .json file has the results of one kernel; name a directory"
 
 
@@ -208,6 +211,9 @@ def _results_path(config: pytest.Config) -> Path | None:
         raise pytest.UsageError(
             f"--results={path}: --kernel names {len(kernels)} kernels, and {_ONE_KERNEL}"
         )
+    has_columns = len(option.kvm_modules) > 1 or any(map(_MANY.search, option.kvm_param))
+    if _is_file(path) and has_columns:
+        raise pytest.UsageError(f"--results={path}: each kernel has several columns; {_ONE_KERNEL}")
     directory = path.parent if _is_file(path) else path
     try:
         directory.mkdir(parents=True, exist_ok=True)

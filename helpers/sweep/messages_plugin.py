@@ -14,7 +14,7 @@ from helpers.apic.topologies import topology_of
 from helpers.apic.topology import Topology
 from helpers.progress import Bar
 from helpers.sweep.smallest import SmallestCase
-from helpers.verdicts.session import REPEAT
+from helpers.verdicts.session import REPEAT, VERDICTS
 
 # Messages of one delivery mode to one topology. Each of WIDE_DESTINATIONS adds 4,096.
 _PER_TEST = 1 << 20
@@ -90,7 +90,7 @@ class _Progress:
     """Shows how many messages of an exhaustive sweep were sent: a bar, and a line at the end."""
 
     def __init__(self, config: pytest.Config) -> None:
-        self._kernels = max(1, len(config.option.kernel)) * max(1, len(config.option.kvm_modules))
+        self._config = config
         self._start = time.monotonic()
         self._sent = 0
         self._bar: Bar | None = None
@@ -102,7 +102,8 @@ class _Progress:
     def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
         """Expect the messages of these tests. With pytest-xdist, the workers collect the tests."""
         tests = [id for id in ids if "::test_every_message[" in id]
-        total = len(tests) * _PER_TEST * self._kernels
+        columns = len(self._config.stash[VERDICTS].tallies)
+        total = len(tests) * _PER_TEST * max(1, columns)
         if total and not self._bar:
             self._bar = Bar("messages", total, unit="million", scale=10**6)
 

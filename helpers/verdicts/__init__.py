@@ -16,3 +16,11 @@ def clause(id: str) -> pytest.MarkDecorator:
 def deviation(id: str) -> pytest.MarkDecorator:
     """Mark a test with a known deviation. Raises KeyError for an unknown id."""
     return pytest.mark.deviation(DEVIATIONS[id])
+
+
+def needs_parameter(name: str, value: str) -> pytest.MarkDecorator:
+    """Mark a test with a module parameter, MODULE.NAME, and the value it must read.
+
+    On a booted kernel, KVM is reloaded for the test after the other tests; else it is skipped.
+    """
+    return pytest.mark.needs_parameter(name, value)

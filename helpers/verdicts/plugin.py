@@ -21,6 +21,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marks and the session's verdicts."""
     config.addinivalue_line("markers", "clause(clause): the clause that the test checks")
     config.addinivalue_line("markers", "deviation(deviation): a known deviation from the clause")
+    config.addinivalue_line(
+        "markers",
+        "needs_parameter(name, value): the module parameter, such as kvm.vector_hashing, that the "
+        "test needs; a booted kernel is reloaded for the test",
+    )
     config.stash[VERDICTS] = verdicts = Verdicts(config)
     config.pluginmanager.register(verdicts, "kvm-verdicts")
     if not verdicts.strict:

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -13,6 +14,7 @@ from helpers.apic.explain import command
 from helpers.guest import Mismatch, journal
 from helpers.kvm.ioctl import trace
 from helpers.spec import DEVIATIONS, KERNEL_LOG, Clause, Deviation
+from helpers.spec.kernels import DEFAULT_KERNEL
 from helpers.verdicts.judge import explanation, judge
 from helpers.verdicts.kernel import Untestable, require_testable, running_kernel, topology_before
 from helpers.verdicts.kernel_log import KernelLog, normalized
@@ -56,6 +58,11 @@ def deviations_of(item: pytest.Item) -> list[Deviation]:
     return [mark.args[0] for mark in item.iter_markers("deviation")]
 
 
+def needs_of(item: pytest.Item) -> dict[str, str]:
+    """Return the module parameters that a test needs: {MODULE.NAME: value}."""
+    return dict(mark.args for mark in item.iter_markers("needs_parameter"))
+
+
 class Verdicts:
     """One session's verdicts.
 
@@ -68,7 +75,10 @@ class Verdicts:
     ``shares_kernel``: other processes of pytest-xdist test the same kernel at the same time
     ``log``: the log of the running kernel
     ``kernel_options``: the command line options that boot the kernel under test
+    ``reloaded_with``: the settings with which KVM was reloaded for the tests that need them
+    ``why_unmet``: returns why KVM is not reloaded with another value of a parameter
     ``tallies``: the tally of each column; one, named "", where one kernel is judged
+    ``has_added``: columns were added to those that the run began with
     ``clauses``: {node id: clause id} of each test whose set-up is reported
     """
 
@@ -80,7 +90,10 @@ class Verdicts:
         self.shares_kernel = getattr(config, "workerinput", {}).get("workercount", 1) > 1
         self.log = KernelLog()
         self.kernel_options: Sequence[str] = ()
+        self.reloaded_with = ""
+        self.why_unmet: Callable[[str], str] = _never_reloaded
         self.tallies: dict[str, Tally] = {}
+        self.has_added = False
         self.clauses: dict[str, str] = {}
 
     # --- before the tests -------------------------------------------------------------------------
@@ -113,9 +126,15 @@ class Verdicts:
     # --- judging ----------------------------------------------------------------------------------
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self) -> None:
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
         journal.clear()
         trace.clear()
+        for name, value in needs_of(item).items():
+            found = running_kernel().parameters.get(name)
+            if found is None:
+                _skip(f"the kernel has no parameter {name}")
+            if found != value:
+                _skip(f"{name}={found}, not {value}: {self.why_unmet(name)}")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None]:
@@ -161,6 +180,8 @@ class Verdicts:
                 report.outcome, report.longrepr = "failed", note
             elif outcome == "xfailed" and not self.strict:
                 report.outcome, report.wasxfail = "skipped", note
+            if self.reloaded_with:
+                note = f"judged with {self.reloaded_with}\n{note}".strip()
             verdict = verdict._replace(deviation=deviation, backport=backport, note=note)
         if report.failed:
             report.sections.append(("KVM_SIGNAL_MSI", explain(clause, verdict)))
@@ -199,6 +220,13 @@ class Verdicts:
         """Return the tally of a column."""
         return self.tallies.setdefault(column, Tally(column))
 
+    def insert(self, column: str, after: str) -> None:
+        """Add the tally of a column behind another column's."""
+        tallies = list(self.tallies.values())
+        tallies.insert(list(self.tallies).index(after) + 1, Tally(column))
+        self.tallies = {tally.column: tally for tally in tallies}
+        self.has_added = True
+
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         self.log.close()
@@ -228,6 +256,15 @@ class Verdicts:
                 write(f"{column} left after --maxfail-each, {tally.left} tests not run", red=True)
         if not self.judged:
             write("no test came to a verdict: the run judged no kernel, and is not a pass")
+
+
+def _never_reloaded(_: str) -> str:
+    return f"pytest --kernel={DEFAULT_KERNEL} reloads KVM for this test"
+
+
+def _skip(reason: str) -> NoReturn:
+    """Skip the test that is set up. The report names the test's place, as pytest's marks do."""
+    raise pytest.skip.Exception(reason, _use_item_location=True)
 
 
 def explain(clause: Clause, verdict: Verdict) -> str:
