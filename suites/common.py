@@ -23,9 +23,16 @@ from suites.names import LEVEL, PHYSICAL, SMI
 NEEDS_SMM = pytest.mark.skipif(
     "not kernel.has_smm", reason="the kernel has no SMM (KVM_CAP_X86_SMM is 0)"
 )
+NEEDS_IOAPIC = pytest.mark.skipif(
+    "not kernel.has_ioapic", reason="the kernel has no IOAPIC (KVM_CAP_PIT2 is 0)"
+)
 NEEDS_SYNIC = pytest.mark.skipif(
     "not kernel.capabilities['KVM_CAP_HYPERV_SYNIC']",
     reason="the kernel has no SynIC (KVM_CAP_HYPERV_SYNIC is 0)",
+)
+NEEDS_SREGS2 = pytest.mark.skipif(
+    "not kernel.capabilities['KVM_CAP_SREGS2']",
+    reason="the kernel has no KVM_SET_SREGS2 (KVM_CAP_SREGS2 is 0)",
 )
 NEEDS_IN_SERVICE = pytest.mark.skipif(
     "kernel.vendor == 'kvm_pvm'", reason="kvm_pvm has no vector in service (pvm-never-in-service)"

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Machines with x2APICs."""
+"""Machines with x2APICs, and machines that are migrated."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from helpers.apic import ApicMode
 from helpers.guest import Machine
+from helpers.guest.saved import STEPS, migrate
 from suites.common import IDS, SMALL_IDS
 from suites.names import BOTH
 
@@ -32,3 +33,23 @@ def misnamed(machines: Callable[..., Machine]) -> Machine:
     machine[2].apic_mode = machine[3].apic_mode = ApicMode.X2APIC
     machine[3].configure(id=7)
     return machine
+
+
+@pytest.fixture
+def migrated(machines: Callable[..., Machine]) -> Callable[..., Machine]:
+    """Return a function that migrates a machine to a new one, which only KVM_SET_CPUID2 touched."""
+
+    def to_new_machine(old: Machine, order: Sequence[str] = STEPS) -> Machine:
+        setting = old.setting()
+        new = machines(
+            irqchip=setting.irqchip,
+            vcpu_ids=setting.vcpu_ids,
+            x2apic_api=setting.x2apic_api,
+            power_on=False,
+        )
+        for cpu in new.cpus:
+            cpu.set_cpuid()
+        migrate(old, new, order)
+        return new
+
+    return to_new_machine

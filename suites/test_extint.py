@@ -12,7 +12,7 @@ import pytest
 from helpers.guest import expect
 from helpers.verdicts import clause
 from suites import each
-from suites.common import NEEDS_IN_SERVICE, expect_taken, fixed, outcome_of
+from suites.common import NEEDS_IN_SERVICE, NEEDS_IOAPIC, expect_taken, fixed, outcome_of
 
 LINT0_EXTINT, LINT0_MASKED = 0x700, 0x10700
 
@@ -161,5 +161,6 @@ def test_window_is_closed_while_lint0_is_masked(split):
 
 
 @clause("extint.window")
+@NEEDS_IOAPIC
 def test_full_irqchip_ignores_the_request(machine):
     expect_no_window(machine[0], ready=1)

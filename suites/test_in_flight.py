@@ -96,7 +96,7 @@ def test_eoi_exits_where_the_route_moved_to(split, when):
 @pytest.fixture
 def pin_to_0(machines):
     """The pin sends vector 0x61 to vCPU 0, whose handler writes no EOI."""
-    machine = machines(vcpu_ids=range(2))
+    machine = machines(irqchip="full", vcpu_ids=range(2))
     program_pin(machine, 0)
     machine[0].handler(eoi=False)
     return machine

@@ -53,7 +53,7 @@ def expect_sent(cpu, sent):
 @pytest.fixture
 def idle(machines):
     """Two vCPUs whose handlers write no EOI. The pin is masked."""
-    machine = machines(vcpu_ids=range(2))
+    machine = machines(irqchip="full", vcpu_ids=range(2))
     for cpu in machine.cpus:
         cpu.handler(eoi=False)
     return machine
@@ -303,7 +303,7 @@ each_order = pytest.mark.parametrize(
 @NEEDS_IN_SERVICE
 @each_order
 def test_eoi_in_another_vm_clears_remote_irr(serving, machines, steps):
-    other = machines(vcpu_ids=range(2))
+    other = machines(irqchip="full", vcpu_ids=range(2))
     other[0].handler(eoi=False)
     for step in steps:
         step(serving, other)
@@ -322,7 +322,7 @@ def test_eoi_in_another_vm_clears_remote_irr(serving, machines, steps):
 def test_pending_pin_is_taken_once_in_another_vm(idle, machines, steps):
     by_host(idle, TO_0)
     idle.vm.irq_line_status(PIN, 1)
-    other = machines(vcpu_ids=range(2))
+    other = machines(irqchip="full", vcpu_ids=range(2))
     other[0].handler(eoi=False)
     for step in steps:
         step(idle, other)

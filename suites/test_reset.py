@@ -28,8 +28,10 @@ WRITABLE = (
 
 @pytest.fixture
 def reset_page(machines):
-    """The register page of an AP that KVM_CREATE_VCPU has just made."""
-    return machines(vcpu_ids=range(2), power_on=False)[1].lapic
+    """The register page of an AP that only KVM_SET_CPUID2, on which LVR depends, has changed."""
+    ap = machines(vcpu_ids=range(2), power_on=False)[1]
+    ap.set_cpuid()
+    return ap.lapic
 
 
 def expect_reset(machine, reset_page):

@@ -21,6 +21,7 @@ from helpers.kvm import abi
 from helpers.verdicts import clause
 from suites import each
 from suites.common import (
+    NEEDS_IOAPIC,
     expect_same_effects,
     make_irqchip,
     mix_models,
@@ -87,6 +88,7 @@ def test_rejected_message_does_not_change_the_routes(machines):
 
 
 @clause("msi.direct")
+@NEEDS_IOAPIC
 def test_full_irqchip_routes_its_pins_after_messages(machine):
     for vector in range(16, 256):
         machine.send(to(1, vector=vector))

@@ -28,10 +28,16 @@ IN_ORDER = (REMRD, FIXED, LOWEST, EXTINT, NMI, SMI, INIT, SIPI)
 
 @pytest.fixture
 def on_this_kernel(kernel):
-    """Give a topology the vector hashing and the SMM of the kernel under test."""
+    """Give a topology the vector hashing, the SMM and the irqchip of the kernel under test."""
 
     def complete(topology):
-        return replace(topology, vector_hashing=kernel.vector_hashing, smm=kernel.has_smm)
+        full = topology.irqchip == "full"
+        return replace(
+            topology,
+            irqchip="split" if full and not kernel.has_ioapic else topology.irqchip,
+            vector_hashing=kernel.vector_hashing,
+            smm=kernel.has_smm,
+        )
 
     return complete
 

@@ -177,6 +177,37 @@ def test_strict_makes_deviations_fail(suite, workers):
     assert run.lines_with("to repeat the test: pytest suites/test_it.py::test_deviates --strict")
 
 
+# --- a part that the kernel lacks -----------------------------------------------------------------
+
+LACKS = """
+from helpers.kvm import MissingPart
+
+@pytest.fixture
+def lacking():
+    raise MissingPart("no such part")
+
+@clause("msi.pad")
+def test_in_the_fixture(lacking):
+    pass
+
+@clause("msi.pad")
+def test_in_the_body():
+    raise MissingPart("no such part")
+
+@clause("msi.flags")
+def test_holds():
+    pass
+"""
+
+
+@WORKERS
+def test_test_of_a_missing_part_is_skipped_and_counted(suite, workers):
+    suite.add(LACKS)
+    run = suite.run("-n", str(workers))
+    assert (run.outcomes, run.exit_code) == ({"passed": 1, "skipped": 2}, 0)
+    assert run.lines_with("2 not judged: no such part")
+
+
 # --- the output of a run --------------------------------------------------------------------------
 
 

@@ -12,12 +12,12 @@ from functools import cache
 from typing import Any
 
 from helpers.apic import ApicMode, LapicPage, Register
-from helpers.apic.lapic import SVR_ENABLE, SVR_RESET, VectorSet, vectors_of
+from helpers.apic.lapic import APIC_BASE_X2APIC, SVR_ENABLE, SVR_RESET, VectorSet, vectors_of
 from helpers.guest import layout
 from helpers.guest.injection import Snapshot
-from helpers.guest.ledger import Ledger, apic_mode_in
+from helpers.guest.ledger import IA32_APIC_BASE, Ledger, apic_mode_in
 from helpers.guest.running import GuestError, Running, expect_port
-from helpers.kvm import Vcpu, abi
+from helpers.kvm import MissingPart, System, Vcpu, abi
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +56,19 @@ def _idle(area: int) -> abi.kvm_regs:
 class Cpu:
     """One vCPU with its LAPIC and its area of guest memory.
 
-    ``cpuid``: the table for KVM_SET_CPUID2. ``ledger`` watches the file descriptor of ``vcpu``.
+    ``ledger`` watches the file descriptor of ``vcpu``.
     """
 
     def __init__(
-        self, index: int, vcpu: Vcpu, memory: mmap.mmap, cpuid: abi.Bytes, ledger: Ledger
+        self, index: int, vcpu: Vcpu, memory: mmap.mmap, system: System, ledger: Ledger
     ) -> None:
         self.index = index
         self.vcpu = vcpu
         self._area = layout.AREAS + index * layout.AREA_SIZE
         self._memory = memory
         self.control = layout.Control.from_buffer(memory, self._area)
-        self._cpuid: abi.Bytes | None = cpuid
+        self._system = system
+        self._has_cpuid = False
         self._ledger = ledger
 
     # --- the view of the host ---------------------------------------------------------------------
@@ -94,7 +95,13 @@ class Cpu:
 
     def _set_sregs(self, sregs: abi.kvm_sregs, apic_mode: ApicMode) -> None:
         sregs.apic_base = sregs.apic_base & ~ApicMode.X2APIC.value | apic_mode.value
+        self._require_offered(sregs.apic_base)
         self.vcpu.set_sregs(sregs)
+
+    def _require_offered(self, apic_base: int) -> None:
+        """Raise MissingPart if IA32_APIC_BASE asks for an x2APIC and the kernel offers none."""
+        if apic_base & APIC_BASE_X2APIC and not self._system.has_x2apic:
+            raise MissingPart("the kernel offers no x2APIC (KVM_GET_SUPPORTED_CPUID)")
 
     @property
     def mp_state(self) -> int:
@@ -246,6 +253,8 @@ class Cpu:
         return self._operate("RDMSR", msr)
 
     def wrmsr(self, msr: int, value: int) -> None:
+        if msr == IA32_APIC_BASE:
+            self._require_offered(value)
         self._ledger.guest_writes_msr(self.vcpu.fd, msr, value, self.apic_mode)
         self._operate("WRMSR", msr, value)
 
@@ -329,9 +338,9 @@ class Cpu:
 
         KVM refuses another table for a vCPU that has run (api.rst, KVM_SET_CPUID2).
         """
-        if self._cpuid is not None:
-            self.vcpu.set_cpuid(self._cpuid)
-            self._cpuid = None
+        if not self._has_cpuid:
+            self.vcpu.set_cpuid(self._system.supported_cpuid)
+            self._has_cpuid = True
 
     def power_on(self, apic_mode: ApicMode = ApicMode.XAPIC) -> None:
         """Make the vCPU runnable at the idle loop, with a software-enabled LAPIC.

@@ -24,9 +24,15 @@ from helpers.kvm.closing import Closing
 from helpers.kvm.ioctl import attempt, ioctl
 
 
+def default_irqchip(system: System) -> Irqchip:
+    """Return the irqchip of a machine that needs no certain one."""
+    return "full" if system.has_ioapic else "split"
+
+
 class Machine(Closing):
     """A VM with ``irqchip`` and a vCPU per entry of ``vcpu_ids``, each in its power-on state.
 
+    ``irqchip``: by default full, on a kernel without IOAPIC split.
     ``x2apic_api``: args[0] of KVM_CAP_X2APIC_API, enabled before the vCPUs are created; 0 does not
     enable the capability. ``apic_mode``: the APIC mode of all LAPICs. ``power_on=False`` leaves the
     vCPUs as KVM_CREATE_VCPU makes them.
@@ -36,23 +42,23 @@ class Machine(Closing):
         self,
         system: System,
         *,
-        irqchip: Irqchip = "full",
+        irqchip: Irqchip | None = None,
         vcpu_ids: Sequence[int] = (0,),
         x2apic_api: int = 0,
         apic_mode: ApicMode = ApicMode.XAPIC,
         power_on: bool = True,
     ) -> None:
-        self.irqchip = irqchip
+        self.irqchip: Irqchip = irqchip or default_irqchip(system)
         self.cpus: list[Cpu] = []
-        self._cpuid = system.supported_cpuid
+        self._system = system
         self.has_smm = system.check_extension(abi.KVM_CAP_X86_SMM) > 0
         with contextlib.ExitStack() as undo:
             self.vm = undo.enter_context(system.create_vm())
             self._ledger = undo.enter_context(Ledger())
             self._ledger.watch(self.vm.fd)
-            if irqchip == "full":
+            if self.irqchip == "full":
                 self.vm.create_irqchip()
-            elif irqchip == "split":
+            elif self.irqchip == "split":
                 self.vm.split_irqchip()
             if x2apic_api:
                 self.vm.enable_cap(abi.KVM_CAP_X2APIC_API, x2apic_api)
@@ -81,7 +87,7 @@ class Machine(Closing):
     def add_cpu(self, vcpu_id: int) -> Cpu:
         """Create a vCPU and leave it as KVM_CREATE_VCPU makes it."""
         vcpu = self.vm.create_vcpu(vcpu_id)
-        cpu = Cpu(len(self.cpus), vcpu, self.memory, self._cpuid, self._ledger)
+        cpu = Cpu(len(self.cpus), vcpu, self.memory, self._system, self._ledger)
         self.cpus.append(cpu)
         return cpu
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from helpers.guest.machine import Machine
+from helpers.guest.machine import Machine, default_irqchip
 from helpers.kvm import System
 from helpers.kvm.closing import Closing
 
@@ -26,6 +26,7 @@ class MachinePool(Closing):
         """Return a machine in its power-on state. The options are those of Machine."""
         if "vcpu_ids" in options:  # a list, a range and a tuple mean the same machine
             options["vcpu_ids"] = tuple(options["vcpu_ids"])
+        options["irqchip"] = options.get("irqchip") or default_irqchip(self._system)
         key = frozenset(options.items())
         machine = self._machines.pop(key, None)
         if machine is not None and not machine.reset():

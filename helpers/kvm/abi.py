@@ -78,6 +78,15 @@ class kvm_sregs(ctypes.Structure):
     ]
 
 
+class kvm_sregs2(ctypes.Structure):
+    _fields_ = [
+        *fields(kvm_segment, "cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt"),
+        *fields(kvm_dtable, "gdt", "idt"),
+        *fields(c_uint64, "cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base", "flags"),
+        ("pdptrs", c_uint64 * 4),
+    ]
+
+
 class kvm_lapic_state(ctypes.Structure):
     _fields_ = [("regs", c_uint8 * 1024)]
 
@@ -274,6 +283,7 @@ KVM_MSI_VALID_DEVID = 1 << 0
 
 KVM_CAP_IRQCHIP = 0
 KVM_CAP_IRQ_ROUTING = 25
+KVM_CAP_PIT2 = 33
 KVM_CAP_MAX_VCPUS = 66
 KVM_CAP_SIGNAL_MSI = 77
 KVM_CAP_X86_SMM = 117
@@ -286,6 +296,7 @@ KVM_CAP_MSI_DEVID = 131
 KVM_CAP_X86_DISABLE_EXITS = 143
 KVM_CAP_HYPERV_SYNIC2 = 148
 KVM_CAP_SET_GUEST_DEBUG2 = 195
+KVM_CAP_SREGS2 = 200
 
 KVM_X2APIC_API_USE_32BIT_IDS = 1 << 0
 KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK = 1 << 1
@@ -318,6 +329,7 @@ KVM_EXIT_IOAPIC_EOI = 26
 EXIT_NAMES = {value: name for name, value in globals().items() if name.startswith("KVM_EXIT_")}
 
 KVM_VCPUEVENT_VALID_NMI_PENDING = 1 << 0
+KVM_VCPUEVENT_VALID_SIPI_VECTOR = 1 << 1
 KVM_VCPUEVENT_VALID_SHADOW = 1 << 2
 KVM_VCPUEVENT_VALID_SMM = 1 << 3
 
@@ -387,3 +399,5 @@ KVM_SET_MP_STATE = _iow("KVM_SET_MP_STATE", 0x99, kvm_mp_state)
 KVM_SET_GUEST_DEBUG = _iow("KVM_SET_GUEST_DEBUG", 0x9B, kvm_guest_debug)
 KVM_GET_VCPU_EVENTS = _ior("KVM_GET_VCPU_EVENTS", 0x9F, kvm_vcpu_events)
 KVM_SET_VCPU_EVENTS = _iow("KVM_SET_VCPU_EVENTS", 0xA0, kvm_vcpu_events)
+KVM_GET_SREGS2 = _ior("KVM_GET_SREGS2", 0xCC, kvm_sregs2)
+KVM_SET_SREGS2 = _iow("KVM_SET_SREGS2", 0xCD, kvm_sregs2)

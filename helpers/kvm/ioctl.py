@@ -39,6 +39,13 @@ class KvmError(OSError):
         return f"{self.request.name}: {self.name} ({self.strerror})"
 
 
+class MissingPart(Exception):
+    """The kernel lacks a part of KVM that the caller needs. The message names the part.
+
+    The test is skipped: the kernel cannot be judged by it.
+    """
+
+
 def errno_name(code: int | None) -> str:
     """Return the name of an errno, ``EINVAL`` for 22; the number if the errno has no name."""
     return errno.errorcode.get(code or 0, str(code))

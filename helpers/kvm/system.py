@@ -50,6 +50,20 @@ class System(Closing):
                 return entry
         return abi.kvm_cpuid_entry2()
 
+    @cached_property
+    def has_ioapic(self) -> bool:
+        """Whether KVM has an IOAPIC, and so a full irqchip.
+
+        CONFIG_KVM_IOAPIC (Linux 6.17) decides on IOAPIC, PIC and PIT. KVM_CAP_IRQCHIP is 1 in any
+        case, since the LAPICs remain.
+        """
+        return self.check_extension(abi.KVM_CAP_PIT2) > 0
+
+    @cached_property
+    def has_x2apic(self) -> bool:
+        """Whether CPUID offers the x2APIC (Intel SDM vol. 2, "CPUID")."""
+        return bool(self.cpuid_leaf(1).ecx >> 21 & 1)
+
     def create_vm(self) -> Vm:
         """Create a VM without irqchip, memory and vCPUs."""
         vcpu_mmap_size = ioctl(self.fd, abi.KVM_GET_VCPU_MMAP_SIZE)

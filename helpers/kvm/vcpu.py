@@ -89,6 +89,12 @@ class Vcpu(Closing):
     def set_sregs(self, sregs: abi.kvm_sregs) -> None:
         ioctl(self.fd, abi.KVM_SET_SREGS, sregs)
 
+    def get_sregs2(self) -> abi.kvm_sregs2:
+        return self._get(abi.KVM_GET_SREGS2, abi.kvm_sregs2)
+
+    def set_sregs2(self, sregs: abi.kvm_sregs2) -> None:
+        ioctl(self.fd, abi.KVM_SET_SREGS2, sregs)
+
     def get_lapic(self) -> abi.kvm_lapic_state:
         return self._get(abi.KVM_GET_LAPIC, abi.kvm_lapic_state)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from helpers.kvm import abi
 from helpers.kvm.closing import Closing
-from helpers.kvm.ioctl import ioctl
+from helpers.kvm.ioctl import Argument, KvmError, MissingPart, ioctl
 from helpers.kvm.vcpu import Vcpu
 
 
@@ -44,15 +44,24 @@ class Vm(Closing):
 
     def create_irqchip(self) -> None:
         """Create PIC, IOAPIC and LAPICs in the kernel (api.rst, KVM_CREATE_IRQCHIP)."""
-        ioctl(self.fd, abi.KVM_CREATE_IRQCHIP)
+        self._call_ioapic(abi.KVM_CREATE_IRQCHIP)
+
+    def _call_ioapic(self, request: abi.Request, argument: Argument = 0) -> None:
+        """Call ``request``. Raise MissingPart if it fails and the kernel has no IOAPIC."""
+        try:
+            ioctl(self.fd, request, argument)
+        except KvmError:
+            if not self.check_extension(abi.KVM_CAP_PIT2):
+                raise MissingPart("the kernel has no IOAPIC (KVM_CAP_PIT2 is 0)") from None
+            raise
 
     def get_ioapic(self) -> abi.kvm_irqchip:
         irqchip = abi.kvm_irqchip(chip_id=abi.KVM_IRQCHIP_IOAPIC)
-        ioctl(self.fd, abi.KVM_GET_IRQCHIP, irqchip)
+        self._call_ioapic(abi.KVM_GET_IRQCHIP, irqchip)
         return irqchip
 
     def set_ioapic(self, irqchip: abi.kvm_irqchip) -> None:
-        ioctl(self.fd, abi.KVM_SET_IRQCHIP, irqchip)
+        self._call_ioapic(abi.KVM_SET_IRQCHIP, irqchip)
 
     def split_irqchip(self, ioapic_pins: int = 24) -> None:
         """Create the LAPICs in the kernel only (api.rst, KVM_CAP_SPLIT_IRQCHIP)."""

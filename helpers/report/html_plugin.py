@@ -19,7 +19,7 @@ from markupsafe import Markup
 from helpers.report.details import DETAILS, collect
 from helpers.report.html import Writer
 from helpers.report.run import JudgedRun, Phase
-from helpers.verdicts.reports import column_of, outcome_of, verdict_of
+from helpers.verdicts.reports import column_of, outcome_of, skip_reason_of, verdict_of
 from helpers.verdicts.session import VERDICTS, Verdicts
 from helpers.verdicts.tally import Tally
 
@@ -151,9 +151,7 @@ def _phase_of(report: pytest.TestReport) -> Phase:
 
 def _message_of(report: pytest.TestReport) -> str:
     """Return the reason of a skip, or the end of a test whose process died; else nothing."""
-    if isinstance(report.longrepr, tuple):
-        return str(report.longrepr[2]).removeprefix("Skipped: ")
-    return report.longrepr if isinstance(report.longrepr, str) else ""
+    return skip_reason_of(report) or (report.longrepr if isinstance(report.longrepr, str) else "")
 
 
 def _log_of(report: pytest.TestReport) -> str:

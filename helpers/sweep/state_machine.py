@@ -115,7 +115,8 @@ class AnySequence(RuleBasedStateMachine):
     )
     def start(self, irqchip: Irqchip, x2apic_api: int, ids: list[int], apic_mode: ApicMode) -> None:
         system = self.campaign.system
-        self.machine = Machine(system, irqchip=irqchip, vcpu_ids=(), x2apic_api=x2apic_api)
+        chosen = irqchip if irqchip == "split" else None
+        self.machine = Machine(system, irqchip=chosen, vcpu_ids=(), x2apic_api=x2apic_api)
         for vcpu_id in ids:
             self._add(vcpu_id)
             self._power_on(self.machine.cpus[-1], apic_mode)

@@ -49,6 +49,11 @@ class Kernel:
         return self.capabilities["KVM_CAP_X86_SMM"] > 0
 
     @property
+    def has_ioapic(self) -> bool:
+        """Whether a VM can have a full irqchip (CONFIG_KVM_IOAPIC, Linux 6.17)."""
+        return self.capabilities["KVM_CAP_PIT2"] > 0
+
+    @property
     def vector_hashing(self) -> bool:
         """Whether kvm.vector_hashing is on, as by default (52004014f7c6, Linux 4.5)."""
         return self.parameters.get("kvm.vector_hashing", "Y") != "N"

@@ -12,9 +12,10 @@ from collections.abc import Generator
 
 import pytest
 
+from helpers.kvm import MissingPart
 from helpers.verdicts.judge import explanation
 from helpers.verdicts.kernel import running_kernel
-from helpers.verdicts.session import VERDICTS, Verdicts, deviations_of
+from helpers.verdicts.session import VERDICTS, Verdicts, deviations_of, skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,8 +29,22 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     config.stash[VERDICTS] = verdicts = Verdicts(config)
     config.pluginmanager.register(verdicts, "kvm-verdicts")
+    config.pluginmanager.register(MissingParts(), "kvm-missing-parts")
     if not verdicts.strict:
         config.pluginmanager.register(ExpectedInOneLine(), "kvm-expected-in-one-line")
+
+
+class MissingParts:
+    """Skip a test that asks for a part of KVM that the kernel lacks."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_setup(self) -> Generator[None]:
+        try:
+            return (yield)
+        except MissingPart as missing:
+            skip(str(missing))
+
+    pytest_runtest_call = pytest_runtest_setup
 
 
 class ExpectedInOneLine:

@@ -67,6 +67,13 @@ def verdict_of(report: pytest.TestReport) -> Verdict | None:
     return Verdict(**carried) if carried else None
 
 
+def skip_reason_of(report: pytest.TestReport) -> str:
+    """Return why a test was skipped; empty for a test that was not."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        return str(report.longrepr[2]).removeprefix("Skipped: ")
+    return ""
+
+
 def outcome_of(report: pytest.TestReport) -> str:
     """Return passed, failed, error, skipped or xfailed."""
     if hasattr(report, "wasxfail"):

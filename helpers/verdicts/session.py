@@ -18,7 +18,14 @@ from helpers.spec.kernels import DEFAULT_KERNEL
 from helpers.verdicts.judge import explanation, judge
 from helpers.verdicts.kernel import Untestable, require_testable, running_kernel, topology_before
 from helpers.verdicts.kernel_log import KernelLog, normalized
-from helpers.verdicts.reports import Verdict, column_of, outcome_of, put_verdict, verdict_of
+from helpers.verdicts.reports import (
+    Verdict,
+    column_of,
+    outcome_of,
+    put_verdict,
+    skip_reason_of,
+    verdict_of,
+)
 from helpers.verdicts.tally import Result, Tally
 
 VERDICTS = pytest.StashKey["Verdicts"]()
@@ -132,9 +139,9 @@ class Verdicts:
         for name, value in needs_of(item).items():
             found = running_kernel().parameters.get(name)
             if found is None:
-                _skip(f"the kernel has no parameter {name}")
+                skip(f"the kernel has no parameter {name}")
             if found != value:
-                _skip(f"{name}={found}, not {value}: {self.why_unmet(name)}")
+                skip(f"{name}={found}, not {value}: {self.why_unmet(name)}")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None]:
@@ -213,7 +220,8 @@ class Verdicts:
             return
         outcome = outcome_of(report)
         shows = outcome == "xfailed" or verdict.backport
-        result = Result(outcome, verdict.deviation if shows else "", verdict.backport)
+        deviation = verdict.deviation if shows else ""
+        result = Result(outcome, deviation, verdict.backport, skip_reason_of(report))
         self.tally(column_of(report)).count(report.nodeid, verdict.clause, result)
 
     def tally(self, column: str) -> Tally:
@@ -262,8 +270,8 @@ def _never_reloaded(_: str) -> str:
     return f"pytest --kernel={DEFAULT_KERNEL} reloads KVM for this test"
 
 
-def _skip(reason: str) -> NoReturn:
-    """Skip the test that is set up. The report names the test's place, as pytest's marks do."""
+def skip(reason: str) -> NoReturn:
+    """Skip the running test. The report names the test's place, as pytest's marks do."""
     raise pytest.skip.Exception(reason, _use_item_location=True)
 
 

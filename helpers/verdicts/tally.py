@@ -18,12 +18,14 @@ class Result:
     """One test's result.
 
     ``outcome`` is passed, failed, error, skipped or xfailed. ``deviation`` is the id of the known
-    deviation that the test showed, or, with ``backport``, did not show.
+    deviation that the test showed, or, with ``backport``, did not show. ``reason`` is why the test
+    was skipped.
     """
 
     outcome: str
     deviation: str = ""
     backport: bool = False
+    reason: str = ""
 
     def __str__(self) -> str:
         if self.backport:
@@ -75,6 +77,12 @@ class Tally:
         """{deviation id: number of tests that passed in spite of the deviation}."""
         return Counter(result.deviation for result in self.results.values() if result.backport)
 
+    @property
+    def not_judged(self) -> Counter[str]:
+        """{reason: number of tests skipped for the reason}, the most frequent first."""
+        skipped = (result for result in self.results.values() if result.outcome == "skipped")
+        return Counter(dict(Counter(result.reason for result in skipped).most_common()))
+
     def state(self, clause: str) -> str:
         """Return the state of a clause, one of CLAUSE_STATES.
 
@@ -95,7 +103,10 @@ class Tally:
         }
 
     def summary(self) -> Iterator[str]:
-        """Yield lines for the terminal: levels, clauses without a passing test, deviations."""
+        """Yield lines for the terminal.
+
+        The levels, the clauses without a passing test, what was not judged, and the deviations.
+        """
         for level, counts in self.levels().items():
             numbers = "  ".join(f"{counts[state]:3} {state}" for state in CLAUSE_STATES)
             yield f"{level:<14}{numbers}"
@@ -110,6 +121,8 @@ class Tally:
                 not_run += 1
         if not_run:
             yield f"no passing test: {not_run} clauses, whose tests were not run"
+        for reason, number in self.not_judged.items():
+            yield f"{number} not judged: {reason}"
         for name, counter in (("known deviation", self.deviations), ("backport", self.backports)):
             for id, number in sorted(counter.items()):
                 yield f"{name}: {id}, {number} test{'s' * (number != 1)}"

@@ -36,7 +36,7 @@ FILES = (
     *("virt/kvm/irqchip.c", "virt/kvm/kvm_main.c", "arch/x86/kvm/irq_comm.c"),
     *("arch/x86/kvm/irq.c", "arch/x86/kvm/lapic.c", "arch/x86/kvm/x86.c", "arch/x86/kvm/x86.h"),
     *("arch/x86/kvm/smm.c", "arch/x86/kvm/svm/svm.c", "arch/x86/kvm/ioapic.c"),
-    *("arch/x86/kvm/hyperv.c", "arch/x86/kvm/emulate.c"),
+    *("arch/x86/kvm/hyperv.c", "arch/x86/kvm/emulate.c", "arch/x86/kvm/regs.c"),
 )
 """Paths in a kernel tree of the files that mutants edit."""
 
