@@ -281,6 +281,7 @@ def test_line_set_to_0_injects_nothing(machines, irqchip):
 def test_guest_takes_a_routed_message_like_a_direct_one(machine):
     message = to(1, vector=0x52, trigger_mode=LEVEL)
     machine.vm.set_gsi_routing([msi_route(GSI, message)])
+    machine[1].step()  # into the idle loop, so that both interrupt the same instruction
     machine.send(message)
     direct = machine[1].take()
     machine.raise_line(GSI, message)
