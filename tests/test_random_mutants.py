@@ -13,7 +13,7 @@ from tests.mutants import random_run
 from tests.mutants.judge import MutantResult
 from tests.mutants.mutant import Edit, MutantError
 from tests.mutants.operators import changes
-from tests.mutants.order import by_defects_per_second, files_for, round_of
+from tests.mutants.order import by_defects_per_second, files_for, round_of, that_caught
 from tests.mutants.random_edits import FUNCTIONS, Argument, all_mutants, arguments, drawn
 from tests.mutants.random_run import Verdicts, read_verdicts, verdict_of
 
@@ -247,6 +247,11 @@ def test_order_has_all_tests_once():
 def test_quick_run_has_the_tests_near_the_function_and_those_that_caught():
     ordered = by_defects_per_second(TESTS, "process_mpstate", ids("abi", "a[2]"), quick=1)
     assert ordered == [*ids("mp_state", "c[1]"), *ids("abi", "a[2]")]
+
+
+def test_tests_that_caught_are_read_from_reports():
+    text = "| a | `test_abi.py::test_a[x-1]` (2 of 3) |\n| caught by `test_abi.py::test_b`: `no` |"
+    assert that_caught(text) == ids("abi", "a[x-1]", "b")
 
 
 def test_every_function_has_tests_near():

@@ -25,7 +25,7 @@ ROUND_ROBIN = ("suites/test_lowest_priority.py", "suites/test_matching.py")
 _QUICK = 3
 """Parameters in a quick run of each test that is near the function."""
 _REPORTS = PROJECT / "reports"
-_BATCH = 16
+_BATCH = 12
 _EQUIVALENT = "equivalent (compiler)"
 _SURVIVED = "survived"
 _SURVIVED_QUICK = "survived a quick run"
@@ -158,13 +158,12 @@ class Run:
         self.tree = tree
         self.report = report
         self.seed = seed
-        self.options = [*options, "--maxfail-each=1", "--tb=native"]
+        self.options = [*options, "--tb=native", "--maxfail-each=1"]
         self.quick = quick
         self.again = again
         covered = list(arguments(tree.name, tree.sources))
         self.found = Verdicts(tree.sources, covered)
         self.modules: dict[str, Path] = {}
-        self.is_checked = False
 
     def draw(self, number: int) -> int:
         """Judge the first ``number`` mutants of the seed that compile; return the exit code."""
@@ -190,6 +189,7 @@ class Run:
                 self.judge(batch)
                 _log(f"{time.monotonic() - begun:.0f} s: {self.found.summary()}")
                 batch = following.result()
+        self._check_catchers()
         self._write()
         print(self.found.summary())
         for line in self.found.refuted():
@@ -226,13 +226,29 @@ class Run:
             return self.again or not (self.quick or self.found.argument(mutant))
         return self.again and verdict == _SURVIVED
 
+    def _check_catchers(self) -> None:
+        """Run the tests that caught mutants on the unmutated build.
+
+        Forget the verdicts of those that fail, such as a test that depends on the order.
+        """
+        verdicts = self.found.verdicts
+        tests = that_caught("\n".join(verdicts.values()))
+        if not tests:
+            return
+        modules = {UNMUTATED: self.modules[UNMUTATED]}
+        order = Order({UNMUTATED: ""}, tests, quick=1)
+        found = run(self.tree.name, modules, {}, self.options[:-1], order=order)[UNMUTATED]
+        if found.error:
+            raise MutantError(f"the unmutated build: {found.error}")
+        for test in found.failures:
+            _log(f"{test} fails on the unmutated build: {found.reasons[test]}")
+            name = f"`{test.removeprefix('suites/')}`"
+            verdicts |= {id: _NOT_RUN for id, verdict in verdicts.items() if name in verdict}
+
     def judge(self, batch: Sequence[RandomMutant]) -> None:
         """Judge mutants that share a boot."""
         ids = [mutant.id for mutant in batch]
-        results = self._run(ids if self.is_checked else [UNMUTATED, *ids])
-        if not self.is_checked and (verdict := verdict_of(results.pop(UNMUTATED))) != _SURVIVED:
-            raise MutantError(f"the unmutated build is {verdict}")
-        self.is_checked = True
+        results = self._run(ids)
         for id in ids:
             # Another mutant of the boot may have caused the error.
             if results[id].error and not results[id].failures and len(ids) > 1:
@@ -256,12 +272,10 @@ class Run:
     ) -> dict[str, MutantResult]:
         modules = {id: self.modules[id] for id in ids}
         functions = {id: id.split("-")[1] if id != UNMUTATED else "" for id in ids}
-        caught = that_caught([*_REPORTS.glob("*mutants-*.md"), *self._written()])
+        reports = [file.read_text() for file in _REPORTS.glob("*mutants-*.md")]
+        caught = that_caught("\n".join([*reports, *self.found.verdicts.values()]))
         order = Order(functions, caught, _QUICK if self.quick else 0)
         return run(self.tree.name, modules, {}, [*self.options, *options], suites, order)
-
-    def _written(self) -> list[Path]:
-        return [self.report] if self.report and self.report.exists() else []
 
     def _write(self) -> None:
         if self.report:
