@@ -165,6 +165,7 @@ def test_each_eoi_exits_once_after_two_routes_moved(two_moved):
 
 @clause("split.eoi-exit")
 @deviation("moved-route-loses-eoi")
+@NEEDS_IN_SERVICE
 def test_route_that_moved_exits_while_its_vector_is_pending(two_moved):
     two_moved[0].handler(pause=True)
     two_moved[0].run_to_handler()  # 0x71

@@ -45,6 +45,14 @@ def leave(machine, way):
         set_events(machine[1], smi_smm=0, nmi_masked=0)
 
 
+def leave_with_init(machine, way):
+    """Have vCPU 1, for which an INIT waits, leave SMM. KVM_RUN does not return after the INIT."""
+    leave(machine, way)
+    while machine[1].vcpu.get_events().smi.smm:  # A kick may come before RSM.
+        with machine[1].waiting() as running:
+            running.kick()
+
+
 def waiting(cpu):
     """Return the SMIs, INITs, NMIs and vectors that wait for ``cpu``, which is in SMM."""
     events = cpu.vcpu.get_events()
@@ -122,9 +130,7 @@ def test_end_of_smm_lets_an_init_through(in_smm, way, saved):
     if saved:
         set_events(in_smm[1])
     expect("SVR in SMM", in_smm[1].lapic[Register.SVR], SVR_ENABLED)
-    leave(in_smm, way)
-    with in_smm[1].waiting() as running:
-        running.kick()
+    leave_with_init(in_smm, way)
     expect_mp_state(in_smm[1], MpState.INIT_RECEIVED)
     expect("SVR after SMM", in_smm[1].lapic[Register.SVR], SVR_RESET)
     expect("in SMM", in_smm[1].vcpu.get_events().smi.smm, 0)
@@ -144,9 +150,7 @@ def test_host_clears_a_latched_init(in_smm, way):
 @EACH_WAY
 def test_sipi_after_smm_starts_the_processor(in_smm, way):
     in_smm.send(to(1, delivery_mode=INIT))
-    leave(in_smm, way)
-    with in_smm[1].waiting() as running:
-        running.kick()
+    leave_with_init(in_smm, way)
     in_smm.send(to(1, vector=in_smm.start_page, delivery_mode=SIPI))
     in_smm[1].step()
     expect("SVR", in_smm[1].read(Register.SVR), SVR_RESET)

@@ -7,13 +7,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
 from helpers.spec.table import SpecError
 from tests.copy_of_the_suite import ROOT
 from tests.mutants import __main__ as program
-from tests.mutants.judge import MutantResult, batches
+from tests.mutants.judge import MutantResult, Order, batches
 from tests.mutants.mutant import Edit, Mutant, MutantError, mutants
 
 REPORTS = ROOT / "reports"
@@ -152,7 +153,9 @@ def test_mutants_that_damage_memory_have_their_own_boot():
 
 def test_record_is_a_run_of_pytest(tmp_path):
     job = tmp_path / "job"
-    job.write_text(json.dumps({"clauses": {}, "record": str(tmp_path / "record")}))
+    job.write_text(
+        json.dumps({"clauses": {}, "record": str(tmp_path / "record"), **asdict(Order())})
+    )
     command = [sys.executable, "-m", "tests.mutants.record", str(job), "suites/test_flags.py"]
     done = subprocess.run(
         [*command, "--collect-only", "-q"], cwd=ROOT, capture_output=True, text=True, check=False

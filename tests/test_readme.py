@@ -52,7 +52,7 @@ def test_examples_of_contributing_are_in_the_tree():
     files = [*ROOT.glob("helpers/spec/*.toml"), *ROOT.glob("tests/mutants/*.toml")]
     entries = {id: entry for file in files for id, entry in tomllib.loads(file.read_text()).items()}
     examples = tomllib.loads("".join(blocks(CONTRIBUTING, " = ")))
-    assert len(examples) == 3
+    assert len(examples) == 4
     for id, example in examples.items():
         assert example.items() <= entries[id].items()
     [test] = blocks(CONTRIBUTING, "def test_")

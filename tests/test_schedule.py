@@ -22,6 +22,7 @@ class Guest:
     state: str = "boot"
     column: int = -1
     queue: deque[str] = field(default_factory=deque)
+    failures: int = 0
     is_complete: bool = False
 
 
@@ -61,6 +62,8 @@ class Play:
                 case "load", number, column, part:
                     guest = self.guests[number]
                     guest.state, guest.column, guest.is_complete = "load", column, False
+                    guest.queue.clear()
+                    guest.failures = 0
                     self.ran[number] += f" {part}"
                 case "send", number, tests:
                     self.guests[number].queue.extend(tests)
@@ -95,7 +98,11 @@ class Play:
                 test = guest.queue.popleft()
                 guest.state = "idle"
                 self.ran[number] += test
+                guest.failures += test in self.fails
                 self.carry_out(self.schedule.ended(number, test, int(test in self.fails)))
+                if 0 < self.schedule.maxfail <= guest.failures:
+                    guest.queue.clear()
+                    guest.is_complete = True
 
     def run(self) -> Play:
         self.carry_out(self.schedule.start(0))
@@ -261,7 +268,7 @@ def test_failure_in_a_part_counts_for_its_column():
 
 def test_column_that_is_left_runs_none_of_its_parts():
     play = Play(["abcdef", "xy"], needs=NEEDS, fails="a", maxfail=1).run()
-    assert (play.ran, play.unrun) == ({0: " a", 1: " xy"}, {(0, 0): 5})
+    assert (play.ran, play.unrun) == ({0: " a xy"}, {(0, 0): 5})
 
 
 # --- columns that a booted kernel turns out to have -----------------------------------------------
@@ -298,8 +305,13 @@ def test_guest_leaves_at_once(maxfail, ran):
 
 def test_other_columns_and_boots_go_on():
     play = Play(["abc", "xy"], ["cde"], maxfail=1, fails="b").run()
-    assert sorted(play.ran.values()) == [" ab", " cde", " xy"]
+    assert play.ran == {0: " ab xy", 1: " cde"}
     assert play.unrun == {(0, 0): 1}
+
+
+def test_guest_leaves_after_its_own_failures():
+    play = Play([MANY, "ab", "xy"], slots=2, maxfail=1, fails=MANY[1] + "a").run()
+    assert play.ran[0] == f" {MANY[:2]} a xy"
 
 
 def test_last_test_leaves_nothing_to_leave():
@@ -317,12 +329,12 @@ def test_two_guests_leave_together_even_in_a_test():
     play = Play([MANY], slots=2, maxfail=1, fails=MANY[1]).until_test(MANY[1])
     assert {guest.state for guest in play.guests.values()} == {"test"}
     play.step(0)
-    assert (play.guests, play.unrun) == ({}, {(0, 0): len(MANY) - 3})
+    assert (play.guests.keys(), play.unrun) == ({0}, {(0, 0): len(MANY) - 3})
     assert len(play.run().ran) == 2
 
 
 def test_guest_of_another_column_stays():
-    play = Play(["ab", MANY], slots=2, maxfail=1, fails="a").until_test("a")
+    play = Play(["ab", MANY], slots=2, maxfail=1, kills="a").until_test("a")
     play.step(0)
     assert play.guests.keys() == {1}
 

@@ -27,6 +27,7 @@ and the state of a guest is
     part           the part of the column
     sent           the tests that were sent to the guest and have not ended, in order
     running        the first of these, once it has begun; else empty
+    failures       the number of failed reports that the guest sent of its part
     is_complete    whether the guest has been told that no more tests of the part follow
     deadline       the time after which a silent guest hangs
     boot_deadline  the time after which a guest that is not up hangs, silent or not
@@ -91,6 +92,7 @@ class GuestState:
     part: str = ""
     sent: deque[str] = field(default_factory=deque)
     running: str = ""
+    failures: int = 0
     is_complete: bool = False
 
 
@@ -170,7 +172,7 @@ class Schedule:
         if place is None:
             return [self._close(number)]
         guest.column, guest.part = place
-        guest.is_complete = False
+        guest.failures, guest.is_complete = 0, False
         guest.deadline = now + BOOT_SECONDS
         return [("load", number, *place)]
 
@@ -215,6 +217,7 @@ class Schedule:
         guest = self.guests[number]
         guest.running = ""
         guest.sent.remove(test)
+        guest.failures += failures
         return self._count(guest, failures)
 
     def failed(self, number: int, reason: str) -> list[Action]:
@@ -280,7 +283,10 @@ class Schedule:
         return actions
 
     def _count(self, guest: GuestState, failures: int) -> list[Action]:
-        """Count an ended test. After ``maxfail`` failures, close the guests of the column."""
+        """Count an ended test. After ``maxfail`` failures, the guests of the column leave it.
+
+        A guest that sent all these failures drops its other tests by itself. The rest is closed.
+        """
         column = self._column(guest)
         column.unfinished -= 1
         column.failures += failures
@@ -288,7 +294,14 @@ class Schedule:
             return []
         column.pending.clear()
         place = (guest.boot, guest.column)
-        at = {number: (other.boot, other.column) for number, other in self.guests.items()}
+        if guest.failures >= self.maxfail:
+            guest.sent.clear()
+            guest.is_complete = True
+        at = {
+            number: (other.boot, other.column)
+            for number, other in self.guests.items()
+            if other is not guest or guest.failures < self.maxfail
+        }
         closed = [self._close(number) for number in at if at[number] == place]
         return [*closed, ("leave", *place, column.unfinished)]
 

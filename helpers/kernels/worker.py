@@ -13,7 +13,8 @@ collect the same tests. The host decides which of them run, and in which order. 
            "column", kernel                      the column is loaded: a Kernel as a dict
            "begin", node id                      a test begins
            "ended", node id, [report, ...]       a test has ended: reports as pytest serializes them
-           "done"                                all tests of the part have run and cleaned up
+           "done"                                the tests of the part have run and cleaned up,
+                                                 all of them or until --maxfail-each failed
            "unlike", reason                      the modules did not take the settings
            "failed", reason                      the column cannot be tested
 """
@@ -23,6 +24,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import sys
 from collections import deque
 from collections.abc import Generator
 from dataclasses import asdict
@@ -113,7 +115,8 @@ class Worker:
         self.send("ready", list(items))
         while True:
             message = self.receive()
-            assert message[0] == "column", message
+            while message[0] != "column":  # sent before the host knew that this column was left
+                message = self.receive()
             try:
                 self.send("column", asdict(self.load(*message[1:])))
             except Unlike as reason:
@@ -206,6 +209,8 @@ class Worker:
         A test runs once the next one is known, which decides what fixtures are torn down.
         """
         queue: deque[pytest.Item | None] = deque()  # None follows the last test
+        maxfail = self.config.getoption("maxfail_each")
+        failures = 0
         while True:
             while len(queue) < 2 and None not in queue:
                 kind, *tests = self.receive()
@@ -221,10 +226,21 @@ class Worker:
             # An item runs once in each column.
             item.user_properties.clear()
             item._report_sections.clear()
+            failures += sum(report["outcome"] == "failed" for report in self.reports)
+            if 0 < maxfail <= failures:
+                item.session._setupstate.teardown_exact(None)
+                _forget_failure()
+                return
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
         self.reports.append(data)
+
+
+def _forget_failure() -> None:
+    """Drop the traceback that pytest keeps until the next test: its frames may hold open VMs."""
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+        vars(sys).pop(name, None)
 
 
 def _open_port() -> int:

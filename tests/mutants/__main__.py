@@ -4,9 +4,11 @@
 python -m tests.mutants                      all mutants, on Linux 6.12
 python -m tests.mutants --kernel=6.1 MUTANT  one mutant, on Linux 6.1
 python -m tests.mutants --list               all mutants, with the clause that each breaks
+python -m tests.mutants --random=300 --seed=1 --report=FILE
+                                             300 mutants made by the classic operators
 
 The exit code is 0 if the unmutated build passes and every mutant is caught by a test of its clause,
-1 if a mutant is not, and 2 on errors.
+1 if a mutant is not, and 2 on errors. Of random mutants, 3 % may live besides those argued.
 """
 
 from __future__ import annotations
@@ -22,18 +24,21 @@ from helpers.kernels.packages import KernelError
 from helpers.progress import Bar
 from helpers.spec.kernels import DEFAULT_KERNEL
 from helpers.spec.table import SpecError
-from tests.mutants.judge import UNMUTATED, MutantResult, batches, judge, run
+from tests.mutants.judge import MutantResult, batches, judge, run
 from tests.mutants.mutant import Mutant, MutantError, mutants
-from tests.mutants.tree import Tree, kernel
+from tests.mutants.random_run import Run
+from tests.mutants.tree import UNMUTATED, Tree, kernel
 
 # Seconds per test. On a kernel that loses messages, many tests wait until the timeout.
-_TIMEOUT = 20
+_TIMEOUT = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     given = _parser().parse_args(arguments)
     try:
+        if given.random or any(id.startswith("random-") for id in given.mutant):
+            return _judge_random(given)
         every = mutants()
         if unknown := set(given.mutant) - {mutant.id for mutant in every}:
             raise MutantError(f"no mutant {', '.join(sorted(unknown))}; --list shows all")
@@ -70,8 +75,25 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="file for the table; rows of mutants that do not run now are kept",
     )
+    parser.add_argument(
+        "--random", type=int, metavar="NUM", help="judge NUM mutants that a seed chooses"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="the seed of --random; default: 1")
+    parser.add_argument(
+        "--again", action="store_true", help="judge the survivors in the report of --random again"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="run few parameters of each test on random mutants"
+    )
     parser.add_argument("--list", action="store_true", help="list the mutants and exit")
     return parser
+
+
+def _judge_random(given: argparse.Namespace) -> int:
+    options = ["-n1", f"--timeout={_TIMEOUT}"]
+    tree = Tree(kernel(given.kernel))
+    run = Run(tree, given.report, given.seed, options, quick=given.quick, again=given.again)
+    return run.judge_given(given.mutant) if given.mutant else run.draw(given.random)
 
 
 def _chosen(every: Sequence[Mutant], ids: Sequence[str]) -> list[Mutant]:

@@ -9,15 +9,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from helpers.kernels.boot import PROJECT
 from tests.mutants.mutant import Mutant
 
-UNMUTATED = "unmutated"
 # Mutants per boot. A mutant that kills the kernel costs the others of its batch a new boot.
-_BATCH = 12
+BATCH = 12
 
 
 @dataclass
@@ -26,13 +25,17 @@ class MutantResult:
 
     ``failures`` maps the id of each failed test to its position in the suite, and ``tests`` is the
     number of tests run: the clause's, or the whole suite's up to the first failure where
-    ``whole_suite`` is set. A mutant that was not judged has an ``error``.
+    ``whole_suite`` is set. ``reasons`` has a line for each failed test. A mutant that was not
+    judged has an ``error``; ``broken`` if the kernel is the cause, which did not load or died
+    between tests.
     """
 
     failures: dict[str, int] = field(default_factory=dict)
     tests: int = 0
     whole_suite: bool = False
+    reasons: dict[str, str] = field(default_factory=dict)
     error: str = ""
+    broken: bool = False
 
     @property
     def caught(self) -> bool:
@@ -54,7 +57,7 @@ class MutantResult:
 def batches(chosen: Sequence[Mutant]) -> list[list[Mutant]]:
     """Split mutants into those that share a boot; a mutant marked ``alone`` has its own."""
     together = [mutant for mutant in chosen if not mutant.alone]
-    shared = [together[first : first + _BATCH] for first in range(0, len(together), _BATCH)]
+    shared = [together[first : first + BATCH] for first in range(0, len(together), BATCH)]
     return shared + [[mutant] for mutant in chosen if mutant.alone]
 
 
@@ -81,18 +84,33 @@ def judge(
     return results
 
 
+@dataclass(frozen=True)
+class Order:
+    """The order of the tests of mutants in ``functions``, {mutant id: function}; see order.py."""
+
+    functions: Mapping[str, str] = field(default_factory=dict)
+    caught: Sequence[str] = ()
+    quick: int = 0
+
+
 def run(
-    kernel: str, modules: Mapping[str, Path], clauses: Mapping[str, str], options: Sequence[str]
+    kernel: str,
+    modules: Mapping[str, Path],
+    clauses: Mapping[str, str],
+    options: Sequence[str],
+    suites: Sequence[str] = ("suites",),
+    order: Order | None = None,
 ) -> dict[str, MutantResult]:
-    """Run the suite once and return {mutant id: MutantResult}.
+    """Run ``suites`` once and return {mutant id: MutantResult}.
 
     A mutant in ``clauses`` gets the tests of its clause, any other the whole suite.
     """
     with tempfile.TemporaryDirectory() as directory:
         job, record = Path(directory, "job"), Path(directory, "record")
-        job.write_text(json.dumps({"clauses": dict(clauses), "record": str(record)}))
+        given = {"clauses": dict(clauses), **asdict(order or Order())}
+        job.write_text(json.dumps(given | {"record": str(record)}))
         record.touch()
-        command = [sys.executable, "-m", "tests.mutants.record", str(job), "suites"]
+        command = [sys.executable, "-m", "tests.mutants.record", str(job), *suites]
         command += [f"--kernel={kernel}", "-q", "-p", "no:cacheprovider", *options]
         command += [f"--kvm-modules={place}" for place in modules.values()]
         environ = {name: text for name, text in os.environ.items() if "PYTEST" not in name}
@@ -106,7 +124,9 @@ def run(
         found = results[line["mutant"]]
         if "test" in line:
             found.failures[line["test"]] = line["position"]
+            found.reasons[line["test"]] = line["reason"]
         else:
             found.tests = line["tests"]
+            found.broken = bool(line["broken"])
             found.error = line["broken"] or ("" if found.tests else "no test ran")
     return results

@@ -37,6 +37,7 @@ FILES = (
     *("arch/x86/kvm/irq.c", "arch/x86/kvm/lapic.c", "arch/x86/kvm/x86.c", "arch/x86/kvm/x86.h"),
     *("arch/x86/kvm/smm.c", "arch/x86/kvm/svm/svm.c", "arch/x86/kvm/ioapic.c"),
     *("arch/x86/kvm/hyperv.c", "arch/x86/kvm/emulate.c", "arch/x86/kvm/regs.c"),
+    "arch/x86/kvm/lapic.h",
 )
 """Paths in a kernel tree of the files that mutants edit."""
 
@@ -58,22 +59,22 @@ class Edit:
 
         Raises MutantError unless ``old`` occurs exactly once.
         """
-        definitions = [
-            (file, definition)
-            for file, text in sources.items()
-            for definition in _definition_pattern(self.function).finditer(text)
-        ]
+        file, start, end = self.place(sources)
+        return file, sources[file][:start] + self.new + sources[file][end:]
+
+    def place(self, sources: Mapping[str, str]) -> tuple[str, int, int]:
+        """Return the path of the file, and the start and end of ``old``. Raises MutantError."""
+        found = definitions(self.function, sources)
         places = [
-            (file, place.span())
-            for file, definition in definitions
+            (file, *place.span())
+            for file, definition in found
             for place in _token_pattern(self.old).finditer(sources[file], *definition.span())
         ]
-        if not definitions:
+        if not found:
             raise MutantError(f"no function {self.function}")
         if len(places) != 1:
             raise MutantError(f"{len(places)} places in {self.function}, not 1: {self.old}")
-        file, (start, end) = places[0]
-        return file, sources[file][:start] + self.new + sources[file][end:]
+        return places[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +99,7 @@ class Mutant:
 
     def is_for(self, kernel: str) -> bool:
         """Return whether the kernel's version is in range; a name is "6.12.107+deb13-amd64"."""
-        version = numbers(kernel)
-        return not (
-            (self.since and version < numbers(self.since))
-            or (self.until and version >= numbers(self.until))
-        )
+        return is_in_range(kernel, self.since, self.until)
 
     def apply(self, sources: Mapping[str, str]) -> tuple[str, str]:
         """Apply the edit, or else the one for older kernels. See Edit.apply()."""
@@ -116,8 +113,20 @@ class Mutant:
 
 def mutants(directory: Path = Path(__file__).parent) -> list[Mutant]:
     """Return all mutants in the order of the files. Raises SpecError."""
-    files = sorted(directory.glob("*.toml"))
+    files = sorted(directory.glob("[0-9]*.toml"))
     return [mutant for file in files for mutant in read(file, Mutant).values()]
+
+
+def is_in_range(kernel: str, since: str, until: str) -> bool:
+    """Return whether a kernel's version is at least ``since`` and below ``until``, where given."""
+    version = numbers(kernel)
+    return not ((since and version < numbers(since)) or (until and version >= numbers(until)))
+
+
+def definitions(function: str, sources: Mapping[str, str]) -> list[tuple[str, re.Match[str]]]:
+    """Return the path and text of each definition of a function; ``sources`` is {path: text}."""
+    pattern = _definition_pattern(function)
+    return [(file, match) for file, text in sources.items() for match in pattern.finditer(text)]
 
 
 def _definition_pattern(function: str) -> re.Pattern[str]:

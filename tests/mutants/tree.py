@@ -7,7 +7,8 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from helpers.cache import cache_directory
 from helpers.kernels.packages import Archive, KernelError
 from tests.mutants.mutant import FILES, MutantError
 
+UNMUTATED = "unmutated"
+"""The name of the build of the unmutated sources."""
 MODULES = ("kvm.ko", "kvm-amd.ko")
 _KVM = ("arch/x86/kvm", "virt/kvm")
 # The options turned off do not change KVM; with them a build takes three times as long.
@@ -89,26 +92,76 @@ class Tree:
     def build(self, name: str, changed: Mapping[str, str], jobs: int) -> Path:
         """Build the modules with the files of ``changed``, {path: text}; return their directory.
 
-        A build of the same files is reused. Raises MutantError if the compiler fails.
+        A build of the same files is reused, even one that fails. Raises MutantError if it does.
         """
         place = self.built / name
-        key = hashlib.sha256(repr((sorted(changed.items()), _SETTINGS)).encode()).hexdigest()
+        key = hashlib.sha256(repr((sorted(changed.items()), _SETTINGS, 2)).encode()).hexdigest()
         stamp = place / "key"
         if stamp.exists() and stamp.read_text() == key:
+            if (error := place / "error").exists():
+                raise MutantError(error.read_text())
             return place
-        for path, text in self.sources.items():
-            file = self._tree / path
-            wanted = changed.get(path, text)
-            if file.read_text() != wanted:
-                file.write_text(wanted)
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
-        self._make(jobs)
-        for module in MODULES:
-            source = self._tree / _KVM[0] / module
-            subprocess.run(["strip", "-g", "-o", place / module, source], check=True)
+        self._restore_sources(jobs)
+        with self._edited(changed):
+            try:
+                self._make(jobs)
+            except MutantError as reason:
+                (place / "error").write_text(str(reason))
+                stamp.write_text(key)
+                raise
+            (place / "code").write_text(self._code())
+            for module in MODULES:
+                source = self._tree / _KVM[0] / module
+                subprocess.run(["strip", "-g", "-o", place / module, source], check=True)
         stamp.write_text(key)
         return place
+
+    def _restore_sources(self, jobs: int) -> None:
+        """Undo what an interrupted build has left."""
+        edited = {
+            file: text
+            for path, text in self.sources.items()
+            if (file := self._tree / path).read_text() != text
+        }
+        for file, text in edited.items():
+            file.write_text(text)
+        if edited:
+            self._make(jobs)
+
+    @contextmanager
+    def _edited(self, changed: Mapping[str, str]) -> Iterator[None]:
+        """Edit files; afterwards restore them and the objects, so that none is compiled again."""
+        paths = [self._tree / path for path in changed]
+        objects = [file for file in self._objects() if file.exists()]
+        saved = [(file, file.read_bytes(), file.stat().st_mtime_ns) for file in objects + paths]
+        for path, text in changed.items():
+            (self._tree / path).write_text(text)
+        for module in MODULES:
+            (self._tree / _KVM[0] / module).unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            for file, content, modified in saved if changed else ():
+                file.write_bytes(content)
+                os.utime(file, ns=(modified, modified))
+
+    def _objects(self) -> list[Path]:
+        return sorted(file for part in _KVM for file in (self._tree / part).rglob("*.o"))
+
+    def _code(self) -> str:
+        """Return a hash of the object files whose bytes depend on the code alone."""
+        code = hashlib.sha256()
+        for file in self._objects():
+            if not file.name.endswith(".mod.o"):
+                code.update(file.read_bytes())
+        return code.hexdigest()
+
+    def is_unchanged(self, name: str) -> bool:
+        """Return whether the compiler made the same code of a build as of the unmutated sources."""
+        code, unmutated = (self.built / each / "code" for each in (name, UNMUTATED))
+        return code.read_text() == unmutated.read_text()
 
     def _make(self, jobs: int) -> None:
         command = ["make", "-C", str(self._headers), f"M={self._tree / _KVM[0]}", f"-j{jobs}"]
