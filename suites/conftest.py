@@ -10,8 +10,15 @@ import pytest
 from helpers.apic import ApicMode
 from helpers.guest import Machine
 from helpers.guest.saved import STEPS, migrate
+from helpers.kvm import System
 from suites.common import IDS, SMALL_IDS
 from suites.names import BOTH
+
+
+@pytest.fixture
+def x2apic_offered(system: System) -> None:
+    """A kernel whose CPUID offers the x2APIC."""
+    system.require_x2apic()
 
 
 @pytest.fixture

@@ -28,6 +28,9 @@ from suites.common import (
 )
 from suites.names import BOTH, LEVEL, SVR_ENABLED
 
+# KVM sets LVR bit 24 only for a vCPU that has the x2APIC in CPUID.
+pytestmark = pytest.mark.usefixtures("x2apic_offered")
+
 ENABLE = abi.KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST
 DISABLE = abi.KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST
 

@@ -89,7 +89,9 @@ def test_lint0_of_the_bsp_is_extint_after_power_on(machines):
 
 @clause("lapic.bsp-lint0")
 def test_init_resets_the_bsp(machines):
-    fresh = machines(vcpu_ids=range(2), power_on=False)[0].lapic
+    bsp = machines(vcpu_ids=range(2), power_on=False)[0]
+    bsp.set_cpuid()  # LVR depends on CPUID
+    fresh = bsp.lapic
     machine = machines(vcpu_ids=range(2))
     page = machine[0].lapic
     for offset in range(Register.LVT_TIMER, Register.TIMER_INITIAL, 0x10):

@@ -55,7 +55,7 @@ def pic_irrs(machine):
 @pytest.fixture
 def full(machines):
     """Two vCPUs and a full irqchip, with vector 0x41 to vCPU 1 as the only route."""
-    machine = machines(vcpu_ids=range(2))
+    machine = machines(irqchip="full", vcpu_ids=range(2))
     machine.vm.set_gsi_routing([msi_route(GSI, to(1))])
     return machine
 

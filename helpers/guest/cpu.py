@@ -17,7 +17,7 @@ from helpers.guest import layout
 from helpers.guest.injection import Snapshot
 from helpers.guest.ledger import IA32_APIC_BASE, Ledger, apic_mode_in
 from helpers.guest.running import GuestError, Running, expect_port
-from helpers.kvm import MissingPart, System, Vcpu, abi
+from helpers.kvm import System, Vcpu, abi
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +95,9 @@ class Cpu:
 
     def _set_sregs(self, sregs: abi.kvm_sregs, apic_mode: ApicMode) -> None:
         sregs.apic_base = sregs.apic_base & ~ApicMode.X2APIC.value | apic_mode.value
-        self._require_offered(sregs.apic_base)
+        if apic_mode is ApicMode.X2APIC:
+            self._system.require_x2apic()
         self.vcpu.set_sregs(sregs)
-
-    def _require_offered(self, apic_base: int) -> None:
-        """Raise MissingPart if IA32_APIC_BASE asks for an x2APIC and the kernel offers none."""
-        if apic_base & APIC_BASE_X2APIC and not self._system.has_x2apic:
-            raise MissingPart("the kernel offers no x2APIC (KVM_GET_SUPPORTED_CPUID)")
 
     @property
     def mp_state(self) -> int:
@@ -253,8 +249,8 @@ class Cpu:
         return self._operate("RDMSR", msr)
 
     def wrmsr(self, msr: int, value: int) -> None:
-        if msr == IA32_APIC_BASE:
-            self._require_offered(value)
+        if msr == IA32_APIC_BASE and value & APIC_BASE_X2APIC:
+            self._system.require_x2apic()
         self._ledger.guest_writes_msr(self.vcpu.fd, msr, value, self.apic_mode)
         self._operate("WRMSR", msr, value)
 

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from helpers.kvm import abi
 from helpers.kvm.closing import Closing
-from helpers.kvm.ioctl import ioctl
+from helpers.kvm.ioctl import MissingPart, ioctl
 from helpers.kvm.vm import Vm
 
 
@@ -63,6 +63,11 @@ class System(Closing):
     def has_x2apic(self) -> bool:
         """Whether CPUID offers the x2APIC (Intel SDM vol. 2, "CPUID")."""
         return bool(self.cpuid_leaf(1).ecx >> 21 & 1)
+
+    def require_x2apic(self) -> None:
+        """Raise MissingPart if CPUID offers no x2APIC."""
+        if not self.has_x2apic:
+            raise MissingPart("the kernel offers no x2APIC (KVM_GET_SUPPORTED_CPUID)")
 
     def create_vm(self) -> Vm:
         """Create a VM without irqchip, memory and vCPUs."""
