@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """State that changes between the sending of a message and its EOI.
 
-Clauses: split.eoi-exit, ioapic.remote-irr, guest.tpr, guest.nmi-held, guest.init-in-smm.
+Clauses: split.eoi-exit, ioapic.remote-irr, ioapic.own-eoi, guest.tpr, guest.nmi-held,
+guest.init-in-smm.
 
 A guest moves an interrupt to another vCPU while the vector is pending or in service. A host writes
 CR8 while a vector is pending, and has a vCPU leave SMM while an INIT is latched.
@@ -150,6 +151,20 @@ def test_edge_message_of_the_same_vector_hides_the_eoi(pin_to_0):
     for _ in range(2):
         pin_to_0[0].eoi()
         expect_remote_irr(pin_to_0, 1)
+
+
+# --- ioapic.own-eoi -------------------------------------------------------------------------------
+
+
+@clause("ioapic.own-eoi")
+@NEEDS_IN_SERVICE
+def test_eoi_of_a_vcpu_that_the_pin_does_not_send_to_leaves_remote_irr(pin_to_0):
+    pin_to_0[1].step()  # KVM scans the pins when a vCPU is entered.
+    raise_pin(pin_to_0)
+    pin_to_0.send(to(1, vector=0x61, trigger_mode=LEVEL))
+    expect_taken(pin_to_0[1], 0x61)
+    expect("ISR", pin_to_0[1].lapic.isr, set())
+    expect_remote_irr(pin_to_0, 1)
 
 
 # --- guest.tpr ------------------------------------------------------------------------------------
