@@ -161,6 +161,7 @@ def test_edge_message_of_the_same_vector_hides_the_eoi(pin_to_0):
 def test_eoi_of_a_vcpu_that_the_pin_does_not_send_to_leaves_remote_irr(pin_to_0):
     pin_to_0[1].step()  # KVM scans the pins when a vCPU is entered.
     raise_pin(pin_to_0)
+    pin_to_0.vm.irq_line_status(PIN, 0)  # A high line would set Remote IRR again.
     pin_to_0.send(to(1, vector=0x61, trigger_mode=LEVEL))
     expect_taken(pin_to_0[1], 0x61)
     expect("ISR", pin_to_0[1].lapic.isr, set())

@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 
 _NEAR = {
-    r"vcpu_events": ("vcpu_events",),
-    r"mpstate|accept_events|init_sipi|has_events": ("mp_state", "halted", "boot", "reset"),
+    r"vcpu_events": ("vcpu_events", "mp_state", "shadow"),
+    r"mpstate|accept_events|init_sipi|has_events": ("mp_state", "halted", "boot", "nmi"),
     r"base|present|enabled|spiv|_id|ldr|dfr|mode": ("apic_base", "guest_registers", "x2apic"),
     r"rout|map_gsi|set_irq|msi": ("route_table", "routing", "routes_in_flight"),
     r"lapic_reset|update_apicv": ("reset", "host_ioctls"),
