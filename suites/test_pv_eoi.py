@@ -5,7 +5,8 @@ Clauses: pv-eoi.skipped, pv-eoi.required, pv-eoi.disabled.
 
 KVM sets the bit where nothing waits for the EOI. The handler of the guest starts by testing and
 clearing the bit, and writes EOI to the LAPIC only if the bit was clear. An interrupt of the host
-between injection and handler clears the bit, too, so one handler of several must find the bit set.
+between injection and handler clears the bit, too, so of ten handlers one must find the bit set, or
+none may.
 """
 
 import pytest
@@ -100,9 +101,10 @@ def test_eoi_is_required_while_another_vector_is_pending(guest):
 def test_eoi_is_required_for_a_level_route(guest):
     route_pin_to(guest, 1)
     guest[1].step()  # KVM scans the routes when a vCPU is entered.
-    guest.send(fixed(0x61))
-    expect("vectors of KVM_EXIT_IOAPIC_EOI", guest[1].eoi_exits(), [0x61])
-    expect("EOIs skipped", guest[1].control.pv_eois, 0)
+    for _ in range(10):
+        guest.send(fixed(0x61))
+        expect("vectors of KVM_EXIT_IOAPIC_EOI", guest[1].eoi_exits(), [0x61])
+        expect("EOIs skipped", guest[1].control.pv_eois, 0)
     expect_skipped(guest[1], sender(guest, fixed(0x41)), 0x41)
 
 
@@ -114,8 +116,9 @@ def test_eoi_is_required_for_a_level_pin(guest):
         for level in (1, 0):
             guest.vm.irq_line_status(PIN, level)
 
-    expect("EOIs skipped", serve(guest[0], send, 0x61), 0)
-    expect_remote_irr(guest, 0)
+    for _ in range(10):
+        expect("EOIs skipped", serve(guest[0], send, 0x61), 0)
+        expect_remote_irr(guest, 0)
 
 
 @clause("pv-eoi.disabled")
