@@ -84,6 +84,11 @@ def test_older_kernels_have_their_own_edit():
         mutant(function="newer").apply(SOURCES)
 
 
+def test_function_may_have_another_name_in_other_kernels():
+    edit = Edit("renamed|checked", "!kvm||flags", "false")
+    assert edit.apply(SOURCES) == Edit("checked", "!kvm||flags", "false").apply(SOURCES)
+
+
 def test_edit_without_new_text_deletes():
     _, text = mutant(old="!kvm ||").apply(SOURCES)
     assert "if (\n\t\tflags)" in text

@@ -11,7 +11,7 @@ The TOML files of this directory have a table for each mutant:
     new = "0"
 
 ``old`` occurs exactly once in ``function``; white space between tokens does not matter. Without
-``new``, ``old`` is deleted.
+``new``, ``old`` is deleted. A function that has other names in other kernels is "one|other".
 
 Optional fields:
 
@@ -37,7 +37,7 @@ FILES = (
     *("arch/x86/kvm/irq.c", "arch/x86/kvm/lapic.c", "arch/x86/kvm/x86.c", "arch/x86/kvm/x86.h"),
     *("arch/x86/kvm/smm.c", "arch/x86/kvm/svm/svm.c", "arch/x86/kvm/ioapic.c"),
     *("arch/x86/kvm/hyperv.c", "arch/x86/kvm/emulate.c", "arch/x86/kvm/regs.c"),
-    "arch/x86/kvm/lapic.h",
+    *("arch/x86/kvm/cpuid.c", "arch/x86/kvm/lapic.h"),
 )
 """Paths in a kernel tree of the files that mutants edit."""
 
@@ -131,7 +131,7 @@ def definitions(function: str, sources: Mapping[str, str]) -> list[tuple[str, re
 
 def _definition_pattern(function: str) -> re.Pattern[str]:
     """Return a pattern of a definition, from its first line to the closing brace."""
-    return re.compile(rf"^(?:[a-z][^\n;#]*)?\b{function}\([^;{{]*\)\s*\{{.*?^\}}", re.M | re.S)
+    return re.compile(rf"^(?:[a-z][^\n;#]*)?\b(?:{function})\([^;{{]*\)\s*\{{.*?^\}}", re.M | re.S)
 
 
 def _token_pattern(text: str) -> re.Pattern[str]:
