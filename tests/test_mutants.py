@@ -80,6 +80,8 @@ def test_function_of_two_files_is_the_one_with_the_text(old, file):
 def test_older_kernels_have_their_own_edit():
     older = Edit("checked", "return 0;", "return 1;")
     assert mutant(function="newer", older=older).apply(SOURCES) == older.apply(SOURCES)
+    oldest = Edit("newest", "1", older=Edit("newer", "1", older=older))
+    assert oldest.apply(SOURCES) == older.apply(SOURCES)
     with pytest.raises(MutantError, match="no function newer"):
         mutant(function="newer").apply(SOURCES)
 

@@ -16,6 +16,7 @@ The TOML files of this directory have a table for each mutant:
 Optional fields:
 
 * ``older``: another function, old and new, for kernels to which the first edit does not apply.
+  ``older.older`` is for kernels to which neither does.
 * ``since``, ``until``: the first kernel version with the mutant, and the first one without it.
 * ``undoes``: the commit that fixed the defect, as "03d2249ea608 (4.1)".
 * ``alone``: true if the mutant may corrupt memory or oops; it does not share a boot then.
@@ -48,18 +49,24 @@ class MutantError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Replace ``old`` by ``new`` in ``function``."""
+    """Replace ``old`` by ``new`` in ``function``, or else do what ``older`` says."""
 
     function: str
     old: str
     new: str = ""
+    older: Edit | None = None
 
     def apply(self, sources: Mapping[str, str]) -> tuple[str, str]:
         """Return the path of the edited file and its new text; ``sources`` is {path: text}.
 
-        Raises MutantError unless ``old`` occurs exactly once.
+        Raises MutantError unless ``old`` occurs exactly once, here or in ``older``.
         """
-        file, start, end = self.place(sources)
+        try:
+            file, start, end = self.place(sources)
+        except MutantError:
+            if self.older is None:
+                raise
+            return self.older.apply(sources)
         return file, sources[file][:start] + self.new + sources[file][end:]
 
     def place(self, sources: Mapping[str, str]) -> tuple[str, int, int]:
@@ -103,12 +110,7 @@ class Mutant:
 
     def apply(self, sources: Mapping[str, str]) -> tuple[str, str]:
         """Apply the edit, or else the one for older kernels. See Edit.apply()."""
-        try:
-            return Edit(self.function, self.old, self.new).apply(sources)
-        except MutantError:
-            if self.older is None:
-                raise
-            return self.older.apply(sources)
+        return Edit(self.function, self.old, self.new, self.older).apply(sources)
 
 
 def mutants(directory: Path = Path(__file__).parent) -> list[Mutant]:
