@@ -16,6 +16,9 @@ from helpers.verdicts import clause, deviation
 from suites import each
 from suites.common import fixed, outcome_of
 
+# Switches to and from x2APIC mode need the x2APIC in CPUID.
+pytestmark = pytest.mark.usefixtures("x2apic_offered")
+
 ADDRESS = 0xFEE00000
 ENABLED = ADDRESS | APIC_BASE_ENABLE
 MODES = [ADDRESS | mode.value for mode in ApicMode]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Made-up sequences: any ioctls and guest writes, with every message held to the model.
+"""Made-up sequences: any ioctls, lines and guest writes, each of them held to the model.
 
 Clauses: model.generated.
 
@@ -16,7 +16,8 @@ def test_any_sequence_is_answered_as_the_model_says(seeds, system, kernel, switc
     # In an emulator the import of Hypothesis takes seconds, which only this test needs.
     from helpers.sweep.sequences import Campaign, run_sequences  # noqa: PLC0415
 
-    campaign = Campaign(system, switches, kernel.vector_hashing)
+    log = seeds.complaint, seeds.is_muted
+    campaign = Campaign(system, switches, kernel.vector_hashing, *log)
     try:
         for seed in seeds:
             run_sequences(campaign, seed)

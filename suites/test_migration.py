@@ -313,6 +313,7 @@ def test_x2apic_mode_is_restored_before_the_lapic(machine, machines, restore):
     pending_in_x2apic_mode(machine)
     new = machines(vcpu_ids=range(2))
     restore(new[1].vcpu, machine[1].vcpu.get_sregs().apic_base)
+    expect("APIC mode", new[1].apic_mode, ApicMode.X2APIC)
     new[1].lapic = machine[1].lapic
     expect_taken(new[1], 0xFF, 0x41, 0x31)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Messages to a vCPU in SMM: what waits for the end of SMM, and what the end lets through.
 
-Clauses: guest.smm-holds, guest.init-in-smm, state.smi, kernel.no-warning.
+Clauses: guest.smm-holds, guest.init-in-smm, state.smm-init-received, state.smi, kernel.no-warning.
 
 A vCPU enters SMM by an SMI and leaves SMM by RSM ("guest"), or a host that restores a vCPU makes it
 enter and leave by KVM_SET_VCPU_EVENTS ("host"). The SMI handler of the guest stops before RSM.
@@ -198,6 +198,29 @@ def test_rsm_unmasks_nmis(machines):
     expect_taken(machine[1])
     events = machine[1].vcpu.get_events()
     expect("NMIs masked, in SMM", (events.nmi.masked, events.smi.smm), (0, 0))
+
+
+# --- state.smm-init-received ----------------------------------------------------------------------
+
+EACH_SMI_FIELD = pytest.mark.parametrize("field", ["smm", "smi"])
+
+
+@clause("state.smm-init-received")
+@deviation("smm-refuses-init-received")
+@EACH_SMI_FIELD
+def test_smm_can_be_restored_before_init_received(machine, field):
+    machine[1].set_events({field: 1})
+    outcome = outcome_of(machine[1].vcpu.set_mp_state, MpState.INIT_RECEIVED)
+    expect("KVM_SET_MP_STATE", outcome, "accepted")
+
+
+@clause("state.smm-init-received")
+@deviation("smm-refuses-init-received")
+@EACH_SMI_FIELD
+def test_smm_can_be_restored_after_init_received(machine, field):
+    machine[1].vcpu.set_mp_state(MpState.INIT_RECEIVED)
+    outcome = outcome_of(machine[1].set_events, {field: 1})
+    expect("KVM_SET_VCPU_EVENTS", outcome, "accepted")
 
 
 # --- state.smi ------------------------------------------------------------------------------------

@@ -11,17 +11,20 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from itertools import product
 
-from helpers.apic import DeliveryMode
+from helpers.apic import DeliveryMode, Message
 from helpers.apic.model import REFERENCE, Model, Switches
 from helpers.apic.topologies import TOPOLOGIES
+from helpers.apic.topology import Topology
 from helpers.sweep.plan import to_each_class
 
+EVENTS = Topology.parse("0/smm 1/nmi-masked")
 GENERATIONS = [replace(REFERENCE, **{each.name: False}) for each in fields(Switches)]
 
 
 def main() -> None:
     """Predict for every switch of the model off, with and without kvm.vector_hashing."""
-    for topology, switches in product(TOPOLOGIES.values(), [REFERENCE, *GENERATIONS]):
+    Model(Topology.parse("x2apic_api=1 0")).predict(Message(address_hi_reserved=1))
+    for topology, switches in product([*TOPOLOGIES.values(), EVENTS], [REFERENCE, *GENERATIONS]):
         for vector_hashing in (True, False):
             model = Model(replace(topology, vector_hashing=vector_hashing), switches)
             for delivery_mode in DeliveryMode:

@@ -48,6 +48,15 @@ EACH_VECTOR = [
         ("1/halted", "delivery_mode=remrd", "mp_state HALTED->RUNNABLE"),
         ("1/ap-reset-hold", "delivery_mode=remrd", "mp_state AP_RESET_HOLD->RUNNABLE"),
         ("1/init-received", "delivery_mode=remrd", "nothing"),
+        ("1/nmi-masked", "delivery_mode=nmi", "NMI pending"),
+        ("1/nmi-masked/nmi=1", "delivery_mode=nmi", "nothing"),
+        ("1/shadow/tpr=0xf0/isr=0x41/eoi-suppressed", "vector=0x41", "IRR SET {0x41}"),
+        ("1/smm", "delivery_mode=init", "INIT pending"),
+        ("1/smm/init=1", "delivery_mode=init", "nothing"),
+        ("1/smm/init-received", "delivery_mode=sipi", "nothing"),
+        ("1/smm/halted", "delivery_mode=remrd", "mp_state HALTED->RUNNABLE"),
+        ("1/bsp", "delivery_mode=init", "INIT pending"),
+        ("0/ap", "delivery_mode=init", "INIT pending, mp_state RUNNABLE->INIT_RECEIVED"),
     ],
 )
 def test_effect_on_the_vcpu_that_accepts_it(vcpu, message, effect):

@@ -106,6 +106,16 @@ def test_words_are_a_message_too(capsys):
             "vCPU 0: vCPU ID 0, xAPIC with ID 0x5, no logical ID, DFR cluster, enabled",
         ),
         (
+            "1/bsp/tpr=0x20/isr=0x41/eoi-suppressed/nmi-masked/shadow/smm",
+            "vCPU 0: vCPU ID 1, xAPIC with ID 0x1, no logical ID, DFR flat, enabled, the BSP, EOI "
+            "broadcasts\n        suppressed, TPR 0x20, NMIs masked, in an interrupt shadow, in "
+            "SMM, ISR {0x41}",
+        ),
+        (
+            "0/ap",
+            "vCPU 0: vCPU ID 0, xAPIC with ID 0x0, no logical ID, DFR flat, enabled, not the BSP",
+        ),
+        (
             "0/x2apic/unmapped/smi=1/nmi=2/irr=0x41+3/arb_prio=4",
             "vCPU 0: vCPU ID 0, x2APIC, logical ID 0x00000001, enabled, not in KVM's map of LAPICs "
             "yet, 2 NMIs\n        pending, SMI pending, IRR {0x03 0x41}, lowest-priority messages "

@@ -4,16 +4,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 from hypothesis import core
 from hypothesis.internal.conjecture import engine, providers
 
-from helpers.apic import model
-from helpers.guest import Mismatch
+from helpers.apic import DeliveryMode, ioapic, model
+from helpers.apic.topology import VcpuState
+from helpers.guest import Mismatch, journal
 from helpers.kvm import System
-from helpers.sweep import sequences
+from helpers.sweep import host_steps, sequence, sequences
 from helpers.sweep.sequences import STEPS, Campaign, run_sequences
+from helpers.verdicts.session import KernelComplaint
 from tests.copy_of_the_suite import ROOT, run_pytest
 
 TEST = "suites/test_generated.py"
@@ -35,7 +41,7 @@ def run_seeds(campaign, count):
 
 @pytest.mark.parametrize(
     "name, wrong",
-    [("XAPIC_BROADCAST", 0xFE), ("MAX_PENDING_NMIS", 1), ("KVM_MSI_VALID_DEVID", 2)],
+    [("XAPIC_BROADCAST", 0xFE), ("X2APIC_BROADCAST", 0xFE), ("KVM_MSI_VALID_DEVID", 2)],
 )
 def test_wrong_model_is_noticed(campaign, monkeypatch, name, wrong):
     monkeypatch.setattr(model, name, wrong)
@@ -43,6 +49,99 @@ def test_wrong_model_is_noticed(campaign, monkeypatch, name, wrong):
     with pytest.raises(Mismatch, match=r"expected .*, got .*, of <Message .*> .*to .*") as caught:
         run_seeds(campaign, 50)
     assert any("state.start(" in note for note in caught.value.__notes__)
+
+
+def lying(changes: dict[str, Any]) -> Callable[..., VcpuState]:
+    """Return a function of the model that predicts ``changes`` more than the original."""
+
+    def lie(original: Callable[..., VcpuState], *arguments: Any) -> VcpuState | None:
+        return replace(told, **changes) if (told := original(*arguments)) else told
+
+    return lie
+
+
+@pytest.mark.parametrize(
+    "place, name, changes, subject",
+    [
+        (host_steps, "after_events", {"shadow": True}, "vCPU . after KVM_SET_VCPU_EVENTS"),
+        (host_steps, "after_events", {"nmi": 0}, "vCPU . after KVM_SET_VCPU_EVENTS"),
+        (host_steps, "after_mp_state", {"tpr": 0x10}, "vCPU . after KVM_SET_MP_STATE"),
+        (
+            host_steps,
+            "after_register",
+            {"eoi_suppressed": False},
+            "vCPU . after KVM_SET_LAPIC of .*",
+        ),
+        (host_steps, "after_apic_mode", {"bsp": 1}, "vCPU . after .*"),
+        (sequence, "after_init", {"bsp": 1}, "vCPU . after INIT"),
+        (sequence, "after_init", {"tpr": 0x40}, "vCPU . after INIT"),
+    ],
+)
+def test_wrong_state_is_noticed(campaign, monkeypatch, place, name, changes, subject):
+    lie = partial(lying(changes), getattr(place, name))
+    monkeypatch.setattr(place, name, lie)
+    monkeypatch.setattr(sequences, "SHRINKING_SECONDS", 1)
+    with pytest.raises(Mismatch, match=rf"^{subject}: expected .*, got "):
+        run_seeds(campaign, 50)
+
+
+@pytest.mark.parametrize(
+    "name, wrong, subject",
+    [
+        ("deliverable", lambda vcpu: sorted(vcpu.irr, reverse=True), "vectors taken"),
+        ("REMOTE_IRR", 0, "redirection entry .*"),
+        ("MASKED", 1 << 17, ".*"),
+    ],
+)
+def test_wrong_irqchip_is_noticed(campaign, monkeypatch, name, wrong, subject):
+    monkeypatch.setattr(ioapic, name, wrong)
+    monkeypatch.setattr(sequences, "SHRINKING_SECONDS", 1)
+    with pytest.raises(Mismatch, match=rf"^{subject}: expected "):
+        run_seeds(campaign, 50)
+
+
+# --- complaints of the kernel ---------------------------------------------------------------------
+
+
+def complain_at_nmi(campaign: Campaign, muted: bool) -> None:
+    """Have a kernel log a WARNING at each message that sends an NMI; at the first one if muted."""
+    logged = []
+
+    def complaint() -> KernelComplaint | None:
+        sent = journal and journal[-1].message.delivery_mode is DeliveryMode.NMI
+        if not sent or (muted and logged):
+            return None
+        logged.append(journal[-1])
+        return KernelComplaint(["WARNING: CPU: 0 PID: 1 at x.c:1 accept+0x1/0x2"])
+
+    campaign.complaint, campaign.is_muted = complaint, lambda: muted
+
+
+def steps_of(error: BaseException) -> list[str]:
+    return [note for note in error.__notes__ if note.startswith("state.")]
+
+
+def test_complaint_shrinks_to_the_smallest_sequence(campaign):
+    complain_at_nmi(campaign, muted=False)
+    with pytest.raises(KernelComplaint, match=r"^kernel log: .* WARNING in accept") as caught:
+        run_seeds(campaign, 5)
+    start, *steps, end = steps_of(caught.value)
+    assert (start[: len("state.start")], end) == ("state.start", "state.teardown()")
+    assert len(steps) < STEPS / 2
+    assert "DeliveryMode.NMI" in steps[-1]
+
+
+def test_complaint_that_is_not_repeated_has_all_of_its_sequence(campaign):
+    complain_at_nmi(campaign, muted=True)
+    with pytest.raises(KernelComplaint) as caught:
+        run_seeds(campaign, 5)
+    start, *_, end = steps_of(caught.value)
+    assert start.startswith("state.start(")
+    assert "DeliveryMode.NMI" in end
+    assert caught.value.__notes__[1].startswith("The kernel does not repeat the complaint")
+
+
+# --- seeds ----------------------------------------------------------------------------------------
 
 
 def test_same_seed_is_the_same_sequence(campaign):

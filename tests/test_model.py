@@ -132,6 +132,12 @@ LAPIC_STATE += [
     row("only-vcpu-is-fresh", "0/sw-disabled/unmapped", NMI + PHYSICAL(0), "0"),
 ]
 
+LAPIC_STATE += [
+    row("init-in-smm", "0 1/smm", "delivery_mode=init destination=1", "1: 1"),
+    row("masked-nmi", "0 1/nmi-masked", NMI + PHYSICAL(1), "1: 1"),
+    row("held", "0 1/tpr=0xf0/shadow/isr=0x61", PHYSICAL(1), "1: 1"),
+]
+
 PHYSICAL_DESTINATION = [
     row("id", FLAT, PHYSICAL(2), "1: 2"),
     row("broadcast", FLAT, PHYSICAL(0xFF), "4: 0 1 2 3"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from errno import EINVAL
 
 import pytest
 
@@ -12,9 +13,9 @@ from helpers.apic import DeliveryMode, Message
 from helpers.apic.model import REFERENCE
 from helpers.apic.topologies import TOPOLOGIES
 from helpers.apic.topology import Topology
-from helpers.guest import Mismatch, build
+from helpers.guest import Cpu, Mismatch, build
 from helpers.guest.sender import combinations, windows
-from helpers.kvm import System
+from helpers.kvm import KvmError, System, abi
 from helpers.sweep.engine import Sweep
 from helpers.sweep.smallest import SmallestCase
 from helpers.verdicts.kernel import running_kernel
@@ -61,6 +62,30 @@ def test_topology_is_made_as_it_is_written(system, topology):
         seen = topology if topology.irqchip != "none" else replace(topology, vcpus=())
         assert replace(machine.topology(), smm=topology.smm) == seen
         assert Topology.parse(str(topology)) == topology
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "boot=1 0/ap 1/bsp",
+        "0/ap 1",
+        "0 1/nmi=1/nmi-masked",
+        "0 1/shadow/tpr=0x40/isr=0x61",
+        "split 0 1/x2apic/eoi-suppressed/tpr=0x55",
+    ],
+)
+def test_state_is_made_as_it_is_written(system, text):
+    with build(system, Topology.parse(text)) as machine:
+        assert str(replace(machine.topology(), smm=True)) == str(Topology.parse(text))
+
+
+def test_topology_that_kvm_refuses_is_refused(system, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise KvmError(abi.KVM_SET_VCPU_EVENTS, EINVAL)
+
+    monkeypatch.setattr(Cpu, "set_events", refuse)
+    with pytest.raises(ValueError, match=r"^topology 0/nmi=1 cannot be made: KVM_SET_VCPU_EVENTS"):
+        build(system, Topology.parse("0/nmi=1"))
 
 
 def test_topology_that_cannot_be_made_is_refused(system):

@@ -32,6 +32,13 @@ vcpus = st.builds(
     mp_state=st.sampled_from(MpState),
     mapped=st.booleans(),
     arb_prio=st.integers(0, 9),
+    bsp=st.integers(-1, 1),
+    tpr=st.integers(0, 255),
+    isr=vectors,
+    eoi_suppressed=st.booleans(),
+    nmi_masked=st.booleans(),
+    shadow=st.booleans(),
+    smm=st.booleans(),
 )
 topologies = st.builds(
     Topology,
@@ -40,6 +47,7 @@ topologies = st.builds(
     x2apic_api=st.integers(0, 15),
     vector_hashing=st.booleans(),
     smm=st.booleans(),
+    boot_id=st.integers(0, 300),
 )
 
 
@@ -68,6 +76,11 @@ def test_topology_is_read_as_written(topology):
         ("1/sw-disabled/unmapped", Topology((VcpuState(1, software_enabled=False, mapped=False),))),
         ("1/ap-reset-hold/nmi=2", Topology((VcpuState(1, mp_state=MpState(9), nmi=2),))),
         ("1/irr=0x41+66", Topology((VcpuState(1, irr=frozenset({0x41, 0x42})),))),
+        ("boot=1 0/ap 1/bsp", Topology((VcpuState(0, bsp=0), VcpuState(1, bsp=1)), boot_id=1)),
+        ("0/bsp 1/ap", Topology((VcpuState(0), VcpuState(1)))),
+        ("1/smm/init=1/smi=1", Topology((VcpuState(1, smm=True, init=1, smi=1),))),
+        ("1/nmi-masked/shadow", Topology((VcpuState(1, nmi_masked=True, shadow=True),))),
+        ("1/tpr=0x20/eoi-suppressed", Topology((VcpuState(1, tpr=32, eoi_suppressed=True),))),
         (
             "1/id=5/ldr=0x2000000/dfr=0xfffffff",
             Topology((VcpuState(1, id=5, ldr=2 << 24, dfr=DFR_CLUSTER),)),
@@ -79,8 +92,9 @@ def test_text_is_understood(text, topology):
 
 
 WORDS = (
-    "disabled xapic x2apic sw-disabled runnable uninitialized init-received halted sipi-received "
-    "ap-reset-hold unmapped id= ldr= dfr= nmi= smi= init= arb_prio= irr= tmr="
+    "disabled xapic x2apic bsp ap sw-disabled eoi-suppressed nmi-masked shadow smm runnable "
+    "uninitialized init-received halted sipi-received ap-reset-hold unmapped id= ldr= dfr= tpr= "
+    "nmi= smi= init= arb_prio= irr= isr= tmr="
 )
 
 
@@ -90,7 +104,7 @@ WORDS = (
         (
             "0 spilt",
             "topology: 'spilt' is neither a vCPU (a number, then /words) nor one of none full "
-            "split x2apic_api= mapped_api= no-vector-hashing no-smm",
+            "split x2apic_api= mapped_api= boot= no-vector-hashing no-smm",
         ),
         ("x2apic_api=on", "x2apic_api: 'on' is not a number"),
         ("x2apic_api=-1", "x2apic_api: -1 does not fit 32 bits"),
@@ -99,7 +113,7 @@ WORDS = (
         ("0 1/", f"vCPU '1/': '' is none of {WORDS}"),
         ("1/halt", f"vCPU '1/halt': 'halt' is none of {WORDS}"),
         ("1/ldr", f"vCPU '1/ldr': 'ldr' is none of {WORDS}"),
-        ("1/tpr=0", f"vCPU '1/tpr=0': 'tpr=0' is none of {WORDS}"),
+        ("1/ppr=0", f"vCPU '1/ppr=0': 'ppr=0' is none of {WORDS}"),
         ("1/ldr=", "vCPU '1/ldr=': '' is not a number"),
         ("1/id=-1", "vCPU '1/id=-1': -1 does not fit 32 bits"),
         ("1/id=256", "vCPU '1/id=256': id 0x100 does not fit 8 bits"),
@@ -114,7 +128,9 @@ def test_bad_word_is_named(text, expected):
         Topology.parse(text)
 
 
-@pytest.mark.parametrize("name", ["vcpu_id", "id", "ldr", "dfr", "nmi", "smi", "init", "arb_prio"])
+@pytest.mark.parametrize(
+    "name", ["vcpu_id", "id", "ldr", "dfr", "tpr", "nmi", "smi", "init", "arb_prio", "bsp"]
+)
 def test_number_that_does_not_fit_is_refused(name):
     with pytest.raises(ValueError, match=f"^{name} 0x100000000 does not fit"):
         VcpuState(**{"vcpu_id": 0} | {name: 1 << 32})

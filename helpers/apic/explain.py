@@ -82,6 +82,7 @@ def _vcpu(vcpu: VcpuState) -> Iterator[str]:
             yield f"x2APIC, logical ID {vcpu.ldr:#010x}"
     if vcpu.hardware_enabled:
         yield "enabled" if vcpu.software_enabled else "software-disabled"
+    yield from _events(vcpu)
     if vcpu.mp_state is not MpState.RUNNABLE:
         yield vcpu.mp_state.name
     if not vcpu.mapped:
@@ -89,11 +90,26 @@ def _vcpu(vcpu: VcpuState) -> Iterator[str]:
     for name, count in (("NMI", vcpu.nmi), ("SMI", vcpu.smi), ("INIT", vcpu.init)):
         if count:
             yield f"{name} pending" if count == 1 else f"{count} {name}s pending"
-    for name, vectors in (("IRR", vcpu.irr), ("TMR", vcpu.tmr)):
+    for name, vectors in (("IRR", vcpu.irr), ("ISR", vcpu.isr), ("TMR", vcpu.tmr)):
         if vectors:
             yield f"{name} {show_vectors(vectors)}"
     if vcpu.arb_prio:
         yield f"lowest-priority messages received: {vcpu.arb_prio}"
+
+
+def _events(vcpu: VcpuState) -> Iterator[str]:
+    """Yield what holds interrupts back, and who is the BSP."""
+    if vcpu.bsp != (vcpu.vcpu_id == 0):
+        yield "the BSP" if vcpu.bsp else "not the BSP"
+    for is_so, words in (
+        (vcpu.eoi_suppressed, "EOI broadcasts suppressed"),
+        (vcpu.tpr, f"TPR {vcpu.tpr:#04x}"),
+        (vcpu.nmi_masked, "NMIs masked"),
+        (vcpu.shadow, "in an interrupt shadow"),
+        (vcpu.smm, "in SMM"),
+    ):
+        if is_so:
+            yield words
 
 
 def _rules(applied: Iterable[tuple[Rule, str]]) -> Iterator[str]:

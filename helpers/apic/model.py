@@ -43,7 +43,7 @@ from __future__ import annotations
 import enum
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from helpers.apic.effect import NOTHING, Effect
 from helpers.apic.lapic import DFR_CLUSTER, DFR_FLAT, bits
@@ -55,7 +55,6 @@ from helpers.spec import CLAUSES
 
 XAPIC_BROADCAST = 0xFF
 X2APIC_BROADCAST = 0xFFFFFFFF
-BSP_ID = 0
 MAX_PENDING_NMIS = 2
 
 
@@ -72,6 +71,10 @@ class Switches:
     x2apics_keep_their_ids: bool = True
     nmis_are_counted: bool = True
     remrd_ends_reset_hold: bool = True
+    smm_allows_init_received: bool = True
+    init_in_smm_is_quiet: bool = True
+    moved_routes_exit: bool = True
+    stale_eois_exit_once: bool = True
 
 
 REFERENCE = Switches()
@@ -170,6 +173,8 @@ SIGNAL = Rule(
     "SMI, NMI and INIT become pending, on a software-disabled LAPIC too.",
     ("message.delivery-mode", "lapic.software-disabled"),
 )
+IN_SMM = Rule("In SMM an INIT waits and a SIPI is dropped.", ("guest.init-in-smm",))
+MASKED_NMI = Rule("While NMIs are masked, one NMI can be pending.", ("guest.nmi-held",))
 # 4b8e1b32013d (6.2)
 NO_SMM = Rule("Without SMM an SMI is refused.", ("message.delivery-mode",))
 STARTUP = Rule(
@@ -340,6 +345,11 @@ class Outcome:
         """The outcome in strace's notation: ``1``, or ``-1 EINVAL``."""
         return show_result(self.result, self.errno)
 
+    def on(self, topology: Topology) -> Topology:
+        """Return ``topology`` with the effects applied."""
+        pairs = zip(self.effects, topology.vcpus, strict=True)
+        return replace(topology, vcpus=tuple(effect.on(vcpu) for effect, vcpu in pairs))
+
 
 class Model:
     """The rules, applied to one topology and one generation of kernels."""
@@ -455,6 +465,13 @@ class Model:
             self._apply(UNMATCHED, "EPERM")
         return Route(delivery_mode, slots, one, nobody=errno.EPERM)
 
+    def is_addressed(self, vcpu: VcpuState, message: Message) -> bool:
+        """Return whether a search for the destination of ``message`` finds ``vcpu``."""
+        wide = self.topology.has_32bit_ids
+        destination = message.destination if wide else message.destination_7_0
+        logical = message.destination_mode is DestinationMode.LOGICAL
+        return self._matches(vcpu, destination, logical)
+
     def _matches(self, vcpu: VcpuState, destination: int, logical: bool) -> bool:
         """Do as ``kvm_apic_match_dest()``: compare the destination with one LAPIC.
 
@@ -512,6 +529,10 @@ class Model:
         self._apply(rule, f"vCPU {self._index[vcpu.vcpu_id]}{state}")
         if rule is SOFTWARE_DISABLED or rule is NO_SMM or rule is NO_EXTINT:
             return None
+        if vcpu.smm and delivery_mode in (DeliveryMode.INIT, DeliveryMode.SIPI):
+            self._apply(IN_SMM, delivery_mode.name)
+        elif vcpu.nmi_masked and delivery_mode is DeliveryMode.NMI:
+            self._apply(MASKED_NMI, f"{vcpu.nmi} pending before")
         return effect_of(message, vcpu, delivery_mode, self.switches)
 
 
@@ -531,19 +552,30 @@ def effect_of(
         case DeliveryMode.SMI:
             return Effect(smi=1 - vcpu.smi)
         case DeliveryMode.NMI:
-            limit = MAX_PENDING_NMIS if switches.nmis_are_counted else 1
-            return Effect(nmi=min(vcpu.nmi + 1, limit) - vcpu.nmi)
+            return Effect(nmi=min(vcpu.nmi + 1, most_nmis(vcpu, switches)) - vcpu.nmi)
         case DeliveryMode.INIT:
-            state = MpState.RUNNABLE if vcpu.vcpu_id == BSP_ID else MpState.INIT_RECEIVED
-            change = None if vcpu.mp_state is state else (vcpu.mp_state, state)
-            return Effect(init=1 - vcpu.init, mp_state=change)
+            return Effect(init=1 - vcpu.init, mp_state=init_changes_mp_state(vcpu))
         case DeliveryMode.SIPI:
-            return _runnable_from(vcpu, MpState.INIT_RECEIVED)
+            return NOTHING if vcpu.smm else _runnable_from(vcpu, MpState.INIT_RECEIVED)
         case DeliveryMode.REMRD:
             held = [MpState.AP_RESET_HOLD] if switches.remrd_ends_reset_hold else []
             return _runnable_from(vcpu, MpState.HALTED, *held)
         case DeliveryMode.EXTINT:  # pragma: no cover - no LAPIC accepts ExtINT
             return NOTHING
+
+
+def most_nmis(vcpu: VcpuState, switches: Switches = REFERENCE) -> int:
+    """Return how many NMIs can be pending, as KVM_GET_VCPU_EVENTS shows them."""
+    return MAX_PENDING_NMIS if switches.nmis_are_counted and not vcpu.nmi_masked else 1
+
+
+def init_changes_mp_state(vcpu: VcpuState) -> tuple[int, int] | None:
+    """Return the mp_state before and after an INIT, None if the mp_state stays.
+
+    In SMM the INIT waits. The BSP runs on after an INIT, from the reset vector.
+    """
+    state = MpState.RUNNABLE if vcpu.bsp else MpState.INIT_RECEIVED
+    return None if vcpu.smm or vcpu.mp_state is state else (vcpu.mp_state, state)
 
 
 def _is_for_one(message: Message) -> bool:

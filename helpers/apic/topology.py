@@ -13,16 +13,23 @@ VM words (the default is a full irqchip, and no capability of KVM_CAP_X2APIC_API
   none, split        no in-kernel irqchip, a split irqchip
   x2apic_api=N       args[0] of KVM_CAP_X2APIC_API
   mapped_api=N       x2apic_api when KVM last built the map of LAPICs, if not the same
+  boot=N             the argument of KVM_SET_BOOT_CPU_ID, a vCPU ID
   no-vector-hashing  kvm.vector_hashing=N
   no-smm             the host has no KVM_CAP_X86_SMM
 
 vCPU words:
 
   x2apic, disabled   x2APIC mode; LAPIC disabled in IA32_APIC_BASE
+  bsp, ap            the BSP flag of IA32_APIC_BASE; default: bsp for vCPU ID 0, ap for others
   sw-disabled        LAPIC disabled in SVR
+  eoi-suppressed     SVR bit 12: EOIs are not broadcast to IOAPICs
   id= ldr= dfr=      xAPIC ID (8 bits), LDR and DFR (32-bit registers)
-  irr= tmr=          vectors, such as 0x41+0x42
+  tpr=               TPR; bits 7:4 are CR8
+  irr= isr= tmr=     vectors, such as 0x41+0x42
   nmi= smi= init=    number of pending NMIs; pending SMI and INIT, 0 or 1
+  nmi-masked         NMIs are held, as in the handler of an NMI
+  shadow             interrupts are held for one instruction, as after STI
+  smm                the vCPU is in SMM
   halted             mp_state; also uninitialized, init-received, sipi-received, ap-reset-hold
   unmapped           created after KVM last built the map of LAPICs
   arb_prio=N         messages of delivery mode lowest priority received since the LAPIC was reset
@@ -31,7 +38,7 @@ vCPU words:
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import and_, attrgetter
 from typing import Literal, get_args
 
@@ -66,11 +73,12 @@ class VcpuState:
     """One vCPU and its LAPIC. Raises ValueError for a value out of range.
 
     ``id`` is the 8-bit xAPIC ID; the ID of an x2APIC is ``vcpu_id``. ``ldr`` and ``dfr`` are the
-    32-bit registers. ``id`` and ``ldr`` of -1 become the values after reset. ``nmi`` counts pending
-    NMIs, ``smi`` and ``init`` are 0 or 1. ``mapped`` says whether KVM has built the map of LAPICs
-    since the vCPU was created. ``arb_prio`` counts the messages of delivery mode lowest priority
-    that the LAPIC received, accepted or not, since the last reset or KVM_SET_LAPIC (lapic.c,
-    ``apic_arb_prio``).
+    32-bit registers. ``bsp`` is the BSP flag of IA32_APIC_BASE. ``id``, ``ldr`` and ``bsp`` of -1
+    become the values after reset. ``nmi`` counts pending NMIs, ``smi`` and ``init`` are 0 or 1.
+    ``nmi_masked``, ``shadow`` and ``smm`` are fields of KVM_GET_VCPU_EVENTS, ``eoi_suppressed`` is
+    bit 12 of SVR. ``mapped`` says whether KVM has built the map of LAPICs since the vCPU was
+    created. ``arb_prio`` counts the messages of delivery mode lowest priority that the LAPIC
+    received, accepted or not, since the last reset or KVM_SET_LAPIC (lapic.c, ``apic_arb_prio``).
     """
 
     vcpu_id: int
@@ -87,10 +95,18 @@ class VcpuState:
     mp_state: MpState = MpState.RUNNABLE
     mapped: bool = True
     arb_prio: int = 0
+    bsp: int = -1
+    tpr: int = 0
+    isr: VectorSet = frozenset()
+    eoi_suppressed: bool = False
+    nmi_masked: bool = False
+    shadow: bool = False
+    smm: bool = False
 
     def __post_init__(self) -> None:
         usual_ldr = x2apic_ldr(self.vcpu_id) if self.apic_mode is ApicMode.X2APIC else 0
-        for name, usual in (("id", self.vcpu_id & 0xFF), ("ldr", usual_ldr)):
+        is_first = int(self.vcpu_id == 0)
+        for name, usual in (("id", self.vcpu_id & 0xFF), ("ldr", usual_ldr), ("bsp", is_first)):
             if getattr(self, name) == -1:
                 object.__setattr__(self, name, usual)
         if any(map(and_, _limited(self), _BEYOND)):
@@ -111,10 +127,10 @@ class VcpuState:
         return self.apic_mode is ApicMode.X2APIC
 
     def __str__(self) -> str:
-        usual = VcpuState(self.vcpu_id, self.apic_mode)
+        reset, usual = VcpuState(self.vcpu_id), VcpuState(self.vcpu_id, self.apic_mode)
         words = [str(self.vcpu_id)]
         for word, (name, value) in _WORDS.items():
-            if getattr(self, name) == value and word not in _DEFAULTS:
+            if getattr(self, name) == value and value != getattr(reset, name):
                 words.append(word)
         for name in _NUMBERS:
             if (value := getattr(self, name)) != getattr(usual, name):
@@ -149,11 +165,15 @@ class VcpuState:
 
 
 # The number of bits of each.
-_NUMBERS = {"id": 8, "ldr": 32, "dfr": 32, "nmi": 8, "smi": 1, "init": 1, "arb_prio": 31}
-_HEX = ("id", "ldr", "dfr")
-_VECTORS = ("irr", "tmr")
+_NUMBERS = {
+    **{"id": 8, "ldr": 32, "dfr": 32, "tpr": 8},
+    **{"nmi": 8, "smi": 1, "init": 1, "arb_prio": 31},
+}
+_HEX = ("id", "ldr", "dfr", "tpr")
+_VECTORS = ("irr", "isr", "tmr")
 _ALL_VECTORS = frozenset(range(256))
 _LIMITS = {"vcpu_id": 32, **_NUMBERS}
+_LIMITS["bsp"] = 1
 _limited = attrgetter(*_LIMITS)
 _BEYOND = [-1 << bits for bits in _LIMITS.values()]
 
@@ -161,11 +181,14 @@ _BEYOND = [-1 << bits for bits in _LIMITS.values()]
 # Words for the values of fields.
 _WORDS: dict[str, tuple[str, object]] = {
     **{apic_mode.name.lower(): ("apic_mode", apic_mode) for apic_mode in ApicMode},
+    "bsp": ("bsp", 1),
+    "ap": ("bsp", 0),
     "sw-disabled": ("software_enabled", False),
+    "eoi-suppressed": ("eoi_suppressed", True),
+    **{name.replace("_", "-"): (name, True) for name in ("nmi_masked", "shadow", "smm")},
     **{state.name.lower().replace("_", "-"): ("mp_state", state) for state in MpState},
     "unmapped": ("mapped", False),
 }
-_DEFAULTS = ("xapic", "runnable")
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +198,8 @@ class Topology:
     ``x2apic_api`` is args[0] of KVM_CAP_X2APIC_API (api.rst, KVM_CAP_X2APIC_API). Enabling the
     capability does not rebuild KVM's map of LAPICs: ``mapped_api`` is the value of ``x2apic_api``
     when the map was built, None if the two are the same. ``vector_hashing`` is the parameter of
-    kvm.ko. ``smm`` says whether a vCPU can take an SMI (KVM_CAP_X86_SMM). Raises ValueError for two
-    vCPUs with one vCPU ID.
+    kvm.ko. ``smm`` says whether a vCPU can take an SMI (KVM_CAP_X86_SMM). ``boot_id`` is the vCPU
+    ID of the BSP after reset. Raises ValueError for two vCPUs with one vCPU ID.
     """
 
     vcpus: tuple[VcpuState, ...] = ()
@@ -185,6 +208,7 @@ class Topology:
     vector_hashing: bool = True
     smm: bool = True
     mapped_api: int | None = None
+    boot_id: int = 0
 
     def __post_init__(self) -> None:
         ids = [vcpu.vcpu_id for vcpu in self.vcpus]
@@ -206,12 +230,18 @@ class Topology:
     def has_broadcast_quirk(self) -> bool:
         return not self.x2apic_api & abi.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
 
+    def with_vcpu(self, index: int, vcpu: VcpuState) -> Topology:
+        """Return the topology with another state of one vCPU."""
+        return replace(self, vcpus=(*self.vcpus[:index], vcpu, *self.vcpus[index + 1 :]))
+
     def __str__(self) -> str:
         words: list[str] = [] if self.irqchip == "full" else [self.irqchip]
         if self.x2apic_api:
             words.append(f"x2apic_api={self.x2apic_api}")
         if self.mapped_api is not None:
             words.append(f"mapped_api={self.mapped_api}")
+        if self.boot_id:
+            words.append(f"boot={self.boot_id}")
         words += [word for word, (name, value) in _FLAGS.items() if getattr(self, name) == value]
         return " ".join([*words, *map(str, self.vcpus)])
 
@@ -226,17 +256,19 @@ class Topology:
             elif word in _FLAGS:
                 name, value = _FLAGS[word]
                 given[name] = value
-            elif word.startswith(("x2apic_api=", "mapped_api=")):
-                name, _, number = word.partition("=")
-                given[name] = number_of(name, number)
+            elif word.startswith(tuple(_VM_NUMBERS)):
+                name, equals, number = word.partition("=")
+                given[_VM_NUMBERS[name + equals]] = number_of(name, number)
             elif word[0].isdecimal():
                 vcpus.append(VcpuState.parse(word))
             else:
-                known = [*get_args(Irqchip), "x2apic_api=", "mapped_api=", *_FLAGS]
+                known = [*get_args(Irqchip), *_VM_NUMBERS, *_FLAGS]
                 forms = f"neither a vCPU (a number, then /words) nor one of {' '.join(known)}"
                 raise ValueError(f"topology: {word!r} is {forms}")
         return cls(tuple(vcpus), **given)  # type: ignore[arg-type]
 
 
+# Words before numbers, with the field of each.
+_VM_NUMBERS = {"x2apic_api=": "x2apic_api", "mapped_api=": "mapped_api", "boot=": "boot_id"}
 # Words for the values that differ from the default.
 _FLAGS = {"no-vector-hashing": ("vector_hashing", False), "no-smm": ("smm", False)}

@@ -6,13 +6,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from helpers.apic import ApicMode, Message, Register
-from helpers.apic.lapic import SVR_ENABLE, SVR_RESET
+from helpers.apic.host import EVENT_FIELDS
+from helpers.apic.lapic import APIC_BASE_BSP, SVR_ENABLE, SVR_RESET, SVR_SUPPRESS_EOI
 from helpers.apic.model import Model, Switches
 from helpers.apic.topology import MpState, Topology, VcpuState
 from helpers.guest.cpu import Cpu
 from helpers.guest.expect import Mismatch
 from helpers.guest.machine import Machine
-from helpers.kvm import System, abi
+from helpers.kvm import KvmError, System, abi
 
 
 def build(system: System, topology: Topology) -> Machine:
@@ -25,6 +26,7 @@ def build(system: System, topology: Topology) -> Machine:
         irqchip=topology.irqchip,
         vcpu_ids=[vcpu.vcpu_id for vcpu in topology.vcpus if vcpu.mapped],
         x2apic_api=topology.x2apic_api if topology.mapped_api is None else topology.mapped_api,
+        boot_id=topology.boot_id or None,
         power_on=topology.irqchip != "none",
     )
     try:
@@ -37,6 +39,9 @@ def build(system: System, topology: Topology) -> Machine:
             if topology.mapped_api is not None:
                 machine.vm.enable_cap(abi.KVM_CAP_X2APIC_API, topology.x2apic_api)
             _check(machine, topology)
+    except KvmError as refused:
+        machine.close()
+        raise ValueError(f"topology {topology} cannot be made: {refused}") from None
     except ValueError:
         machine.close()
         raise
@@ -64,23 +69,28 @@ def _set_state(cpu: Cpu, vcpu: VcpuState) -> None:
         return  # a write would enter the vCPU in the map
     if vcpu.is_x2apic:
         cpu.apic_mode = ApicMode.X2APIC
+    if vcpu.bsp != bool(cpu.apic_base & APIC_BASE_BSP):
+        sregs = cpu.vcpu.get_sregs()
+        sregs.apic_base ^= APIC_BASE_BSP
+        cpu.vcpu.set_sregs(sregs)
     page = cpu.lapic
     page[Register.SVR] = SVR_RESET | (SVR_ENABLE if vcpu.software_enabled else 0)
+    page[Register.SVR] |= SVR_SUPPRESS_EOI if vcpu.eoi_suppressed else 0
+    page[Register.TPR] = vcpu.tpr
     if not vcpu.is_x2apic:
         page[Register.ID] = vcpu.id << 24
         page[Register.LDR] = vcpu.ldr
         page[Register.DFR] = vcpu.dfr
     page.set_vectors(Register.IRR, vcpu.irr)
+    page.set_vectors(Register.ISR, vcpu.isr)
     page.set_vectors(Register.TMR, vcpu.tmr)
     cpu.lapic = page
     if vcpu.apic_mode is ApicMode.DISABLED:
         cpu.apic_mode = ApicMode.DISABLED
-    if vcpu.nmi or vcpu.smi:
-        events = cpu.vcpu.get_events()
-        events.nmi.pending, events.smi.pending = vcpu.nmi, vcpu.smi
-        events.flags = abi.KVM_VCPUEVENT_VALID_NMI_PENDING
-        events.flags |= abi.KVM_VCPUEVENT_VALID_SMM if vcpu.smi else 0
-        cpu.vcpu.set_events(events)
+    events = {name: int(getattr(vcpu, name)) for name in EVENT_FIELDS}
+    if not vcpu.smm:
+        del events["init"]  # An INIT stays pending in SMM only.
+    cpu.set_events({name: value for name, value in events.items() if value})
     if vcpu.mp_state is MpState.SIPI_RECEIVED:
         cpu.mp_state = MpState.INIT_RECEIVED
     cpu.mp_state = vcpu.mp_state

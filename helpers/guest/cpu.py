@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -41,6 +41,16 @@ class Taken:
 
 
 _FLAT = abi.kvm_segment(limit=0xFFFFFFFF, selector=layout.DATA, type=3, present=1, db=1, s=1, g=1)
+_EVENTS = {
+    "nmi_masked": ("nmi", "masked", 0),
+    "nmi": ("nmi", "pending", abi.KVM_VCPUEVENT_VALID_NMI_PENDING),
+    "shadow": ("interrupt", "shadow", abi.KVM_VCPUEVENT_VALID_SHADOW),
+    "smm": ("smi", "smm", abi.KVM_VCPUEVENT_VALID_SMM),
+    "smi": ("smi", "pending", abi.KVM_VCPUEVENT_VALID_SMM),
+    "init": ("smi", "latched_init", abi.KVM_VCPUEVENT_VALID_SMM),
+}
+"""By field of VcpuState: structure and field of kvm_vcpu_events, and the flag that goes with it."""
+
 _NO_EVENTS = abi.kvm_vcpu_events(
     flags=abi.KVM_VCPUEVENT_VALID_NMI_PENDING | abi.KVM_VCPUEVENT_VALID_SHADOW
 )
@@ -83,10 +93,15 @@ class Cpu:
         self.vcpu.set_lapic(abi.kvm_lapic_state.from_buffer_copy(page.raw))
 
     @property
+    def apic_base(self) -> int:
+        """IA32_APIC_BASE, read from KVM if a call may have changed the MSR."""
+        known = self._ledger.apic_bases.get(self.vcpu.fd)
+        return int(self.vcpu.get_sregs().apic_base) if known is None else known
+
+    @property
     def apic_mode(self) -> ApicMode:
-        """The APIC mode, read from KVM if a call may have changed it."""
-        known = self._ledger.apic_modes.get(self.vcpu.fd)
-        return apic_mode_in(self.vcpu.get_sregs().apic_base) if known is None else known
+        """The APIC mode in IA32_APIC_BASE."""
+        return apic_mode_in(self.apic_base)
 
     @apic_mode.setter
     def apic_mode(self, apic_mode: ApicMode) -> None:
@@ -106,6 +121,16 @@ class Cpu:
     @mp_state.setter
     def mp_state(self, state: int) -> None:
         self.vcpu.set_mp_state(state)
+
+    def set_events(self, changes: Mapping[str, int]) -> None:
+        """Write some events by KVM_SET_VCPU_EVENTS: fields of VcpuState, each with its value."""
+        events = self.vcpu.get_events()
+        events.flags = 0
+        for name, value in changes.items():
+            structure, field, valid = _EVENTS[name]
+            setattr(getattr(events, structure), field, value)
+            events.flags |= valid
+        self.vcpu.set_events(events)
 
     def configure(self, **registers: int) -> Cpu:
         """Write LAPIC registers by KVM_SET_LAPIC and return self. ``svr=0xFF`` names a register.
@@ -127,10 +152,13 @@ class Cpu:
     def snapshot(self) -> Snapshot:
         """Read the state of the vCPU. KVM then processes a pending INIT or SIPI."""
         lapic, events, mp_state = self.lapic, self.vcpu.get_events(), self.mp_state  # in this order
-        nmi, smi, init = events.nmi.pending, events.smi.pending, events.smi.latched_init
-        if init:
+        nmi, smi = events.nmi, events.smi
+        if smi.latched_init and not smi.smm:
             self._ledger.map_rebuilt()  # the INIT has reset the LAPIC
-        return Snapshot(lapic, nmi, smi, init, mp_state)
+        return Snapshot(
+            *(lapic, nmi.pending, smi.pending, smi.latched_init, mp_state),
+            *(nmi.masked, int(events.interrupt.shadow > 0), smi.smm),
+        )
 
     def address_of(self, field: str) -> int:
         """Return the guest-physical address of a field of layout.Control."""
@@ -160,6 +188,20 @@ class Cpu:
             new = self.log()
             if not new:
                 return taken
+            taken += new
+
+    def take_with_exits(self) -> tuple[list[Taken], list[int]]:
+        """Do as :meth:`take`. Return the vectors of all KVM_EXIT_IOAPIC_EOI, too."""
+        taken: list[Taken] = []
+        exits: list[int] = []
+        while True:
+            if (reason := self._enter()) == abi.KVM_EXIT_IOAPIC_EOI:
+                exits.append(int(self.vcpu.kvm_run.u.eoi.vector))
+                continue
+            expect_port(self.vcpu, self.index, reason, layout.PORT_IDLE)
+            new = self.log()
+            if not new:
+                return taken, exits
             taken += new
 
     def log(self) -> list[Taken]:
@@ -238,9 +280,14 @@ class Cpu:
 
     def write(self, register: Register, value: int) -> None:
         """Have the guest write a LAPIC register."""
+        self.prepare_write(register, value)
+        self.step()
+
+    def prepare_write(self, register: Register, value: int) -> None:
+        """Have the guest write a LAPIC register at the next entry."""
         was_enabled = register is Register.SVR and self.lapic.software_enabled
         self._ledger.guest_writes_register(register, value, was_enabled)
-        self._operate("LAPIC_WRITE", register, value)
+        self._prepare("LAPIC_WRITE", register, value)
 
     def eoi(self) -> None:
         self.write(Register.EOI, 0)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from helpers.apic import ApicMode, LapicPage, Message, Register
 from helpers.apic.effect import NOTHING, Effect
-from helpers.apic.lapic import bits
+from helpers.apic.lapic import SVR_SUPPRESS_EOI, bits
 from helpers.apic.model import Outcome, effect_of
 from helpers.apic.topology import Irqchip, MpState, Topology, VcpuState, show_mp_state
 from helpers.guest.expect import Mismatch
@@ -23,7 +23,7 @@ class Snapshot(NamedTuple):
     """The state of a vCPU that the host can read.
 
     ``lapic`` is read first and ``mp_state`` last: KVM_GET_MP_STATE makes KVM process a pending INIT
-    or SIPI.
+    or SIPI. ``shadow`` is 1 in any interrupt shadow, since AMD does not tell STI from MOV SS.
     """
 
     lapic: LapicPage
@@ -31,7 +31,13 @@ class Snapshot(NamedTuple):
     smi_pending: int
     latched_init: int
     mp_state: int
+    nmi_masked: int = 0
+    shadow: int = 0
+    smm: int = 0
 
+
+_KEPT = ("nmi_masked", "shadow", "smm")
+"""Fields of a snapshot that no message changes."""
 
 # The bits of a register page, as a little-endian number, except those of TMR and IRR.
 _REST = ~sum(0xFFFFFFFF << 8 * word for word in range(Register.TMR, Register.ESR, 0x10))
@@ -53,8 +59,12 @@ def effect_between(before: Snapshot, after: Snapshot) -> Effect:
         smi=after.smi_pending - before.smi_pending,
         init=after.latched_init - before.latched_init,
         mp_state=None if states[0] == states[1] else states,
-        registers=_other_registers(old, new),
+        registers=(*_other_registers(old, new), *_other_events(before, after)),
     )
+
+
+def _other_events(before: Snapshot, after: Snapshot) -> list[str]:
+    return [name for name in _KEPT if getattr(before, name) != getattr(after, name)]
 
 
 def _other_registers(old: LapicPage, new: LapicPage) -> tuple[str, ...]:
@@ -78,7 +88,9 @@ class Setting:
 
     ``apic_modes``: the APIC mode of each vCPU. ``unmapped``: index of the newest vCPU while the
     kernel's map of LAPICs lacks the vCPU, else None. ``mapped_api``: features of
-    KVM_CAP_X2APIC_API when that map was built; None if still the same.
+    KVM_CAP_X2APIC_API when that map was built; None if still the same. ``bsps``: the BSP flag of
+    each vCPU; empty if each has the flag's value after reset. ``boot_id``: the argument of
+    KVM_SET_BOOT_CPU_ID.
     """
 
     irqchip: Irqchip = "full"
@@ -87,6 +99,8 @@ class Setting:
     apic_modes: tuple[ApicMode, ...] = ()
     unmapped: int | None = None
     mapped_api: int | None = None
+    bsps: tuple[int, ...] = ()
+    boot_id: int = 0
 
     def vcpu(self, index: int, snapshot: Snapshot) -> VcpuState:
         """Return the state of vCPU ``index`` in the terms of the model."""
@@ -106,6 +120,13 @@ class Setting:
             init=snapshot.latched_init,
             mp_state=MpState(snapshot.mp_state),
             mapped=index != self.unmapped,
+            bsp=self.bsps[index] if self.bsps else -1,
+            tpr=page[Register.TPR],
+            isr=page.isr,
+            eoi_suppressed=bool(page[Register.SVR] & SVR_SUPPRESS_EOI),
+            nmi_masked=bool(snapshot.nmi_masked),
+            shadow=bool(snapshot.shadow),
+            smm=bool(snapshot.smm),
         )
 
     def topology(
@@ -116,7 +137,10 @@ class Setting:
         ``vector_hashing`` and ``smm`` are properties of the kernel under test.
         """
         vcpus = tuple(self.vcpu(index, snapshot) for index, snapshot in enumerate(snapshots))
-        return Topology(vcpus, self.irqchip, self.x2apic_api, vector_hashing, smm, self.mapped_api)
+        return Topology(
+            *(vcpus, self.irqchip, self.x2apic_api, vector_hashing, smm),
+            *(self.mapped_api, self.boot_id),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,10 @@ class Ledger(Closing):
     ``x2apic_api``: the features of KVM_CAP_X2APIC_API enabled so far.
     ``unmapped``: index of the newest vCPU while the kernel's map of LAPICs lacks the vCPU.
     KVM_CREATE_VCPU rebuilds the map before the new vCPU is part of the VM.
-    ``apic_modes``: by vCPU file descriptor, the APIC modes that KVM has reported and that no call
-    has changed since.
+    ``apic_bases``: by vCPU file descriptor, the values of IA32_APIC_BASE that KVM has reported and
+    that no call has changed since.
+    ``boot_id``: the argument of KVM_SET_BOOT_CPU_ID.
+    ``map_builds``: number of times that KVM has built the map of LAPICs.
     ``snapshots``: the latest state of all vCPUs; None if an ioctl may have changed a vCPU since.
     """
 
@@ -53,7 +55,9 @@ class Ledger(Closing):
         self.shareable = False
         self.x2apic_api = 0
         self.unmapped: int | None = None
-        self.apic_modes: dict[int, ApicMode] = {}
+        self.apic_bases: dict[int, int] = {}
+        self.boot_id = 0
+        self.map_builds = 0
         self.snapshots: list[Snapshot] | None = None
         self._mapped_api = 0
         self._vcpus = 0
@@ -94,9 +98,13 @@ class Ledger(Closing):
             case abi.KVM_SET_LAPIC.number:
                 self.map_rebuilt()
             case abi.KVM_GET_SREGS.number:
-                self.apic_modes[fd] = apic_mode_in(argument.apic_base)
+                self.apic_bases[fd] = argument.apic_base
             case abi.KVM_SET_SREGS.number:
-                self._set_apic_base(fd, argument.apic_base, self.apic_modes.get(fd))
+                known = self.apic_bases.get(fd)
+                old = None if known is None else apic_mode_in(known)
+                self._set_apic_base(fd, argument.apic_base, old)
+            case abi.KVM_SET_BOOT_CPU_ID.number:
+                self.boot_id = argument
             case abi.KVM_CREATE_VCPU.number:
                 self.map_rebuilt()
                 self.unmapped = self._vcpus
@@ -121,13 +129,14 @@ class Ledger(Closing):
             self._set_apic_base(fd, value, apic_mode)
 
     def _set_apic_base(self, fd: int, apic_base: int, old: ApicMode | None) -> None:
-        self.apic_modes.pop(fd, None)
+        self.apic_bases.pop(fd, None)
         if old is None or old.value != apic_base & ApicMode.X2APIC.value:
             self.map_rebuilt()
 
     def map_rebuilt(self) -> None:
         """Note that KVM has rebuilt its map of LAPICs."""
         self.unmapped = None
+        self.map_builds += 1
         self._mapped_api = self.x2apic_api
 
 

@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 
 from helpers.apic import ApicMode, DeliveryMode, Message
 from helpers.apic.effect import Effect
+from helpers.apic.lapic import APIC_BASE_BSP
 from helpers.apic.topology import Irqchip, Topology
 from helpers.guest import layout
 from helpers.guest.cpu import Cpu
 from helpers.guest.injection import Injection, Setting, Snapshot, effect_between, journal, msi_of
-from helpers.guest.ledger import Ledger
+from helpers.guest.ledger import Ledger, apic_mode_in
 from helpers.guest.memory import add_memory
 from helpers.kvm import System, abi
 from helpers.kvm.closing import Closing
@@ -34,7 +35,8 @@ class Machine(Closing):
 
     ``irqchip``: by default full, on a kernel without IOAPIC split.
     ``x2apic_api``: args[0] of KVM_CAP_X2APIC_API, enabled before the vCPUs are created; 0 does not
-    enable the capability. ``apic_mode``: the APIC mode of all LAPICs. ``power_on=False`` leaves the
+    enable the capability. ``boot_id``: the argument of KVM_SET_BOOT_CPU_ID; None does not call the
+    ioctl. ``apic_mode``: the APIC mode of all LAPICs. ``power_on=False`` leaves the
     vCPUs as KVM_CREATE_VCPU makes them.
     """
 
@@ -45,6 +47,7 @@ class Machine(Closing):
         irqchip: Irqchip | None = None,
         vcpu_ids: Sequence[int] = (0,),
         x2apic_api: int = 0,
+        boot_id: int | None = None,
         apic_mode: ApicMode = ApicMode.XAPIC,
         power_on: bool = True,
     ) -> None:
@@ -62,6 +65,8 @@ class Machine(Closing):
                 self.vm.split_irqchip()
             if x2apic_api:
                 self.vm.enable_cap(abi.KVM_CAP_X2APIC_API, x2apic_api)
+            if boot_id is not None:
+                self.vm.set_boot_cpu_id(boot_id)
             self.memory = add_memory(self.vm, len(vcpu_ids))
             for vcpu_id in vcpu_ids:
                 self.add_cpu(vcpu_id)
@@ -119,20 +124,28 @@ class Machine(Closing):
         self._ledger.snapshots_read(found)
         return found
 
-    def _snapshots_before(self) -> list[Snapshot]:
+    def latest_snapshots(self) -> list[Snapshot]:
         """Return the state of all vCPUs, read only if an ioctl may have changed a vCPU."""
         known = self._ledger.snapshots
         return self.snapshots() if known is None else known
 
+    @property
+    def map_builds(self) -> int:
+        """Number of times that KVM has built its map of LAPICs."""
+        return self._ledger.map_builds
+
     def setting(self) -> Setting:
         """Return the state of the machine that the snapshots do not show."""
+        bases = [] if self.irqchip == "none" else [cpu.apic_base for cpu in self.cpus]
         return Setting(
             irqchip=self.irqchip,
             x2apic_api=self._ledger.x2apic_api,
             vcpu_ids=tuple(cpu.vcpu.vcpu_id for cpu in self.cpus),
-            apic_modes=() if self.irqchip == "none" else tuple(cpu.apic_mode for cpu in self.cpus),
+            apic_modes=tuple(map(apic_mode_in, bases)),
             unmapped=self._ledger.unmapped,
             mapped_api=self._ledger.mapped_api,
+            bsps=tuple(int(bool(base & APIC_BASE_BSP)) for base in bases),
+            boot_id=self._ledger.boot_id,
         )
 
     def topology(self, vector_hashing: bool = True) -> Topology:
@@ -156,7 +169,7 @@ class Machine(Closing):
 
     def observe(self, msi: abi.kvm_msi, inject: Callable[[], tuple[int, int]]) -> Injection:
         """Call ``inject()``, which sends ``msi`` and returns (result, errno), between snapshots."""
-        before = self._snapshots_before()
+        before = self.latest_snapshots()
         setting = self.setting()
         result, code = inject()
         after = self.snapshots()
@@ -170,7 +183,7 @@ class Machine(Closing):
 
     def raise_irqfd(self, gsi: int) -> list[Effect]:
         """Signal an irqfd of ``gsi``. Return the effect on each vCPU: an irqfd has no status."""
-        before = self._snapshots_before()
+        before = self.latest_snapshots()
         fd = self.vm.irqfd(gsi)
         os.eventfd_write(fd, 1)
         self.vm.deassign_irqfd(fd, gsi)  # waits for the injection

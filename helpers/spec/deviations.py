@@ -18,12 +18,13 @@ class SwitchOff:
     """A switch of the model that is off for kernels with a deviation.
 
     ``topology`` and ``message`` are a case in the text forms of helpers/apic. A kernel that handles
-    the case as the reference kernel does has the fix, whatever the kernel's version.
+    the case as the reference kernel does has the fix, whatever the kernel's version. Without a case
+    (no single message shows the switch) the kernel's version decides.
     """
 
     name: str
-    topology: str
-    message: str
+    topology: str = ""
+    message: str = ""
 
 
 @dataclass(frozen=True, slots=True)

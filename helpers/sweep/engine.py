@@ -124,7 +124,10 @@ def _expected(
     lapic = LapicPage(page)
     lapic.set_vectors(Register.IRR, after.irr)
     lapic.set_vectors(Register.TMR, after.tmr)
-    return Snapshot(lapic, after.nmi, after.smi, after.init, after.mp_state)
+    return Snapshot(
+        *(lapic, after.nmi, after.smi, after.init, after.mp_state),
+        *(after.nmi_masked, after.shadow, after.smm),
+    )
 
 
 @cache

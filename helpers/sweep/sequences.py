@@ -14,7 +14,8 @@ from hypothesis.internal.constants_ast import Constants
 from hypothesis.reporting import with_reporter
 from hypothesis.stateful import run_state_machine_as_test
 
-from helpers.sweep.state_machine import AnySequence, Campaign
+from helpers.sweep.sequence import Campaign, Unshrinkable
+from helpers.sweep.state_machine import AnySequence
 
 __tracebackhide__ = True  # A failure's traceback ends at the line of the test.
 
@@ -26,10 +27,18 @@ SHRINKING_SECONDS = 20  # A failing sequence is shrunk and reported within the t
 def run_sequences(campaign: Campaign, number: int) -> None:
     """Run the sequences of seed ``number``, the same ones on every kernel.
 
-    Raises Mismatch for the smallest sequence found whose outcome differs from the model's. The
-    notes of the exception are the steps of the sequence.
+    Raises Mismatch for the smallest sequence found whose outcome differs from the model's, and
+    KernelComplaint for the smallest one at which the kernel complains. The notes of the exception
+    are the steps of the sequence.
     """
     patch_hypothesis()
+    try:
+        _run(campaign, number)
+    except Unshrinkable as found:
+        raise found.complaint from None
+
+
+def _run(campaign: Campaign, number: int) -> None:
     with with_reporter(lambda _: None):  # The notes of the exception say the same.
         run_state_machine_as_test(
             seed(number)(lambda: AnySequence(campaign)),  # type: ignore[arg-type]

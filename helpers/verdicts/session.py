@@ -153,12 +153,21 @@ class Verdicts:
             also = [f"the test raised {type(error).__name__}: {error}"]
             raise
         finally:
-            if complaints := self.log.complaints():
-                complaint = KernelComplaint([*complaints, *also])
-                if not self._is_of_another_process(item, complaint):
-                    raise complaint
+            if complaint := self.new_complaint(item, also):
+                raise complaint
 
     pytest_runtest_teardown = pytest_runtest_call
+
+    def new_complaint(self, item: pytest.Item, also: Sequence[str] = ()) -> KernelComplaint | None:
+        """Return what the kernel has logged since the last call, and ``also``, while ``item`` ran.
+
+        Return None if the kernel has logged nothing, or a test of another process is the cause.
+        """
+        if complaints := self.log.complaints():
+            complaint = KernelComplaint([*complaints, *also])
+            if not self._is_of_another_process(item, complaint):
+                return complaint
+        return None
 
     def _is_of_another_process(self, item: pytest.Item, complaint: KernelComplaint) -> bool:
         """Return whether a test in another process may have raised a known WARNING."""

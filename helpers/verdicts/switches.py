@@ -29,6 +29,8 @@ def switches_of(kernel: Kernel, system: System) -> Switches:
 
 
 def _shows(switch: SwitchOff, system: System) -> bool:
+    if not switch.message:
+        return True
     case = Topology.parse(switch.topology), Message.parse(switch.message)
     try:
         return disagreement(system, *case, REFERENCE) is not None
