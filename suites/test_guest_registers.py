@@ -183,6 +183,15 @@ def test_x2apic_logical_id_counts_at_once(machine):
 
 
 @clause("lapic.follows-guest")
+def test_x2apic_has_not_the_id_that_the_guest_wrote(machine):
+    machine[1].write(Register.ID, 5 << 24)
+    guest_switches(machine[1], ApicMode.X2APIC)
+    expect("ID at the guest", machine[1].read(Register.ID), 1)
+    machine.signal(to(5)).blocked_or_unmatched().reached_nobody()
+    machine.signal(to(1)).returns(1).accepted_by(1)
+
+
+@clause("lapic.follows-guest")
 def test_x2apic_has_not_the_logical_id_that_the_guest_wrote(machine):
     machine[1].write(Register.LDR, 0x40 << 24)
     guest_switches(machine[1], ApicMode.X2APIC)

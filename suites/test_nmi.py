@@ -152,6 +152,14 @@ def test_masked_nmi_does_not_wake_a_vcpu_halted_by_the_host(masked):
 
 
 @clause("guest.hlt")
+def test_restored_events_without_an_nmi_do_not_wake(machine):
+    machine[1].mp_state = MpState.HALTED
+    set_events(machine[1], nmi_pending=0)
+    with machine[1].waiting() as running:
+        expect_asleep(machine[1], running)
+
+
+@clause("guest.hlt")
 @pytest.mark.parametrize("by", ["guest", "host"])
 def test_nmi_wakes_once_it_is_unmasked(masked, by):
     if by == "guest":

@@ -12,7 +12,7 @@ from helpers.apic.topology import MpState
 from helpers.guest import expect
 from helpers.verdicts import clause
 from suites import each
-from suites.common import expect_mp_state, outcome_of, to
+from suites.common import expect_mp_state, outcome_of, set_events, to
 from suites.names import INIT, LEVEL, SIPI
 
 # --- lapic.init-reset -----------------------------------------------------------------------------
@@ -75,6 +75,14 @@ def test_init_keeps_the_apic_id(machine):
     expect("APIC ID", machine[1].lapic.xapic_id, 9)
 
 
+@clause("lapic.init-reset")
+@each.apic_mode
+def test_init_keeps_the_apic_mode(machine, apic_mode):
+    machine.send(to(1, delivery_mode=INIT))
+    expect_mp_state(machine[1], MpState.INIT_RECEIVED)
+    expect("APIC mode", machine[1].apic_mode, apic_mode)
+
+
 # --- guest.init-sipi: a SIPI to a processor that does not wait for SIPI ---------------------------
 
 
@@ -117,6 +125,17 @@ def test_uninitialized_processor_drops_a_sipi(machine):
         running.wait_until_asleep()
         running.kick()
     expect_no_sipi_left(machine[1])
+
+
+# --- guest.init-sipi: what INIT drops -------------------------------------------------------------
+
+
+@clause("guest.init-sipi")
+def test_init_drops_an_interrupt_on_its_way_into_the_handler(machine):
+    set_events(machine[1], interrupt_injected=1, interrupt_nr=0x41)
+    machine.send(to(1, delivery_mode=INIT))
+    expect_mp_state(machine[1], MpState.INIT_RECEIVED)
+    expect("interrupt on its way", machine[1].vcpu.get_events().interrupt.injected, 0)
 
 
 # --- vcpu.bsp -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from helpers.kernels.boot import Processor, qemu
 from helpers.kernels.download import Download
 from helpers.kernels.image import Cpio
 from helpers.kernels.modules import Modules
-from helpers.kernels.packages import Archive, KernelError
+from helpers.kernels.packages import Archive, KernelError, release_options
 from helpers.kernels.parameters import Choices
 from helpers.spec.kernels import DEFAULT_KERNEL, REFERENCE_KERNELS
 from tests.copy_of_the_suite import ROOT, run_pytest
@@ -133,6 +133,21 @@ def test_version_without_apt_says_what_else_can_be_given(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(KernelError, match="a bzImage or a kernel build tree"):
         Archive()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("7.3.4+deb13-amd64", ["-t", "13*"]),
+        ("7.2.13+deb14-amd64", []),  # sid has no release number
+        ("6.1.0-56-amd64", []),
+    ],
+)
+def test_tools_come_from_the_release_of_the_kernel(name, options):
+    policy = (
+        " 500 http://deb.debian.org/debian trixie/main\n     release v=13.8,o=Debian,n=trixie\n"
+    )
+    assert release_options(name, policy) == options
 
 
 # --- columns --------------------------------------------------------------------------------------

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
 from helpers.spec.table import SpecError
 from tests.copy_of_the_suite import ROOT
 from tests.mutants import __main__ as program
+from tests.mutants.foreign import wrap
 from tests.mutants.judge import MutantResult, Order, batches
 from tests.mutants.mutant import Edit, Mutant, MutantError, mutants
 
@@ -77,8 +80,15 @@ def test_function_of_two_files_is_the_one_with_the_text(old, file):
 def test_older_kernels_have_their_own_edit():
     older = Edit("checked", "return 0;", "return 1;")
     assert mutant(function="newer", older=older).apply(SOURCES) == older.apply(SOURCES)
+    oldest = Edit("newest", "1", older=Edit("newer", "1", older=older))
+    assert oldest.apply(SOURCES) == older.apply(SOURCES)
     with pytest.raises(MutantError, match="no function newer"):
         mutant(function="newer").apply(SOURCES)
+
+
+def test_function_may_have_another_name_in_other_kernels():
+    edit = Edit("renamed|checked", "!kvm||flags", "false")
+    assert edit.apply(SOURCES) == Edit("checked", "!kvm||flags", "false").apply(SOURCES)
 
 
 def test_edit_without_new_text_deletes():
@@ -149,6 +159,23 @@ def test_mutants_that_damage_memory_have_their_own_boot():
     sizes = [len(batch) for batch in batches(chosen)]
     assert sizes == [12, 1, 1, 1]
     assert [batch[0].id for batch in batches(chosen)[-2:]] == ["1", "2"]
+
+
+@pytest.mark.skipif(
+    not Path("/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2").exists(),
+    reason="the loader of this machine is not where Debian has it",
+)
+def test_program_runs_with_the_loader_of_another_release(tmp_path):
+    (tmp_path / "usr/lib").mkdir(parents=True)
+    (tmp_path / "usr/lib/x86_64-linux-gnu").symlink_to("/lib/x86_64-linux-gnu")
+    program = Path(shutil.copy("/bin/echo", tmp_path / "usr/echo"))
+    (tmp_path / "usr/script").write_text("#!/bin/sh\n")
+    for _ in range(2):  # the second time, nothing is left to do
+        wrap([tmp_path / "usr"], tmp_path)
+    assert program.read_bytes().startswith(b"#!/bin/sh")
+    assert {file.name for file in tmp_path.glob("usr/*")} == {"echo", "echo.elf", "lib", "script"}
+    done = subprocess.run([program, "one", "t w o"], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("one t w o\n", "")
 
 
 def test_record_is_a_run_of_pytest(tmp_path):

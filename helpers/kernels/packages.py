@@ -126,6 +126,20 @@ class Archive:
             source = f"linux-source-{series(name)}={headers['Version']}"
             return self._unpacked(f"{name}-sources", [headers["Package"], *needed, source])
 
+    def fetch_tools(self, name: str) -> Path:
+        """Return a directory with the compiler of a kernel and all libraries of its build tools."""
+        with self._packages():
+            release = release_options(name, self._run("apt-cache", "policy"))
+            listed = self._run(
+                *("apt-get", "install", "-s", "-q", "--no-install-recommends", *release),
+                # Packages that are installed here are listed, too.
+                *("-oDir::State::status=/dev/null", f"linux-headers-{name}"),
+            )
+            packages = re.findall(r"^Inst (?!linux-)(\S+) \((\S+)", listed, re.MULTILINE)
+            return self._unpacked(
+                f"{name}-tools", [f"{each}={version}" for each, version in packages]
+            )
+
     def compiler(self, name: str) -> str:
         """Return the compiler of a kernel and its modules, such as ``gcc-12``."""
         with self._packages():
@@ -163,6 +177,16 @@ def _mirrors() -> list[str]:
     """Return the URIs of the Debian archives that this machine's apt uses."""
     listed = _run("apt-get", "indextargets", "--format", "$(ORIGIN) $(REPO_URI)")
     return sorted(set(re.findall(r"^Debian (\S+)$", listed, re.MULTILINE)))
+
+
+def release_options(name: str, policy: str) -> list[str]:
+    """Return apt-get's options that prefer the Debian release in which a kernel was built.
+
+    ``policy`` is what ``apt-cache policy`` prints. A kernel of sid was built with the newest
+    packages, which apt-get prefers by itself.
+    """
+    built_in = re.search(r"(?<=\+deb)\d+", name)
+    return ["-t", f"{built_in[0]}*"] if built_in and f"v={built_in[0]}." in policy else []
 
 
 def series(name: str) -> str:

@@ -76,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         help="file for the table; rows of mutants that do not run now are kept",
     )
     parser.add_argument(
+        "--new", action="store_true", help="judge only mutants that have no row in the report"
+    )
+    parser.add_argument(
         "--random", type=int, metavar="NUM", help="judge NUM mutants that a seed chooses"
     )
     parser.add_argument("--seed", type=int, default=1, help="the seed of --random; default: 1")
@@ -107,10 +110,12 @@ def _judge_all(every: Sequence[Mutant], given: argparse.Namespace) -> int:
     chosen = _chosen(every, given.mutant)
     if len(chosen) < len(given.mutant):
         raise MutantError(f"not all of {', '.join(given.mutant)} apply to Linux {tree.name}")
+    cells = read(given.report) if given.report else {}
+    if given.new:
+        chosen = [mutant for mutant in chosen if mutant.id not in cells]
     modules, results = _build(tree, chosen, given.jobs)
     options = [f"-n{given.jobs}", f"--timeout={_TIMEOUT}"]
     _judge_unmutated(tree.name, modules, options)
-    cells = read(given.report) if given.report else {}
     cells |= {m.id: results[m.id].cell(m.clause) for m in chosen if m.id in results}
     begun = time.monotonic()
     for batch in batches([mutant for mutant in chosen if mutant.id in modules]):

@@ -11,11 +11,12 @@ The TOML files of this directory have a table for each mutant:
     new = "0"
 
 ``old`` occurs exactly once in ``function``; white space between tokens does not matter. Without
-``new``, ``old`` is deleted.
+``new``, ``old`` is deleted. A function that has other names in other kernels is "one|other".
 
 Optional fields:
 
 * ``older``: another function, old and new, for kernels to which the first edit does not apply.
+  ``older.older`` is for kernels to which neither does.
 * ``since``, ``until``: the first kernel version with the mutant, and the first one without it.
 * ``undoes``: the commit that fixed the defect, as "03d2249ea608 (4.1)".
 * ``alone``: true if the mutant may corrupt memory or oops; it does not share a boot then.
@@ -37,7 +38,7 @@ FILES = (
     *("arch/x86/kvm/irq.c", "arch/x86/kvm/lapic.c", "arch/x86/kvm/x86.c", "arch/x86/kvm/x86.h"),
     *("arch/x86/kvm/smm.c", "arch/x86/kvm/svm/svm.c", "arch/x86/kvm/ioapic.c"),
     *("arch/x86/kvm/hyperv.c", "arch/x86/kvm/emulate.c", "arch/x86/kvm/regs.c"),
-    "arch/x86/kvm/lapic.h",
+    *("arch/x86/kvm/cpuid.c", "arch/x86/kvm/lapic.h"),
 )
 """Paths in a kernel tree of the files that mutants edit."""
 
@@ -48,18 +49,24 @@ class MutantError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """Replace ``old`` by ``new`` in ``function``."""
+    """Replace ``old`` by ``new`` in ``function``, or else do what ``older`` says."""
 
     function: str
     old: str
     new: str = ""
+    older: Edit | None = None
 
     def apply(self, sources: Mapping[str, str]) -> tuple[str, str]:
         """Return the path of the edited file and its new text; ``sources`` is {path: text}.
 
-        Raises MutantError unless ``old`` occurs exactly once.
+        Raises MutantError unless ``old`` occurs exactly once, here or in ``older``.
         """
-        file, start, end = self.place(sources)
+        try:
+            file, start, end = self.place(sources)
+        except MutantError:
+            if self.older is None:
+                raise
+            return self.older.apply(sources)
         return file, sources[file][:start] + self.new + sources[file][end:]
 
     def place(self, sources: Mapping[str, str]) -> tuple[str, int, int]:
@@ -103,12 +110,7 @@ class Mutant:
 
     def apply(self, sources: Mapping[str, str]) -> tuple[str, str]:
         """Apply the edit, or else the one for older kernels. See Edit.apply()."""
-        try:
-            return Edit(self.function, self.old, self.new).apply(sources)
-        except MutantError:
-            if self.older is None:
-                raise
-            return self.older.apply(sources)
+        return Edit(self.function, self.old, self.new, self.older).apply(sources)
 
 
 def mutants(directory: Path = Path(__file__).parent) -> list[Mutant]:
@@ -131,7 +133,7 @@ def definitions(function: str, sources: Mapping[str, str]) -> list[tuple[str, re
 
 def _definition_pattern(function: str) -> re.Pattern[str]:
     """Return a pattern of a definition, from its first line to the closing brace."""
-    return re.compile(rf"^(?:[a-z][^\n;#]*)?\b{function}\([^;{{]*\)\s*\{{.*?^\}}", re.M | re.S)
+    return re.compile(rf"^(?:[a-z][^\n;#]*)?\b(?:{function})\([^;{{]*\)\s*\{{.*?^\}}", re.M | re.S)
 
 
 def _token_pattern(text: str) -> re.Pattern[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from helpers.cache import cache_directory
 from helpers.kernels.packages import Archive, KernelError
+from tests.mutants.foreign import wrap
 from tests.mutants.mutant import FILES, MutantError
 
 UNMUTATED = "unmutated"
@@ -28,20 +29,14 @@ _SETTINGS = (
 
 
 def kernel(version: str) -> str:
-    """Return the name of the newest packaged kernel of a version whose compiler is installed.
+    """Return the name of a version's newest packaged kernel.
 
-    Raises KernelError.
+    A kernel whose compiler is installed is preferred. Raises KernelError.
     """
     archive = Archive()
-    missing = []
-    for name in reversed(archive.matching(version)):
-        compiler = archive.compiler(name)
-        if shutil.which(compiler):
-            return name
-        missing.append(compiler)
-    raise KernelError(
-        f"{missing[0]} not found: Linux {version} was built with it (apt-get install {missing[0]})"
-    )
+    names = archive.matching(version)
+    built_here = (name for name in reversed(names) if shutil.which(archive.compiler(name)))
+    return next(built_here, names[-1])
 
 
 class Tree:
@@ -58,13 +53,21 @@ class Tree:
         self._unpacked = Archive().fetch_sources(name)
         self._headers = self._unpacked / f"usr/src/linux-headers-{name}"
         self._tree = next(self._unpacked.glob("usr/src/linux-headers-*-common"))
+        self._path = os.environ["PATH"]
+        if not shutil.which(Archive().compiler(name)):
+            self._path = f"{self._fetch_tools() / 'usr/bin'}:{self._path}"
         self._pristine = self._unpacked / "pristine"
         if not self._pristine.exists():
             self._unpack()
         self.built = cache_directory() / "mutants" / name
 
+    def _fetch_tools(self) -> Path:
+        """Return the directory of the compiler; have it and the build tools run here."""
+        tools = Archive().fetch_tools(self.name)
+        wrap([tools / "usr/bin", tools / "usr/libexec", self._unpacked / "usr/lib"], tools)
+        return tools
+
     def _unpack(self) -> None:
-        (self._headers / "Makefile").write_text(f"include {self._tree}/Makefile\n")
         part = self._pristine.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
@@ -164,13 +167,14 @@ class Tree:
         return code.read_text() == unmutated.read_text()
 
     def _make(self, jobs: int) -> None:
-        command = ["make", "-C", str(self._headers), f"M={self._tree / _KVM[0]}", f"-j{jobs}"]
+        command = ["make", "-C", str(self._headers), f"O={self._headers}"]
+        command += ["-f", str(self._tree / "Makefile"), f"M={self._tree / _KVM[0]}", f"-j{jobs}"]
         done = subprocess.run(
             [*command, *_SETTINGS, "modules"],
             capture_output=True,
             text=True,
             check=False,
-            env={**os.environ, "LC_ALL": "C"},
+            env={**os.environ, "LC_ALL": "C", "PATH": self._path},
         )
         if done.returncode:
             errors = [line for line in done.stderr.splitlines() if "error" in line.lower()]
