@@ -130,7 +130,8 @@ def test_last(): pass
 @pytest.mark.timeout(600)
 def test_parameters_are_columns_of_one_boot(suite):
     suite.add(PARAMETERS)
-    run = suite.run("--kernel=6.12", "--kvm-param=matrix", "--results=found", "-v", "-rs")
+    options = ["--kvm-param=matrix", "--results=found", "--junitxml=found.xml", "-v", "-rs"]
+    run = suite.run("--kernel=6.12", *options)
     found = {
         file.stem: {
             name.partition("::")[2]: outcome for name, outcome in read(file).verdicts.items()
@@ -154,6 +155,7 @@ def test_parameters_are_columns_of_one_boot(suite):
     ]
     assert run.lines_with("kvm_amd.avic=N, not Y: a reload did not change it")
     assert run.lines_with("6.12 avic=Y is no column: kvm_amd.avic=Y reads back N")
+    assert 'tests="16"' in (suite.path / "found.xml").read_text()
     assert run.exit_code == pytest.ExitCode.OK
 
 

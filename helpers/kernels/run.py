@@ -12,8 +12,7 @@ from __future__ import annotations
 import selectors
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from types import SimpleNamespace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -27,6 +26,19 @@ from helpers.verdicts.kernel import Kernel
 from helpers.verdicts.reports import put_column
 from helpers.verdicts.session import Verdicts, needs_of
 from helpers.verdicts.tally import Tally
+
+
+@dataclass(frozen=True, slots=True)
+class _Gateway:
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """What pytest's terminal and JUnit report read of a report's pytest-xdist worker."""
+
+    gateway: _Gateway
+    _workerinfocache: str
 
 
 class Reports:
@@ -63,10 +75,8 @@ class Reports:
 
     def _log(self, boot: Boot, column: Column, report: pytest.TestReport) -> None:
         put_column(report, column.label)
-        # pytest's terminal shows these attributes of pytest-xdist's reports.
         origin = f"on {column.label}, Linux {boot.kernel.release}"
-        gateway = SimpleNamespace(id=column.label)
-        vars(report)["node"] = SimpleNamespace(gateway=gateway, _workerinfocache=origin)
+        vars(report)["node"] = _Node(_Gateway(column.label), origin)
         if report.when == "call" or not report.passed:
             self._advance(report.nodeid)
         hook = self.config.hook
