@@ -29,11 +29,16 @@ def level(*destination, vector=0x61):
 
 
 @pytest.fixture
-def sent(machines, when):
-    """Vector 0x61 of a level-triggered route is pending or in service on vCPU 0."""
+def routed(machines):
+    """A split irqchip, with a level-triggered route of vector 0x61 to vCPU 0."""
     machine = machines(irqchip="split", vcpu_ids=range(2))
     route(machine, level(0))
     machine[0].step()  # KVM scans the routes when a vCPU is entered.
+    return machine
+
+
+def interrupt(machine, when):
+    """Have vector 0x61 pending or in service on vCPU 0. Return the machine."""
     machine.send(level(0))
     if when == "in-service":
         machine[0].handler(pause=True)
@@ -49,14 +54,16 @@ def sent(machines, when):
     [(), (to(0, vector=0x61, trigger_mode=EDGE),), (level(0, vector=0x62),)],
     ids=["none", "edge", "other-vector"],
 )
-def test_eoi_does_not_exit_without_the_route(sent, routes):
+def test_eoi_does_not_exit_without_the_route(routed, when, routes):
+    sent = interrupt(routed, when)
     route(sent, *routes)
     expect_eoi_exit(sent[0], None)
 
 
 @clause("split.eoi-exit")
 @each_time
-def test_eoi_exits_for_the_new_vector_of_a_route(sent):
+def test_eoi_exits_for_the_new_vector_of_a_route(routed, when):
+    sent = interrupt(routed, when)
     route(sent, level(0, vector=0x62))
     expect_eoi_exit(sent[0], None)
     sent.send(fixed(0x62, 0))
@@ -65,7 +72,8 @@ def test_eoi_exits_for_the_new_vector_of_a_route(sent):
 
 @clause("split.eoi-exit")
 @each_time
-def test_eoi_exits_for_a_route_that_comes_back(sent):
+def test_eoi_exits_for_a_route_that_comes_back(routed, when):
+    sent = interrupt(routed, when)
     route(sent)
     sent[1].step()
     route(sent, level(0))
@@ -76,7 +84,8 @@ def test_eoi_exits_for_a_route_that_comes_back(sent):
 
 @clause("split.eoi-exit")
 @each_time
-def test_eoi_exits_for_a_route_that_moves_there_and_back(sent):
+def test_eoi_exits_for_a_route_that_moves_there_and_back(routed, when):
+    sent = interrupt(routed, when)
     for index in (1, 0):
         route(sent, level(index))
         sent[1].step()
@@ -87,7 +96,8 @@ def test_eoi_exits_for_a_route_that_moves_there_and_back(sent):
 
 @clause("split.eoi-exit")
 @each_time
-def test_eoi_exits_for_a_route_that_grows(sent):
+def test_eoi_exits_for_a_route_that_grows(routed, when):
+    sent = interrupt(routed, when)
     route(sent, level(0xFF))
     for index in range(2):
         expect_eoi_exit(sent[0], 0x61)
@@ -99,7 +109,8 @@ def test_eoi_exits_for_a_route_that_grows(sent):
 @deviation("moved-route-loses-eoi")
 @deviation("moved-route-keeps-exiting")
 @each_time
-def test_eoi_exits_once_for_a_route_that_became_logical_to_another(sent):
+def test_eoi_exits_once_for_a_route_that_became_logical_to_another(routed, when):
+    sent = interrupt(routed, when)
     route(sent, level(2, LOGICAL))
     expect_eoi_exit(sent[0], 0x61)
     sent.send(fixed(0x61, 0))
@@ -109,7 +120,8 @@ def test_eoi_exits_once_for_a_route_that_became_logical_to_another(sent):
 @clause("split.eoi-exit")
 @each_time
 @pytest.mark.parametrize("routes", [(), (level(1),)], ids=["none", "moved"])
-def test_route_that_changes_after_the_eoi_exits_no_more(sent, routes):
+def test_route_that_changes_after_the_eoi_exits_no_more(routed, when, routes):
+    sent = interrupt(routed, when)
     expect_eoi_exit(sent[0], 0x61)
     route(sent, *routes)
     sent[0].step()  # KVM scans the routes when a vCPU is entered.
@@ -120,7 +132,8 @@ def test_route_that_changes_after_the_eoi_exits_no_more(sent, routes):
 @clause("split.eoi-exit")
 @each_time
 @pytest.mark.parametrize("kept", [level(0), to(0, vector=0x61)], ids=["level", "edge"])
-def test_one_level_route_of_several_with_the_vector_is_enough(sent, kept):
+def test_one_level_route_of_several_with_the_vector_is_enough(routed, when, kept):
+    sent = interrupt(routed, when)
     route(sent, level(1), kept, level(0))
     for _ in range(2):
         expect_eoi_exit(sent[0], 0x61)
@@ -131,11 +144,16 @@ def test_one_level_route_of_several_with_the_vector_is_enough(sent, kept):
 
 
 @pytest.fixture
-def two_moved(machines):
-    """Vectors 0x61 and 0x71 are pending on vCPU 0. Their level-triggered routes moved to vCPU 1."""
+def two_routes(machines):
+    """A split irqchip, with level-triggered routes of vectors 0x61 and 0x71 to vCPU 0."""
     machine = machines(irqchip="split", vcpu_ids=range(2))
     route(machine, level(0), level(0, vector=0x71))
     machine[0].step()  # KVM scans the routes when a vCPU is entered.
+    return machine
+
+
+def move_two(machine):
+    """Move both routes to vCPU 1 while their vectors are pending on vCPU 0. Return the machine."""
     for vector in (0x61, 0x71):
         machine.send(level(0, vector=vector))
     route(machine, level(1), level(1, vector=0x71))
@@ -149,14 +167,16 @@ def expect_exits(cpu, *vectors):
 
 @clause("split.eoi-exit")
 @deviation("moved-route-loses-eoi")
-def test_each_eoi_exits_after_two_routes_moved(two_moved):
+def test_each_eoi_exits_after_two_routes_moved(two_routes):
+    two_moved = move_two(two_routes)
     expect_exits(two_moved[0], 0x71, 0x61)
 
 
 @clause("split.eoi-exit")
 @deviation("moved-route-loses-eoi")
 @deviation("moved-route-keeps-exiting")
-def test_each_eoi_exits_once_after_two_routes_moved(two_moved):
+def test_each_eoi_exits_once_after_two_routes_moved(two_routes):
+    two_moved = move_two(two_routes)
     expect_exits(two_moved[0], 0x71, 0x61)
     for vector in (0x61, 0x71):
         two_moved.send(fixed(vector, 0))
@@ -166,7 +186,8 @@ def test_each_eoi_exits_once_after_two_routes_moved(two_moved):
 @clause("split.eoi-exit")
 @deviation("moved-route-loses-eoi")
 @NEEDS_IN_SERVICE
-def test_route_that_moved_exits_while_its_vector_is_pending(two_moved):
+def test_route_that_moved_exits_while_its_vector_is_pending(two_routes):
+    two_moved = move_two(two_routes)
     two_moved[0].handler(pause=True)
     two_moved[0].run_to_handler()  # 0x71
     two_moved.send(fixed(0x71, 0))
