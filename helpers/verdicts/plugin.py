@@ -7,6 +7,7 @@ from session.py, which is not a plugin.
 
 from __future__ import annotations
 
+import os
 import traceback
 from collections.abc import Generator
 
@@ -15,7 +16,7 @@ import pytest
 from helpers.kvm import MissingPart
 from helpers.verdicts.judge import explanation
 from helpers.verdicts.kernel import running_kernel
-from helpers.verdicts.session import VERDICTS, Verdicts, deviations_of, skip
+from helpers.verdicts.session import VERDICTS, Verdicts, deviations_of, judges_suites, skip
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,6 +33,22 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(MissingParts(), "kvm-missing-parts")
     if not verdicts.strict:
         config.pluginmanager.register(ExpectedInOneLine(), "kvm-expected-in-one-line")
+
+
+_MOST_WORKERS = 8
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Return the workers of ``-n auto`` on the running kernel: two per processor, up to eight.
+
+    A worker is idle for half of the time, while KVM waits for RCU before a VM is gone. None leaves
+    the number to pytest-xdist.
+    """
+    if not judges_suites(config) or "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ:
+        return None
+    processors = len(os.sched_getaffinity(0))
+    return max(processors, min(2 * processors, _MOST_WORKERS))
 
 
 class MissingParts:
