@@ -10,6 +10,7 @@ import pytest
 
 from helpers.apic import DestinationMode, Message
 from helpers.apic.effect import Effect
+from helpers.apic.ioapic import REMOTE_IRR, entry_of
 from helpers.apic.lapic import DFR_CLUSTER, bits
 from helpers.apic.topology import Irqchip, MpState, show_mp_state
 from helpers.guest import Cpu, Machine, Mismatch, Taken, expect, msi_route
@@ -33,6 +34,10 @@ NEEDS_SYNIC = pytest.mark.skipif(
 NEEDS_SREGS2 = pytest.mark.skipif(
     "not kernel.capabilities['KVM_CAP_SREGS2']",
     reason="the kernel has no KVM_SET_SREGS2 (KVM_CAP_SREGS2 is 0)",
+)
+NEEDS_PAYLOAD = pytest.mark.skipif(
+    "not kernel.capabilities['KVM_CAP_EXCEPTION_PAYLOAD']",
+    reason="the kernel has no KVM_CAP_EXCEPTION_PAYLOAD",
 )
 NEEDS_IN_SERVICE = pytest.mark.skipif(
     "kernel.vendor == 'kvm_pvm'", reason="kvm_pvm has no vector in service (pvm-never-in-service)"
@@ -78,6 +83,19 @@ def sharing_a_bit(mask: int) -> list[int]:
 def of_ids(*vcpu_ids: int) -> list[int]:
     """Return the vCPUs of ``large`` that have one of these IDs."""
     return [IDS.index(vcpu_id) for vcpu_id in vcpu_ids if vcpu_id in IDS]
+
+
+EACH_STAGE = pytest.mark.parametrize(
+    "when", ["pending", pytest.param("in-service", marks=NEEDS_IN_SERVICE)]
+)
+"""The stage in which a vector is when a test changes something."""
+
+
+def enter_handler(cpu: Cpu, *, nest: bool = False) -> None:
+    """Run ``cpu`` until a handler stops; the next handlers do not stop. See Cpu.handler()."""
+    cpu.handler(pause=True, nest=nest)
+    cpu.run_to_handler()
+    cpu.handler()
 
 
 def mix_models(machine: Machine) -> None:
@@ -179,11 +197,16 @@ PIN = 20
 """A pin of the IOAPIC in the kernel that nothing else uses."""
 
 
-def program_pin(machine: Machine, index: int) -> None:
-    """Have the pin send vector 0x61 to vCPU ``index``, level-triggered. Remote IRR stays."""
+def level_entry(index: int) -> int:
+    """Return the redirection entry of vector 0x61 to vCPU ``index``, level-triggered."""
+    return entry_of(to(index, vector=0x61, trigger_mode=LEVEL))
+
+
+def program_pin(machine: Machine, entry: int, pin: int = PIN) -> None:
+    """Write a redirection entry by KVM_SET_IRQCHIP, and keep Remote IRR."""
     irqchip = machine.vm.get_ioapic()
-    irqchip.chip.ioapic.redirtbl[PIN] &= 1 << 14  # Remote IRR
-    irqchip.chip.ioapic.redirtbl[PIN] |= index << 56 | 1 << 15 | 0x61
+    table = irqchip.chip.ioapic.redirtbl
+    table[pin] = entry | table[pin] & REMOTE_IRR
     machine.vm.set_ioapic(irqchip)
 
 
@@ -196,7 +219,7 @@ def raise_pin(machine: Machine) -> None:
 
 def expect_remote_irr(machine: Machine, value: int, pin: int = PIN) -> None:
     entry = machine.vm.get_ioapic().chip.ioapic.redirtbl[pin]
-    expect("Remote IRR", entry >> 14 & 1, value)
+    expect("Remote IRR", int(entry & REMOTE_IRR > 0), value)
 
 
 def expect_eoi_exit(cpu: Cpu, vector: int | None) -> None:

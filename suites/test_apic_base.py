@@ -4,14 +4,12 @@
 Clauses: lapic.base, lapic.base-id, lapic.base-refused.
 """
 
-import ctypes
-
 import pytest
 
 from helpers.apic import ApicMode, Register
 from helpers.apic.lapic import APIC_BASE_BSP, APIC_BASE_ENABLE, APIC_BASE_X2APIC
 from helpers.guest import expect
-from helpers.kvm import abi
+from helpers.kvm.system import CPUID_X2APIC, cpuid_entries
 from helpers.verdicts import clause, deviation
 from suites import each
 from suites.common import fixed, outcome_of
@@ -36,13 +34,11 @@ def expect_base(cpu, base):
 
 
 def without_x2apic(table):
-    """Return a copy of a CPUID table without the x2APIC feature, leaf 1 ECX bit 21."""
+    """Return a copy of a CPUID table without the x2APIC feature."""
     copy = type(table).from_buffer_copy(table)
-    header, size = ctypes.sizeof(abi.kvm_cpuid2), ctypes.sizeof(abi.kvm_cpuid_entry2)
-    for offset in range(header, len(copy), size):
-        entry = abi.kvm_cpuid_entry2.from_buffer(copy, offset)
+    for entry in cpuid_entries(copy):
         if entry.function == 1:
-            entry.ecx &= ~(1 << 21)
+            entry.ecx &= ~CPUID_X2APIC
     return copy
 
 

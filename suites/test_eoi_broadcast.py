@@ -20,6 +20,7 @@ from suites.common import (
     PIN,
     expect_eoi_exit,
     expect_remote_irr,
+    level_entry,
     outcome_of,
     program_pin,
     raise_pin,
@@ -92,7 +93,7 @@ def wired(machines, irqchip, feature, apic_mode):
         route_pin_to(machine, 0)
         machine[0].step()  # KVM scans the routes when a vCPU is entered.
     else:
-        program_pin(machine, 0)
+        program_pin(machine, level_entry(0))
     return machine
 
 

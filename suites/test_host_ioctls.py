@@ -16,7 +16,14 @@ from helpers.kvm import abi
 from helpers.kvm.ioctl import attempt
 from helpers.verdicts import clause
 from suites import each
-from suites.common import ROUND_ROBIN, expect_eoi_exit, expect_mp_state, route_pin_to, to
+from suites.common import (
+    NEEDS_PAYLOAD,
+    ROUND_ROBIN,
+    expect_eoi_exit,
+    expect_mp_state,
+    route_pin_to,
+    to,
+)
 from suites.names import INIT, LEVEL, LOGICAL, LOWEST
 
 # --- abi.zero -------------------------------------------------------------------------------------
@@ -159,10 +166,7 @@ def test_eoi_does_not_exit_after_the_route_is_gone(entered):
 
 
 @clause("state.events")
-@pytest.mark.skipif(
-    "not kernel.capabilities['KVM_CAP_EXCEPTION_PAYLOAD']",
-    reason="the kernel has no KVM_CAP_EXCEPTION_PAYLOAD",
-)
+@NEEDS_PAYLOAD
 def test_pending_exception_wakes_a_halted_processor(machines):
     machine = machines(vcpu_ids=range(2))
     machine.vm.enable_cap(abi.KVM_CAP_EXCEPTION_PAYLOAD, 1)

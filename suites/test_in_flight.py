@@ -17,14 +17,17 @@ from helpers.guest import expect
 from helpers.verdicts import clause, deviation
 from suites import each
 from suites.common import (
+    EACH_STAGE,
     NEEDS_IN_SERVICE,
     NEEDS_SMM,
     PIN,
+    enter_handler,
     expect_eoi_exit,
     expect_mp_state,
     expect_remote_irr,
     expect_taken,
     fixed,
+    level_entry,
     program_pin,
     raise_pin,
     restore_cr8,
@@ -35,11 +38,6 @@ from suites.common import (
 from suites.names import INIT, LEVEL, NMI, SIPI, SVR_ENABLED
 
 # --- split.eoi-exit: the route of an IOAPIC pin moves to another vCPU -----------------------------
-
-
-WHEN = pytest.mark.parametrize(
-    "when", ["pending", pytest.param("in-service", marks=NEEDS_IN_SERVICE)]
-)
 
 
 @pytest.fixture
@@ -55,16 +53,14 @@ def move_route(machine, when):
     """Move the route to vCPU 1 while vector 0x61 is pending or in service on vCPU 0."""
     machine.signal(to(0, vector=0x61, trigger_mode=LEVEL, level=1)).returns(1).accepted_by(0)
     if when == "in-service":
-        machine[0].handler(pause=True)
-        machine[0].run_to_handler()
-        machine[0].handler()
+        enter_handler(machine[0])
     route_pin_to(machine, 1)
 
 
 @clause("split.eoi-exit")
 @deviation("moved-route-loses-eoi")
 @each.apic_mode
-@WHEN
+@EACH_STAGE
 def test_eoi_exits_after_the_route_moved(split, when):
     move_route(split, when)
     expect_eoi_exit(split[0], 0x61)
@@ -74,7 +70,7 @@ def test_eoi_exits_after_the_route_moved(split, when):
 @deviation("moved-route-loses-eoi")
 @deviation("moved-route-keeps-exiting")
 @each.apic_mode
-@WHEN
+@EACH_STAGE
 def test_eoi_exits_once_after_the_route_moved(split, when):
     move_route(split, when)
     expect_eoi_exit(split[0], 0x61)
@@ -84,7 +80,7 @@ def test_eoi_exits_once_after_the_route_moved(split, when):
 
 @clause("split.eoi-exit")
 @each.apic_mode
-@WHEN
+@EACH_STAGE
 def test_eoi_exits_where_the_route_moved_to(split, when):
     move_route(split, when)
     split.send(fixed(0x61))
@@ -98,7 +94,7 @@ def test_eoi_exits_where_the_route_moved_to(split, when):
 def pin_to_0(machines):
     """The pin sends vector 0x61 to vCPU 0, whose handler writes no EOI."""
     machine = machines(irqchip="full", vcpu_ids=range(2))
-    program_pin(machine, 0)
+    program_pin(machine, level_entry(0))
     machine[0].handler(eoi=False)
     return machine
 
@@ -112,7 +108,7 @@ def level_message(machine):
 
 
 def moved_pin(machine):
-    program_pin(machine, 1)
+    program_pin(machine, level_entry(1))
 
 
 def each_change(*changes):

@@ -9,11 +9,22 @@ was reprogrammed in between must neither lose its EOI nor take the EOI of anothe
 
 import pytest
 
-from helpers.guest import expect
+from helpers.apic.ioapic import LEVEL as LEVEL_TRIGGERED
+from helpers.apic.ioapic import MASKED, REMOTE_IRR
+from helpers.guest import expect, irqchip_route
 from helpers.kvm import abi
 from helpers.verdicts import clause
 from suites import each
-from suites.common import NEEDS_IN_SERVICE, PIN, expect_remote_irr, expect_taken, raise_pin, to
+from suites.common import (
+    NEEDS_IN_SERVICE,
+    PIN,
+    expect_remote_irr,
+    expect_taken,
+    level_entry,
+    program_pin,
+    raise_pin,
+    to,
+)
 from suites.names import LEVEL
 
 IOAPIC = 0xFEC00000
@@ -21,18 +32,9 @@ SELECT, WINDOW, REDIRECTION = 0x00, 0x10, 0x10
 RTC_PIN = 8
 
 # Fields of a redirection table entry: Intel 82093AA, "I/O Redirection Table Registers".
-LOWEST_PRIORITY, LOGICAL = 1 << 8, 1 << 11
-DELIVERY_STATUS, REMOTE_IRR, LEVEL_TRIGGERED, MASKED = 1 << 12, 1 << 14, 1 << 15, 1 << 16
+LOWEST_PRIORITY, LOGICAL, DELIVERY_STATUS = 1 << 8, 1 << 11, 1 << 12
 EDGE_TO_0 = 0x61
-TO_0 = LEVEL_TRIGGERED | 0x61
-
-
-def by_host(machine, entry):
-    """Program the pin by KVM_SET_IRQCHIP, and leave Remote IRR as it is."""
-    irqchip = machine.vm.get_ioapic()
-    table = irqchip.chip.ioapic.redirtbl
-    table[PIN] = entry | table[PIN] & REMOTE_IRR
-    machine.vm.set_ioapic(irqchip)
+TO_0 = level_entry(0)
 
 
 def by_guest(machine, entry):
@@ -42,7 +44,7 @@ def by_guest(machine, entry):
         machine[1].store(IOAPIC + WINDOW, entry >> 32 * half & 0xFFFFFFFF)
 
 
-each_writer = pytest.mark.parametrize("program", [by_guest, by_host], ids=["guest", "host"])
+each_writer = pytest.mark.parametrize("program", [by_guest, program_pin], ids=["guest", "host"])
 
 
 def expect_sent(cpu, sent):
@@ -62,7 +64,7 @@ def idle(machines):
 @pytest.fixture
 def serving(idle):
     """vCPU 0 serves vector 0x61 of the level-triggered pin, whose line is high."""
-    by_host(idle, TO_0)
+    program_pin(idle, TO_0)
     raise_pin(idle)
     return idle
 
@@ -138,7 +140,7 @@ def test_pin_unmasked_before_the_eoi_waits_for_the_eoi(serving, program):
 )
 @each.index(range(2))
 def test_eoi_of_a_logical_pin_clears_remote_irr(idle, mode, index):
-    by_host(idle, 1 << index << 56 | mode | TO_0)
+    program_pin(idle, 1 << index << 56 | mode | TO_0)
     idle.vm.irq_line_status(PIN, 1)
     expect_taken(idle[index], 0x61)
     expect_remote_irr(idle, 1)
@@ -175,10 +177,8 @@ def test_eoi_is_for_pins_of_its_vector(serving, program):
 @NEEDS_IN_SERVICE
 @pytest.mark.parametrize("other, kept", [(0x61, 0), (0x51, 1)], ids=["same-vector", "other-vector"])
 def test_eoi_is_for_all_pins_of_its_vector(idle, other, kept):
-    irqchip = idle.vm.get_ioapic()
-    table = irqchip.chip.ioapic.redirtbl
-    table[PIN], table[PIN + 1] = TO_0, LEVEL_TRIGGERED | other
-    idle.vm.set_ioapic(irqchip)
+    program_pin(idle, TO_0)
+    program_pin(idle, LEVEL_TRIGGERED | other, PIN + 1)
     for pin in (PIN + 1, PIN):
         idle.vm.irq_line_status(pin, 1)
     expect_taken(idle[0], 0x61)
@@ -192,7 +192,7 @@ def test_eoi_is_for_all_pins_of_its_vector(idle, other, kept):
 @clause("ioapic.remote-irr")
 @NEEDS_IN_SERVICE
 def test_pin_joins_a_pending_message_of_its_vector(idle):
-    by_host(idle, TO_0)
+    program_pin(idle, TO_0)
     idle[0].cli()
     idle.send(to(0, vector=0x61))
     idle.vm.irq_line_status(PIN, 1)
@@ -250,7 +250,7 @@ def test_edge_pin_sends_at_each_rising_edge(idle, program):
 @clause("ioapic.edge")
 @NEEDS_IN_SERVICE
 def test_edge_in_service_is_taken_after_the_eoi(idle):
-    by_host(idle, EDGE_TO_0)
+    program_pin(idle, EDGE_TO_0)
     idle.vm.irq_line_status(PIN, 1)
     expect_taken(idle[0], 0x61)
     for level in (0, 1):
@@ -320,7 +320,7 @@ def test_eoi_in_another_vm_clears_remote_irr(serving, machines, steps):
 @NEEDS_IN_SERVICE
 @each_order
 def test_pending_pin_is_taken_once_in_another_vm(idle, machines, steps):
-    by_host(idle, TO_0)
+    program_pin(idle, TO_0)
     idle.vm.irq_line_status(PIN, 1)
     other = machines(irqchip="full", vcpu_ids=range(2))
     other[0].handler(eoi=False)
@@ -336,12 +336,9 @@ def test_pending_pin_is_taken_once_in_another_vm(idle, machines, steps):
 @pytest.fixture
 def rtc(idle):
     """The edge-triggered pin of the RTC sends vector 0x61 to vCPU 0."""
-    irqchip = idle.vm.get_ioapic()
-    irqchip.chip.ioapic.redirtbl[RTC_PIN] = EDGE_TO_0
-    idle.vm.set_ioapic(irqchip)
-    entry = abi.kvm_irq_routing_entry(gsi=RTC_PIN, type=abi.KVM_IRQ_ROUTING_IRQCHIP)
-    entry.u.irqchip.irqchip, entry.u.irqchip.pin = abi.KVM_IRQCHIP_IOAPIC, RTC_PIN
-    idle.vm.set_gsi_routing([entry])  # By default the GSI is a pin of the PIC, too.
+    program_pin(idle, EDGE_TO_0, RTC_PIN)
+    # By default the GSI is a pin of the PIC, too.
+    idle.vm.set_gsi_routing([irqchip_route(RTC_PIN, abi.KVM_IRQCHIP_IOAPIC, RTC_PIN)])
     return idle
 
 

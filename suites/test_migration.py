@@ -21,15 +21,18 @@ from helpers.kvm import abi
 from helpers.verdicts import clause, deviation
 from suites import each
 from suites.common import (
+    EACH_STAGE,
     NEEDS_IN_SERVICE,
     NEEDS_SMM,
     NEEDS_SREGS2,
     PIN,
+    enter_handler,
     expect_eoi_exit,
     expect_mp_state,
     expect_remote_irr,
     expect_taken,
     fixed,
+    level_entry,
     program_pin,
     route_pin_to,
     set_events,
@@ -40,12 +43,10 @@ from suites.names import INIT, LEVEL, NMI, SIPI, SMI
 # --- states of vCPU 1 -----------------------------------------------------------------------------
 
 
-def pause_in_handler(machine, message, **flags):
-    """Send ``message``, and run the vCPU until its handler stops. The next handler does not."""
-    machine[1].handler(pause=True, **flags)
+def interrupt(machine, message, **flags):
+    """Send ``message`` to vCPU 1, and have its handler stop."""
     machine.send(message)
-    machine[1].run_to_handler()
-    machine[1].handler()
+    enter_handler(machine[1], **flags)
 
 
 def pending(machine):
@@ -61,7 +62,7 @@ def pending_in_x2apic_mode(machine):
 
 def in_service(machine):
     """The handler of 0x61 has stopped, and other vectors are pending, 0x61 once more."""
-    pause_in_handler(machine, fixed(0x61))
+    interrupt(machine, fixed(0x61))
     for vector in (0x31, 0x61, 0x81, 0x81):
         machine.signal(fixed(vector)).returns(1)
 
@@ -75,7 +76,7 @@ def held_back(machine):
 
 def in_nmi_handler(machine):
     """NMIs are masked, and an NMI and a vector are pending."""
-    pause_in_handler(machine, to(1, delivery_mode=NMI))
+    interrupt(machine, to(1, delivery_mode=NMI))
     for message in (to(1, delivery_mode=NMI), fixed(0x41)):
         machine.signal(message).returns(1)
 
@@ -174,7 +175,7 @@ def test_guest_takes_each_interrupt_once(machine, migrated, state, vectors):
 @NEEDS_IN_SERVICE
 @each.apic_mode
 def test_vector_in_service_holds_lower_vectors_back(machine, migrated):
-    pause_in_handler(machine, fixed(0x61), nest=True)
+    interrupt(machine, fixed(0x61), nest=True)
     machine.signal(fixed(0x41)).returns(1)
     new = migrated(machine)
     new.signal(fixed(0x81)).returns(1).accepted_by(1)
@@ -185,10 +186,10 @@ def test_vector_in_service_holds_lower_vectors_back(machine, migrated):
 @clause("state.saved")
 @NEEDS_IN_SERVICE
 def test_earlier_state_replaces_a_higher_vector_in_service(machine):
-    pause_in_handler(machine, fixed(0x61), nest=True)
+    interrupt(machine, fixed(0x61), nest=True)
     machine.send(fixed(0x31))
     earlier = SavedVcpu.read(machine[1])
-    pause_in_handler(machine, fixed(0xF1))
+    interrupt(machine, fixed(0xF1))
     earlier.restore(machine[1])
     machine[1].log()  # 0x61 and 0xf1
     expect_taken(machine[1], 0x31)
@@ -333,20 +334,17 @@ def test_init_restarts_the_bsp_that_was_chosen_before_the_move(machines, migrate
 # --- state.saved: EOI -----------------------------------------------------------------------------
 
 
-WHEN = pytest.mark.parametrize(
-    "when", ["pending", pytest.param("in-service", marks=NEEDS_IN_SERVICE)]
-)
-
-
 @clause("state.saved")
-@WHEN
+@EACH_STAGE
 @pytest.mark.parametrize("routed_first", [True, False], ids=["routes-first", "routes-last"])
 @each.apic_mode
 def test_eoi_of_a_restored_vector_exits(machines, apic_mode, when, routed_first):
     old, new = (machines(irqchip="split", vcpu_ids=range(2), apic_mode=apic_mode) for _ in range(2))
     message = to(1, vector=0x61, trigger_mode=LEVEL, level=1)
     route_pin_to(old, 1)
-    pause_in_handler(old, message) if when == "in-service" else old.send(message)
+    old.send(message)
+    if when == "in-service":
+        enter_handler(old[1])
     if routed_first:
         route_pin_to(new, 1)
     migrate(old, new)
@@ -366,7 +364,7 @@ def copy_ioapic(old, new):
 def moved(request, machines):
     """A machine that took the vector of a high, level-triggered pin before it moved, and no EOI."""
     old, new = (machines(irqchip="full", vcpu_ids=range(2)) for _ in range(2))
-    program_pin(old, 0)
+    program_pin(old, level_entry(0))
     old[0].handler(eoi=False)
     old.vm.irq_line_status(PIN, 1)
     old[0].take()

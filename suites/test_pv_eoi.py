@@ -20,6 +20,7 @@ from suites.common import (
     expect_remote_irr,
     expect_taken,
     fixed,
+    level_entry,
     program_pin,
     route_pin_to,
     to,
@@ -103,14 +104,14 @@ def test_eoi_is_required_for_a_level_route(guest):
     guest[1].step()  # KVM scans the routes when a vCPU is entered.
     for _ in range(10):
         guest.send(fixed(0x61))
-        expect("vectors of KVM_EXIT_IOAPIC_EOI", guest[1].eoi_exits(), [0x61])
+        expect("vectors of KVM_EXIT_IOAPIC_EOI", guest[1].take_with_exits()[1], [0x61])
         expect("EOIs skipped", guest[1].control.pv_eois, 0)
     expect_skipped(guest[1], sender(guest, fixed(0x41)), 0x41)
 
 
 @clause("pv-eoi.required")
 def test_eoi_is_required_for_a_level_pin(guest):
-    program_pin(guest, 0)
+    program_pin(guest, level_entry(0))
 
     def send():
         for level in (1, 0):

@@ -8,23 +8,16 @@ A message and a route share kvm_set_msi(). A table that is refused leaves the ol
 
 import pytest
 
-from helpers.guest import expect, msi_route
+from helpers.guest import expect, irqchip_route, msi_route
 from helpers.kvm import abi
 from helpers.kvm.ioctl import ioctl
 from helpers.verdicts import clause
 from suites import each
-from suites.common import outcome_of, to
+from suites.common import outcome_of, program_pin, to
 
 MASTER, SLAVE, IOAPIC = range(3)
 PINS = {MASTER: 8, SLAVE: 8, IOAPIC: 24}
 GSI = 40
-
-
-def irqchip_route(gsi, irqchip, pin):
-    """Return a routing entry from ``gsi`` to a pin of an irqchip in the kernel."""
-    entry = abi.kvm_irq_routing_entry(gsi=gsi, type=abi.KVM_IRQ_ROUTING_IRQCHIP)
-    entry.u.irqchip.irqchip, entry.u.irqchip.pin = irqchip, pin
-    return entry
 
 
 def typed_route(number):
@@ -37,11 +30,9 @@ def expect_table(machine, outcome, *entries):
     expect("outcome", outcome_of(machine.vm.set_gsi_routing, entries), outcome)
 
 
-def program_pin(machine, pin):
-    """Have a pin of the IOAPIC send vector 0x60 + pin to vCPU 1."""
-    irqchip = machine.vm.get_ioapic()
-    irqchip.chip.ioapic.redirtbl[pin] = 1 << 56 | 0x60 + pin
-    machine.vm.set_ioapic(irqchip)
+def to_vcpu_1(pin):
+    """Return a redirection entry of vector 0x60 + pin to vCPU 1."""
+    return 1 << 56 | 0x60 + pin
 
 
 def pic_irrs(machine):
@@ -70,7 +61,7 @@ def expect_old_table(machine):
 @clause("routing.table")
 @each.value("pin", range(24), "pin{}")
 def test_route_to_a_pin_of_the_ioapic(full, pin):
-    program_pin(full, pin)
+    program_pin(full, to_vcpu_1(pin), pin)
     expect_table(full, "accepted", irqchip_route(GSI, IOAPIC, pin))
     full.vm.irq_line_status(GSI, 1)
     expect("IRR", full[1].lapic.irr, {0x60 + pin})
@@ -97,7 +88,7 @@ def test_route_to_a_pin_of_the_pic(full, irqchip, pin):
 
 @clause("routing.table")
 def test_gsi_of_several_irqchips_raises_each(full):
-    program_pin(full, 5)
+    program_pin(full, to_vcpu_1(5), 5)
     entries = [irqchip_route(GSI, irqchip, 5) for irqchip in (MASTER, IOAPIC)]
     expect_table(full, "accepted", *entries)
     expect("status", full.vm.irq_line_status(GSI, 1), 2)

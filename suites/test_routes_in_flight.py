@@ -11,12 +11,8 @@ import pytest
 
 from helpers.guest import expect, msi_route
 from helpers.verdicts import clause, deviation
-from suites.common import NEEDS_IN_SERVICE, expect_eoi_exit, fixed, to
+from suites.common import EACH_STAGE, NEEDS_IN_SERVICE, enter_handler, expect_eoi_exit, fixed, to
 from suites.names import EDGE, LEVEL, LOGICAL
-
-each_time = pytest.mark.parametrize(
-    "when", ["pending", pytest.param("in-service", marks=NEEDS_IN_SERVICE)]
-)
 
 
 def route(machine, *messages):
@@ -41,14 +37,12 @@ def interrupt(machine, when):
     """Have vector 0x61 pending or in service on vCPU 0. Return the machine."""
     machine.send(level(0))
     if when == "in-service":
-        machine[0].handler(pause=True)
-        machine[0].run_to_handler()
-        machine[0].handler()
+        enter_handler(machine[0])
     return machine
 
 
 @clause("split.eoi-exit")
-@each_time
+@EACH_STAGE
 @pytest.mark.parametrize(
     "routes",
     [(), (to(0, vector=0x61, trigger_mode=EDGE),), (level(0, vector=0x62),)],
@@ -61,7 +55,7 @@ def test_eoi_does_not_exit_without_the_route(routed, when, routes):
 
 
 @clause("split.eoi-exit")
-@each_time
+@EACH_STAGE
 def test_eoi_exits_for_the_new_vector_of_a_route(routed, when):
     sent = interrupt(routed, when)
     route(sent, level(0, vector=0x62))
@@ -71,7 +65,7 @@ def test_eoi_exits_for_the_new_vector_of_a_route(routed, when):
 
 
 @clause("split.eoi-exit")
-@each_time
+@EACH_STAGE
 def test_eoi_exits_for_a_route_that_comes_back(routed, when):
     sent = interrupt(routed, when)
     route(sent)
@@ -83,7 +77,7 @@ def test_eoi_exits_for_a_route_that_comes_back(routed, when):
 
 
 @clause("split.eoi-exit")
-@each_time
+@EACH_STAGE
 def test_eoi_exits_for_a_route_that_moves_there_and_back(routed, when):
     sent = interrupt(routed, when)
     for index in (1, 0):
@@ -95,7 +89,7 @@ def test_eoi_exits_for_a_route_that_moves_there_and_back(routed, when):
 
 
 @clause("split.eoi-exit")
-@each_time
+@EACH_STAGE
 def test_eoi_exits_for_a_route_that_grows(routed, when):
     sent = interrupt(routed, when)
     route(sent, level(0xFF))
@@ -108,7 +102,7 @@ def test_eoi_exits_for_a_route_that_grows(routed, when):
 @clause("split.eoi-exit")
 @deviation("moved-route-loses-eoi")
 @deviation("moved-route-keeps-exiting")
-@each_time
+@EACH_STAGE
 def test_eoi_exits_once_for_a_route_that_became_logical_to_another(routed, when):
     sent = interrupt(routed, when)
     route(sent, level(2, LOGICAL))
@@ -118,7 +112,7 @@ def test_eoi_exits_once_for_a_route_that_became_logical_to_another(routed, when)
 
 
 @clause("split.eoi-exit")
-@each_time
+@EACH_STAGE
 @pytest.mark.parametrize("routes", [(), (level(1),)], ids=["none", "moved"])
 def test_route_that_changes_after_the_eoi_exits_no_more(routed, when, routes):
     sent = interrupt(routed, when)
@@ -130,7 +124,7 @@ def test_route_that_changes_after_the_eoi_exits_no_more(routed, when, routes):
 
 
 @clause("split.eoi-exit")
-@each_time
+@EACH_STAGE
 @pytest.mark.parametrize("kept", [level(0), to(0, vector=0x61)], ids=["level", "edge"])
 def test_one_level_route_of_several_with_the_vector_is_enough(routed, when, kept):
     sent = interrupt(routed, when)
@@ -162,7 +156,7 @@ def move_two(machine):
 
 def expect_exits(cpu, *vectors):
     """Run ``cpu``; raise Mismatch unless the EOIs of ``vectors``, in this order, exit."""
-    expect("vectors of KVM_EXIT_IOAPIC_EOI", cpu.eoi_exits(), list(vectors))
+    expect("vectors of KVM_EXIT_IOAPIC_EOI", cpu.take_with_exits()[1], list(vectors))
 
 
 @clause("split.eoi-exit")

@@ -15,7 +15,7 @@ import pytest
 
 from helpers.apic import ApicMode, Message
 from helpers.apic.lapic import SVR_RESET
-from helpers.guest import expect, msi_route
+from helpers.guest import expect, irqchip_route, msi_route
 from helpers.guest.sender import combinations, signal_each
 from helpers.kvm import abi
 from helpers.verdicts import clause
@@ -153,8 +153,7 @@ def test_gsi_above_the_limit_is_refused(machines):
 )
 def test_irqchip_routes_are_for_a_full_irqchip(machines, irqchip, outcome):
     vm = machines(irqchip=irqchip, vcpu_ids=()).vm
-    entry = abi.kvm_irq_routing_entry(gsi=1, type=abi.KVM_IRQ_ROUTING_IRQCHIP)
-    entry.u.irqchip.irqchip, entry.u.irqchip.pin = abi.KVM_IRQCHIP_IOAPIC, 1
+    entry = irqchip_route(1, abi.KVM_IRQCHIP_IOAPIC, 1)
     expect_route(vm, entry, outcome)
 
 

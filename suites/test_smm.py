@@ -16,7 +16,15 @@ from helpers.guest import Machine, expect
 from helpers.kvm import abi
 from helpers.verdicts import clause, deviation
 from suites import each
-from suites.common import NEEDS_SMM, expect_mp_state, expect_taken, outcome_of, set_events, to
+from suites.common import (
+    NEEDS_SMM,
+    enter_handler,
+    expect_mp_state,
+    expect_taken,
+    outcome_of,
+    set_events,
+    to,
+)
 from suites.names import FIXED, INIT, NMI, SIPI, SMI, SVR_ENABLED
 
 pytestmark = NEEDS_SMM
@@ -163,10 +171,8 @@ def test_sipi_after_smm_starts_the_processor(in_smm, way):
 def smi_in_nmi(machines):
     """vCPU 1 is in an SMI handler that interrupted the handler of an NMI."""
     machine = machines(vcpu_ids=range(2))
-    machine[1].handler(pause=True)
     machine.send(to(1, delivery_mode=NMI))
-    machine[1].run_to_handler()
-    machine[1].handler()
+    enter_handler(machine[1])
     machine.pause_smis()
     machine.send(to(1, delivery_mode=SMI))
     machine[1].run_to_smi_handler()

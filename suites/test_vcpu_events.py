@@ -12,6 +12,7 @@ from helpers.kvm import abi
 from helpers.verdicts import clause
 from suites import each
 from suites.common import (
+    NEEDS_PAYLOAD,
     NEEDS_SMM,
     expect_mp_state,
     fixed,
@@ -27,10 +28,6 @@ ALWAYS_VALID = (
 )
 DEFINED = 0x3F
 
-NEEDS_PAYLOAD = pytest.mark.skipif(
-    "not kernel.capabilities['KVM_CAP_EXCEPTION_PAYLOAD']",
-    reason="the kernel has no KVM_CAP_EXCEPTION_PAYLOAD",
-)
 NEEDS_TRIPLE_FAULT = pytest.mark.skipif(
     "not kernel.capabilities['KVM_CAP_X86_TRIPLE_FAULT_EVENT']",
     reason="the kernel has no KVM_CAP_X86_TRIPLE_FAULT_EVENT",

@@ -43,3 +43,12 @@ def kvm_modules(path: Path, release: str = RELEASE, names: str = "kvm kvm-amd") 
         magic = f"vermagic={release} SMP mod_unload "
         (path / f"{name}.ko").write_bytes(module(*own[name], magic))
     return str(path)
+
+
+def modular_kernel(path: Path) -> str:
+    """Write a kernel whose KVM is modules to a directory; return the value of --kernel."""
+    modules = path / "lib/modules" / RELEASE
+    kvm_modules(modules / "kernel/arch/x86/kvm")
+    (modules / "ccp.ko").write_bytes(module())
+    builtin_modules(modules)
+    return str(bzimage(path / "bzImage"))

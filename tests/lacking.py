@@ -16,6 +16,7 @@ from errno import EINVAL, ENOTTY
 import pytest
 
 from helpers.kvm import abi, ioctl
+from helpers.kvm.system import CPUID_X2APIC, cpuid_entries
 
 Outcome = tuple[int, int]
 """Return value, and errno or 0."""
@@ -67,13 +68,13 @@ def x2apic(fd: int, number: int, argument: int) -> Outcome | None:
     return None
 
 
-def hide_x2apic(table: int) -> None:
+def hide_x2apic(address: int) -> None:
     """Clear the x2APIC in the CPUID table at this address."""
-    head, size = ctypes.sizeof(abi.kvm_cpuid2), ctypes.sizeof(abi.kvm_cpuid_entry2)
-    for number in range(abi.kvm_cpuid2.from_address(table).nent):
-        entry = abi.kvm_cpuid_entry2.from_address(table + head + number * size)
+    entries = abi.kvm_cpuid2.from_address(address).nent
+    size = ctypes.sizeof(abi.kvm_cpuid2) + entries * ctypes.sizeof(abi.kvm_cpuid_entry2)
+    for entry in cpuid_entries((ctypes.c_uint8 * size).from_address(address)):
         if entry.function == 1:
-            entry.ecx &= ~(1 << 21)
+            entry.ecx &= ~CPUID_X2APIC
 
 
 PARTS: dict[str, Part] = {part.__name__: part for part in (ioapic, smm, synic, x2apic)}

@@ -16,6 +16,7 @@ from helpers.apic.ioapic import (
     Entry,
     EoiFilter,
     Ioapic,
+    entry_of,
     message_of,
 )
 from helpers.apic.model import REFERENCE, Model
@@ -66,6 +67,12 @@ def vectors(ioapic: Ioapic) -> list[list[int]]:
 )
 def test_message_of_an_entry(entry, message):
     assert message_of(entry) == message
+
+
+def test_entry_of_a_message():
+    fields = {"delivery_mode": DeliveryMode.NMI, "destination_mode": DestinationMode.LOGICAL}
+    assert entry_of(Message(vector=0x61, destination=3, **fields)) == 3 << 56 | 0xC61
+    assert entry_of(level()) == TO_1 | LEVEL | 0x61
 
 
 # --- lines ----------------------------------------------------------------------------------------

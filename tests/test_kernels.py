@@ -22,7 +22,14 @@ from helpers.kernels.packages import Archive, KernelError, release_options
 from helpers.kernels.parameters import Choices
 from helpers.spec.kernels import DEFAULT_KERNEL, REFERENCE_KERNELS
 from tests.copy_of_the_suite import ROOT, run_pytest
-from tests.kernel_files import RELEASE, builtin_modules, bzimage, kvm_modules, module
+from tests.kernel_files import (
+    RELEASE,
+    builtin_modules,
+    bzimage,
+    kvm_modules,
+    modular_kernel,
+    module,
+)
 
 
 def entries(archive: bytes) -> dict[str, tuple[int, bytes]]:
@@ -156,11 +163,7 @@ def test_tools_come_from_the_release_of_the_kernel(name, options):
 @pytest.fixture
 def kernel(tmp_path):
     """The value of --kernel for a kernel with stock modules."""
-    modules = tmp_path / "boot/lib/modules" / RELEASE
-    kvm_modules(modules / "kernel/arch/x86/kvm")
-    (modules / "ccp.ko").write_bytes(module())
-    builtin_modules(modules)
-    return str(bzimage(tmp_path / "boot/bzImage"))
+    return modular_kernel(tmp_path / "boot")
 
 
 def boots(kernels, directories, settings):

@@ -18,7 +18,13 @@ from helpers.kernels.parameters import (
 from helpers.spec.parameters import PARAMETERS
 from helpers.verdicts.session import Verdicts
 from helpers.verdicts.tally import Tally
-from tests.kernel_files import RELEASE, builtin_modules, bzimage, kvm_modules, module
+from tests.kernel_files import (
+    RELEASE,
+    builtin_modules,
+    bzimage,
+    kvm_modules,
+    modular_kernel,
+)
 
 # --- the option -----------------------------------------------------------------------------------
 
@@ -67,11 +73,7 @@ def test_nonsense_is_refused(texts, says):
 @pytest.fixture
 def modular(tmp_path):
     """The value of --kernel for a kernel whose KVM is modules."""
-    modules = tmp_path / "boot/lib/modules" / RELEASE
-    kvm_modules(modules / "kernel/arch/x86/kvm")
-    (modules / "ccp.ko").write_bytes(module())
-    builtin_modules(modules)
-    return str(bzimage(tmp_path / "boot/bzImage"))
+    return modular_kernel(tmp_path / "boot")
 
 
 @pytest.fixture

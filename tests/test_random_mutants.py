@@ -13,7 +13,7 @@ from tests.mutants import random_run
 from tests.mutants.judge import MutantResult
 from tests.mutants.mutant import Edit, MutantError
 from tests.mutants.operators import changes
-from tests.mutants.order import by_defects_per_second, files_for, round_of, that_caught
+from tests.mutants.order import by_defects_per_second, files_for, rounds, that_caught
 from tests.mutants.random_edits import FUNCTIONS, Argument, all_mutants, arguments, drawn
 from tests.mutants.random_run import Verdicts, read_verdicts, verdict_of
 
@@ -265,5 +265,5 @@ def test_near_files_exist():
 
 def test_rounds_are_a_permutation():
     for number in (1, 2, 3, 17):
-        assert sorted(round_of(place, number) for place in range(number)) == list(range(number))
-    assert (round_of(0, 9), round_of(8, 9)) == (0, 1)
+        assert sorted(rounds(number)) == list(range(number))
+    assert (rounds(9)[0], rounds(9)[8]) == (0, 1)

@@ -34,6 +34,12 @@ def message_of(entry: int) -> Message:
     )
 
 
+def entry_of(message: Message) -> int:
+    """Return the redirection entry of a pin that sends this message, unmasked."""
+    entry = message.vector | message.delivery_mode << 8 | message.destination_mode << 11
+    return entry | message.trigger_mode << 15 | (message.destination & 0xFF) << 56
+
+
 class Ioapic:
     """The redirection entries and lines of one IOAPIC, and the vCPUs that the pins send to.
 

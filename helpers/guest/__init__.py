@@ -4,7 +4,15 @@
 from helpers.guest.build import build, disagreement
 from helpers.guest.cpu import Cpu, Taken
 from helpers.guest.expect import Mismatch, expect
-from helpers.guest.injection import Injection, Snapshot, effect_between, journal, msi_of, msi_route
+from helpers.guest.injection import (
+    Injection,
+    Snapshot,
+    effect_between,
+    irqchip_route,
+    journal,
+    msi_of,
+    msi_route,
+)
 from helpers.guest.machine import Machine
 from helpers.guest.running import GuestError
 
@@ -20,6 +28,7 @@ __all__ = [
     "disagreement",
     "effect_between",
     "expect",
+    "irqchip_route",
     "journal",
     "msi_of",
     "msi_route",

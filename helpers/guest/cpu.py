@@ -232,20 +232,9 @@ class Cpu:
         self.run_to(layout.PORT_SMI)
 
     def eoi_exit(self) -> int | None:
-        """Return the vector of the last of :meth:`eoi_exits`, None without one."""
-        return next(reversed(self.eoi_exits()), None)
-
-    def eoi_exits(self) -> list[int]:
-        """Step until the guest takes no further interrupt.
-
-        Return the vector of each KVM_EXIT_IOAPIC_EOI.
-        """
-        vectors: list[int] = []
-        while True:
-            if self._enter() == abi.KVM_EXIT_IOAPIC_EOI:
-                vectors.append(int(self.vcpu.kvm_run.u.eoi.vector))
-            elif not self.log():
-                return vectors
+        """Do as :meth:`take`. Return the vector of the last KVM_EXIT_IOAPIC_EOI; None without."""
+        _, exits = self.take_with_exits()
+        return exits[-1] if exits else None
 
     def run_to_window(self) -> str:
         """Run a loop of the guest that never exits, with request_interrupt_window set.

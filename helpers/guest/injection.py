@@ -264,3 +264,10 @@ def msi_route(
     msi.address_lo, msi.address_hi, msi.data = message.address_lo, message.address_hi, message.data
     msi.devid = devid
     return entry
+
+
+def irqchip_route(gsi: int, irqchip: int, pin: int) -> abi.kvm_irq_routing_entry:
+    """Return a routing entry from ``gsi`` to a pin of an irqchip, KVM_IRQCHIP_*, in the kernel."""
+    entry = abi.kvm_irq_routing_entry(gsi=gsi, type=abi.KVM_IRQ_ROUTING_IRQCHIP)
+    entry.u.irqchip.irqchip, entry.u.irqchip.pin = irqchip, pin
+    return entry

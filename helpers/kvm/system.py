@@ -5,12 +5,23 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from functools import cached_property
 
 from helpers.kvm import abi
 from helpers.kvm.closing import Closing
 from helpers.kvm.ioctl import MissingPart, ioctl
 from helpers.kvm.vm import Vm
+
+CPUID_X2APIC = 1 << 21
+"""The x2APIC in ECX of CPUID leaf 1 (Intel SDM vol. 2, "CPUID")."""
+
+
+def cpuid_entries(table: abi.Bytes) -> Iterator[abi.kvm_cpuid_entry2]:
+    """Yield the entries of a kvm_cpuid2. A write to an entry changes the table."""
+    start, size = ctypes.sizeof(abi.kvm_cpuid2), ctypes.sizeof(abi.kvm_cpuid_entry2)
+    for number in range(abi.kvm_cpuid2.from_buffer(table).nent):
+        yield abi.kvm_cpuid_entry2.from_buffer(table, start + number * size)
 
 
 class System(Closing):
@@ -32,7 +43,7 @@ class System(Closing):
 
     @cached_property
     def supported_cpuid(self) -> abi.Bytes:
-        """A kvm_cpuid2 and its entries as bytes, ready for KVM_SET_CPUID2."""
+        """A kvm_cpuid2 with its entries, as KVM_SET_CPUID2 takes them."""
         entries = 256
         size = ctypes.sizeof(abi.kvm_cpuid2) + entries * ctypes.sizeof(abi.kvm_cpuid_entry2)
         table = (ctypes.c_uint8 * size)()
@@ -42,13 +53,9 @@ class System(Closing):
 
     def cpuid_leaf(self, function: int) -> abi.kvm_cpuid_entry2:
         """Return the supported CPUID leaf ``function``; an entry of zeroes if there is none."""
-        table = self.supported_cpuid
-        start, size = ctypes.sizeof(abi.kvm_cpuid2), ctypes.sizeof(abi.kvm_cpuid_entry2)
-        for number in range(abi.kvm_cpuid2.from_buffer(table).nent):
-            entry = abi.kvm_cpuid_entry2.from_buffer_copy(table, start + number * size)
-            if entry.function == function:
-                return entry
-        return abi.kvm_cpuid_entry2()
+        entries = cpuid_entries(self.supported_cpuid)
+        found = (entry for entry in entries if entry.function == function)
+        return next(found, abi.kvm_cpuid_entry2())
 
     @cached_property
     def has_ioapic(self) -> bool:
@@ -61,8 +68,8 @@ class System(Closing):
 
     @cached_property
     def has_x2apic(self) -> bool:
-        """Whether CPUID offers the x2APIC (Intel SDM vol. 2, "CPUID")."""
-        return bool(self.cpuid_leaf(1).ecx >> 21 & 1)
+        """Whether CPUID offers the x2APIC."""
+        return bool(self.cpuid_leaf(1).ecx & CPUID_X2APIC)
 
     def require_x2apic(self) -> None:
         """Raise MissingPart if CPUID offers no x2APIC."""

@@ -9,11 +9,11 @@ from hypothesis.stateful import precondition
 
 from helpers.apic import Message, TriggerMode
 from helpers.apic.host import deliverable
-from helpers.apic.ioapic import MASKED, NO_MESSAGE, PINS
+from helpers.apic.ioapic import MASKED, NO_MESSAGE, PINS, entry_of
 from helpers.apic.lapic import bits
 from helpers.apic.model import Model
 from helpers.apic.topology import Topology
-from helpers.guest import Snapshot, expect, msi_route
+from helpers.guest import Snapshot, expect, irqchip_route, msi_route
 from helpers.kvm import abi
 from helpers.sweep import draws
 from helpers.sweep.draws import CONTENT, NTH, Contents, Routed
@@ -41,7 +41,7 @@ class IrqchipSteps(HostSteps):
         self.routes = {gsi: None for gsi in pins if gsi not in drawn}
         self.routes |= {gsi: message for gsi, message in drawn.items() if gsi not in pins}
         entries = [
-            msi_route(gsi, message) if message else _pin_route(gsi)
+            msi_route(gsi, message) if message else irqchip_route(gsi, abi.KVM_IRQCHIP_IOAPIC, gsi)
             for gsi, message in self.routes.items()
         ]
         self.machine.vm.set_gsi_routing(entries)
@@ -167,12 +167,9 @@ class IrqchipSteps(HostSteps):
         """Write a redirection entry by KVM_SET_IRQCHIP, set the pin's line, and send a message."""
         assert self.ioapic
         before = self.look()
-        message = self._message(nth, routed)
-        entry = flags | message.vector | message.delivery_mode << 8 | message.destination_mode << 11
-        entry |= message.trigger_mode << 15 | (message.destination & 0xFF) << 56
         irqchip = self.machine.vm.get_ioapic()
         state = irqchip.chip.ioapic
-        state.redirtbl[pin] = entry
+        state.redirtbl[pin] = flags | entry_of(self._message(nth, routed))
         self.machine.vm.set_ioapic(irqchip)
         self.ioapic.topology = self.topology(before)
         self.ioapic.load(state.redirtbl, state.irr)
@@ -196,10 +193,3 @@ class IrqchipSteps(HostSteps):
             self.ioapic.load(irqchip.chip.ioapic.redirtbl, 0)
             self.scan_is_due()
         self.expect_ioapic("lowering the lines")
-
-
-def _pin_route(pin: int) -> abi.kvm_irq_routing_entry:
-    """Return the routing entry from GSI ``pin`` to the pin of the IOAPIC in the kernel."""
-    entry = abi.kvm_irq_routing_entry(gsi=pin, type=abi.KVM_IRQ_ROUTING_IRQCHIP)
-    entry.u.irqchip.irqchip, entry.u.irqchip.pin = abi.KVM_IRQCHIP_IOAPIC, pin
-    return entry

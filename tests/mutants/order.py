@@ -62,8 +62,7 @@ def by_defects_per_second(
     for test, each in variants.items():
         file = re.sub(r".*/test_|\.py::.*", "", test)
         is_slow = file in _SLOW or _SLOW_TEST in test
-        for place, id in enumerate(each):
-            round = round_of(place, len(each))
+        for round, id in zip(rounds(len(each)), each, strict=True):
             if is_slow or not (file in near or id in caught):
                 kind = _OTHERS
             else:
@@ -74,10 +73,11 @@ def by_defects_per_second(
     return [id for _, id in sorted(ranked, key=lambda each: each[0])]
 
 
-def round_of(place: int, number: int) -> int:
-    """Return the round in which the parameter at ``place`` of ``number`` runs.
+def rounds(number: int) -> list[int]:
+    """Return the round in which each of ``number`` parameters of a test runs.
 
     The first parameter comes first, then the last one, then those far from the ones before.
     """
-    middle = sorted(range(1, number - 1), key=lambda each: each * _SPREAD % 1)
-    return [0, number - 1, *middle].index(place) if number > 1 else 0
+    middle = sorted(range(1, number - 1), key=lambda place: place * _SPREAD % 1)
+    order = [0, number - 1, *middle] if number > 1 else [0]
+    return sorted(range(number), key=order.__getitem__)
