@@ -29,7 +29,7 @@ def large(shared_machine: Callable[..., Machine]) -> Machine:
 
 @pytest.fixture
 def small(shared_machine: Callable[..., Machine], x2apic_api: int) -> Machine:
-    """x2APICs with SMALL_IDS; KVM_CAP_X2APIC_API is not enabled unless a test parametrizes it."""
+    """x2APICs with SMALL_IDS. A test parametrizes ``x2apic_api`` to enable KVM_CAP_X2APIC_API."""
     return shared_machine(vcpu_ids=SMALL_IDS, apic_mode=ApicMode.X2APIC, x2apic_api=x2apic_api)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Made-up sequences: any ioctls, lines and guest writes, each of them held to the model.
+"""Generated sequences: any ioctls, lines and guest writes, each of them held to the model.
 
 Clauses: model.generated.
 

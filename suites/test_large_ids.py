@@ -48,7 +48,7 @@ def ids(limit):
 
 @pytest.fixture
 def sparse(shared_machine, ids, x2apic_api):
-    """x2APICs with ``ids``; KVM_CAP_X2APIC_API is not enabled unless a test parametrizes it."""
+    """x2APICs with ``ids``. A test parametrizes ``x2apic_api`` to enable KVM_CAP_X2APIC_API."""
     return shared_machine(vcpu_ids=ids, apic_mode=X2APIC, x2apic_api=x2apic_api)
 
 

@@ -25,7 +25,7 @@ DEFAULTS = {"kvm.vector_hashing": "Y", "kvm_amd.avic": "N", "kvm_amd.other": "Y"
 
 @dataclass
 class Item:
-    """A test, as much of it as a run looks at."""
+    """The part of a test item that a run reads."""
 
     mark: pytest.Mark | None = None
 

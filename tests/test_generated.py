@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Made-up sequences: the wrong models that they notice, seeds, and --generate."""
+"""Generated sequences: the wrong models that they notice, seeds, and --generate."""
 
 from __future__ import annotations
 

@@ -98,7 +98,7 @@ def _vcpu(vcpu: VcpuState) -> Iterator[str]:
 
 
 def _events(vcpu: VcpuState) -> Iterator[str]:
-    """Yield what holds interrupts back, and who is the BSP."""
+    """Yield the states that hold interrupts back, and a BSP flag that differs from the default."""
     if vcpu.bsp != (vcpu.vcpu_id == 0):
         yield "the BSP" if vcpu.bsp else "not the BSP"
     for is_so, words in (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What ioctls of the host, and an INIT, do to a vCPU: the model's other half.
+"""The state of a vCPU after an ioctl of the host, or after an INIT: the model's second half.
 
 helpers/apic/model.py predicts the effect of a message. The functions here predict the state of a
 vCPU after an ioctl, in the terms of the model, for a sequence of ioctls and messages.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The IOAPIC in the kernel, and which EOIs reach an IOAPIC: what pins, routes and EOIs do.
+"""The model of the IOAPIC in the kernel, and of the EOIs that reach an IOAPIC.
 
 A pin sends the message of its redirection entry (Intel 82093AA, "I/O Redirection Table Registers").
 The functions follow arch/x86/kvm/ioapic.c; helpers/apic/model.py predicts each message.

@@ -268,7 +268,7 @@ class Topology:
         return cls(tuple(vcpus), **given)  # type: ignore[arg-type]
 
 
-# Words before numbers, with the field of each.
+# The words that a number follows: {word: field of Topology}.
 _VM_NUMBERS = {"x2apic_api=": "x2apic_api", "mapped_api=": "mapped_api", "boot=": "boot_id"}
-# Words for the values that differ from the default.
+# The words for a value that is not the default: {word: (field of Topology, value)}.
 _FLAGS = {"no-vector-hashing": ("vector_hashing", False), "no-smm": ("smm", False)}

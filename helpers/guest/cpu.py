@@ -232,7 +232,7 @@ class Cpu:
         self.run_to(layout.PORT_SMI)
 
     def eoi_exit(self) -> int | None:
-        """Do as :meth:`take`. Return the vector of the last KVM_EXIT_IOAPIC_EOI; None without."""
+        """Do as :meth:`take`. Return the vector of the last KVM_EXIT_IOAPIC_EOI, or None."""
         _, exits = self.take_with_exits()
         return exits[-1] if exits else None
 

@@ -26,7 +26,7 @@ from helpers.kvm.ioctl import attempt, ioctl
 
 
 def default_irqchip(system: System) -> Irqchip:
-    """Return the irqchip of a machine that needs no certain one."""
+    """Return the irqchip of a machine whose test chooses none."""
     return "full" if system.has_ioapic else "split"
 
 

@@ -26,7 +26,7 @@ LEGAL_ORDERS = [
 """The APIC mode in KVM_SET_SREGS decides the format of KVM_SET_LAPIC (api.rst, KVM_SET_LAPIC)."""
 
 ORDERS = LEGAL_ORDERS[::7]
-"""A selection in which each ioctl follows each other one directly, and each one is the last."""
+"""Orders in which each ioctl once directly follows each other ioctl, and once is the last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class SavedVcpu:
         )
 
     def differing(self, other: SavedVcpu) -> list[str]:
-        """Return the names of the parts that are not the same. PPR, which KVM computes, may be."""
+        """Return the names of the parts that differ. PPR, which KVM computes, does not count."""
         pages = self.lapic.copy(), other.lapic.copy()
         for page in pages:
             page[Register.PPR] = 0

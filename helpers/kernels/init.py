@@ -25,7 +25,7 @@ def main() -> None:
     for kind, where in (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")):
         os.makedirs(where, exist_ok=True)
         _libc.mount(kind.encode(), where.encode(), kind.encode(), 0, None)
-    # For helpers/verdicts/kernel_log.py. A kernel without debugfs does without.
+    # For helpers/verdicts/kernel_log.py. A kernel may lack debugfs.
     _libc.mount(b"debugfs", b"/sys/kernel/debug", b"debugfs", 0, None)
     for module in sorted(MODULES.iterdir()):
         if module.is_file():

@@ -96,7 +96,7 @@ def owned(
 
 
 def canonical(value: str) -> str:
-    """Return a value in a form that two spellings of one number or switch share."""
+    """Return one spelling for all spellings of a number or a switch."""
     value = _SWITCHES.get(value.lower(), value)
     try:
         return str(int(value, 0))
@@ -107,7 +107,7 @@ def canonical(value: str) -> str:
 def reads_as(found: str, asked: str) -> bool:
     """Return whether a parameter that reads ``found`` may have been set to ``asked``.
 
-    A parameter that is no number and no switch may read back in words of its own.
+    A parameter that is no number and no switch may read back as another text.
     """
     found, asked = canonical(found), canonical(asked)
     return found == asked or not asked.lstrip("-").isdigit()

@@ -234,7 +234,7 @@ class BootedRun:
             after = tried.label
 
     def _refuse(self, column: Column, reason: str) -> None:
-        """Report a column that did not take its parameters. One that was tried is left out."""
+        """Report a column that did not take its parameters; leave out a column of a matrix."""
         if not column.is_tried:
             self.reports.verdicts.tally(column.label).broken = reason
         elif column.label not in self.refused:

@@ -61,7 +61,7 @@ SILENT_SECONDS = 90
 WORTH_A_BOOT = 200
 """Tests per guest from which on another guest of the same boot saves time."""
 WORTH_A_LOAD = 40
-"""Tests from which loading modules that another guest has loaded saves time."""
+"""The least number of tests for which a second guest of a boot loads the same modules."""
 _SENT_AHEAD = 3
 """Tests that a guest has at least: the running one, the next one, one on the way."""
 
@@ -283,7 +283,7 @@ class Schedule:
         return actions
 
     def _count(self, guest: GuestState, failures: int) -> list[Action]:
-        """Count an ended test. After ``maxfail`` failures, the guests of the column leave it.
+        """Count an ended test. After ``maxfail`` failures, the column's guests leave the column.
 
         A guest that sent all these failures drops its other tests by itself. The rest is closed.
         """

@@ -42,7 +42,7 @@ class KvmError(OSError):
 class MissingPart(Exception):
     """The kernel lacks a part of KVM that the caller needs. The message names the part.
 
-    The test is skipped: the kernel cannot be judged by it.
+    A test that needs the part is skipped.
     """
 
 

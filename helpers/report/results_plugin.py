@@ -19,7 +19,7 @@ from helpers.verdicts.session import VERDICTS
 from helpers.verdicts.tally import Tally
 
 _MANY = re.compile(",|^matrix$")
-"""What a value of --kvm-param has that makes several columns of a kernel."""
+"""Matches a value of --kvm-param that makes several columns of a kernel."""
 _ONE_KERNEL = "a .json file has the results of one kernel; name a directory"
 
 

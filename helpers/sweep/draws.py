@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What made-up sequences are made of: the values that Hypothesis draws for each step.
+"""What generated sequences are made of: the values that Hypothesis draws for each step.
 
 The values, their order and the names of a rule's arguments decide what a seed draws. A change here
 changes the sequence of every seed.
@@ -112,8 +112,8 @@ CONTENT = st.tuples(_CONTENT)
 """One message, in the form of CONTENTS."""
 
 CONTENTS = st.lists(_CONTENT, min_size=1, max_size=3)
-"""Up to three messages without destination: vector, delivery mode, further fields of Message, and
-at most one more field of Message, or of struct kvm_msi."""
+"""One to three messages without destination. A message is a tuple: vector, delivery mode, {further
+field of Message: value}, {field of Message or struct kvm_msi: value}. The last is often empty."""
 
 
 # --- routes and pins ------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Steps of made-up sequences: what the host does to the VM and to a vCPU."""
+"""Steps of generated sequences: what the host does to the VM and to a vCPU."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ class HostSteps(MessageSteps):
     @WITH_VCPUS
     @step(nth=NTH, apic_mode=st.sampled_from(ApicMode))
     def host_switches_mode(self, nth: int, apic_mode: ApicMode) -> None:
-        """Switch the APIC mode by KVM_SET_SREGS, also as no guest may."""
+        """Switch between any two APIC modes by KVM_SET_SREGS. A guest may not make every switch."""
         cpu, before = self.nth(nth), self.look()
         is_forced = cpu.apic_mode is ApicMode.X2APIC and apic_mode is ApicMode.XAPIC
         old = self.vcpu(cpu.index, before[cpu.index])

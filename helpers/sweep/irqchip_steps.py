@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Steps of made-up sequences: GSI routes, and the pins of the IOAPIC in the kernel."""
+"""Steps of generated sequences: GSI routes, and the pins of the IOAPIC in the kernel."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Steps of made-up sequences: messages. Each is held to the model."""
+"""Steps of generated sequences: messages, each compared with the model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __tracebackhide__ = True  # A failure's traceback ends at the line of the test.
 
 
 class MessageSteps(AnyMachine):
-    """Messages to one, to some, to any number."""
+    """Messages to one vCPU, to several vCPUs, and to arbitrary destinations."""
 
     @WITH_VCPUS
     @step(nth=NTH, contents=CONTENTS)
@@ -42,7 +42,7 @@ class MessageSteps(AnyMachine):
         contents=CONTENTS,
     )
     def send(self, destination_mode: DestinationMode, destination: int, contents: Contents) -> None:
-        """Send to any number."""
+        """Send to an arbitrary destination."""
         self.send_all(contents, destination_mode, destination)
 
     def id_of(self, cpu: Cpu, destination_mode: DestinationMode) -> int:

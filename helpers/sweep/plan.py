@@ -217,8 +217,8 @@ def batches(bursts: Iterable[Burst]) -> Iterator[Batch]:
 def plan(model: Model, delivery_mode: DeliveryMode, *, exhaustive: bool) -> Iterator[Batch]:
     """Yield the batches of a sweep with one delivery mode."""
     bursts = (_every_burst if exhaustive else _short_bursts)(model, delivery_mode)
-    # Without hashing, earlier messages decide which candidate is chosen. The made-up sequences keep
-    # that count.
+    # Without hashing, earlier messages decide which candidate is chosen. The generated sequences
+    # keep that count.
     hashing = model.topology.vector_hashing
     return batches(burst for burst in bursts if hashing or not burst.route.one)
 

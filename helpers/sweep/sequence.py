@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The base of made-up sequences: the machine, the model's memory, and what each step must leave."""
+"""The base of generated sequences: the machine, the state that the model remembers, the checks."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ Step = Callable[..., None]
 
 
 def recorded(function: Step) -> Step:
-    """Have a method of a sequence recorded as a step, and held to what each step must leave."""
+    """Record each call of a method as a step, and call end_step() after the method."""
 
     @functools.wraps(function)
     def take(self: AnyMachine, **values: Any) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Made-up sequences: any ioctls and guest writes, with every message held to the model.
+"""Generated sequences: any ioctls and guest writes, with every message held to the model.
 
 Hypothesis makes the sequences up and shrinks a failing sequence. Importing Hypothesis takes seconds
 in an emulator: a test imports this module when the test runs.

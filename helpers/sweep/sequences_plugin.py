@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``--generate`` and ``--hypothesis-seed``: how many made-up sequences run, from which seeds."""
+"""``--generate`` and ``--hypothesis-seed``: how many generated sequences run, from which seeds."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _GENERATED = "generated"  # The property (record_property) with the work of a te
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add --generate."""
-    parser.getgroup("made-up sequences").addoption(
+    parser.getgroup("generated sequences").addoption(
         "--generate",
         metavar="MINUTES",
-        help="run made-up sequences for MINUTES, with -n in as many processes; "
+        help="run generated sequences for MINUTES, with -n in as many processes; "
         "--hypothesis-seed=N starts with seed N, and without --generate runs seed N alone",
     )
 
@@ -116,7 +116,7 @@ def seeds(request: pytest.FixtureRequest, shard: int) -> Seeds:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the work of each test that ran made-up sequences."""
+    """Print the work of each test that ran generated sequences."""
     for outcome in ("passed", "failed"):
         for report in terminalreporter.getreports(outcome):
             for name, work in report.user_properties:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The state machine of made-up sequences, with the steps of the guest.
+"""The state machine of generated sequences, with the steps of the guest.
 
 Hypothesis chooses the steps. Each message is held to the model, and so is the state of every vCPU
 after each other step.

@@ -21,6 +21,7 @@ def deviation(id: str) -> pytest.MarkDecorator:
 def needs_parameter(name: str, value: str) -> pytest.MarkDecorator:
     """Mark a test with a module parameter, MODULE.NAME, and the value it must read.
 
-    On a booted kernel, KVM is reloaded for the test after the other tests; else it is skipped.
+    A booted kernel reloads KVM for the test, after the other tests. The running kernel skips the
+    test.
     """
     return pytest.mark.needs_parameter(name, value)

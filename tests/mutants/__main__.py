@@ -24,7 +24,7 @@ from helpers.kernels.packages import KernelError
 from helpers.progress import Bar
 from helpers.spec.kernels import DEFAULT_KERNEL
 from helpers.spec.table import SpecError
-from tests.mutants.judge import MutantResult, batches, judge, run
+from tests.mutants.judge import MutantResult, batches, judge, log, run
 from tests.mutants.mutant import Mutant, MutantError, mutants
 from tests.mutants.random_run import Run
 from tests.mutants.tree import UNMUTATED, Tree, kernel
@@ -122,12 +122,12 @@ def _judge_all(every: Sequence[Mutant], given: argparse.Namespace) -> int:
         results |= judge(tree.name, modules, batch, options)
         for mutant in batch:
             cells[mutant.id] = results[mutant.id].cell(mutant.clause)
-            _log(f"{mutant.id}: {cells[mutant.id]}")
+            log(f"{mutant.id}: {cells[mutant.id]}")
         if given.report:
             given.report.write_text(table(tree.name, every, cells))
     seconds = time.monotonic() - begun
     print(table(tree.name, chosen, cells))
-    _log(f"judged in {seconds:.0f} s, {seconds / max(1, len(chosen)):.0f} s per mutant")
+    log(f"judged in {seconds:.0f} s, {seconds / max(1, len(chosen)):.0f} s per mutant")
     return 0 if all(result.caught for result in results.values()) else 1
 
 
@@ -150,7 +150,7 @@ def _build(
         except MutantError as reason:
             errors[mutant.id] = MutantResult(error=str(reason))
     bar.end()
-    _log(f"built in {time.monotonic() - begun:.0f} s")
+    log(f"built in {time.monotonic() - begun:.0f} s")
     return modules, errors
 
 
@@ -161,7 +161,7 @@ def _judge_unmutated(kernel: str, modules: Mapping[str, Path], options: Sequence
     if found.error or found.failures:
         reason = found.error or f"{', '.join(found.failures)} failed"
         raise MutantError(f"the unmutated build does not pass: {reason}")
-    _log(f"unmutated: {found.tests} tests in {time.monotonic() - begun:.0f} s, none failed")
+    log(f"unmutated: {found.tests} tests in {time.monotonic() - begun:.0f} s, none failed")
 
 
 def read(report: Path) -> dict[str, str]:
@@ -187,10 +187,6 @@ def table(release: str, listed: Sequence[Mutant], cells: Mapping[str, str]) -> s
         *(f"| {each.id} | {each.breaks} | {each.undoes} | {cells[each.id]} |" for each in judged),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

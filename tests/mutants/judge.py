@@ -130,3 +130,8 @@ def run(
             found.broken = bool(line["broken"])
             found.error = line["broken"] or ("" if found.tests else "no test ran")
     return results
+
+
+def log(line: str) -> None:
+    """Write a line on the progress of a run."""
+    print(line, file=sys.stderr, flush=True)

@@ -31,7 +31,7 @@ _SLOW = ("sweep", "generated")
 """Files whose tests take seconds each."""
 _SLOW_TEST = "test_three_hundred_vcpus"
 _SPREAD = 0.618
-"""Each next multiple of it, modulo 1, is far from the ones before."""
+"""The golden ratio: its multiples, modulo 1, lie far apart."""
 _NEAR_ROUNDS, _CAUGHT, _OTHERS = range(3)
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from helpers.kernels.boot import PROJECT
-from tests.mutants.judge import MutantResult, Order, run
+from tests.mutants.judge import MutantResult, Order, log, run
 from tests.mutants.mutant import MutantError
 from tests.mutants.order import that_caught
 from tests.mutants.random_edits import Covered, RandomMutant, all_mutants, arguments, drawn
@@ -158,7 +157,7 @@ class Run:
         self.tree = tree
         self.report = report
         self.seed = seed
-        self.options = [*options, "--tb=native", "--maxfail-each=1"]
+        self.options = [*options, "--tb=native"]
         self.quick = quick
         self.again = again
         covered = list(arguments(tree.name, tree.sources))
@@ -187,7 +186,7 @@ class Run:
             while batch:
                 following = builder.submit(lambda: list(islice(built, _BATCH)))
                 self.judge(batch)
-                _log(f"{time.monotonic() - begun:.0f} s: {self.found.summary()}")
+                log(f"{time.monotonic() - begun:.0f} s: {self.found.summary()}")
                 batch = following.result()
         self._check_catchers()
         self._write()
@@ -237,11 +236,11 @@ class Run:
             return
         modules = {UNMUTATED: self.modules[UNMUTATED]}
         order = Order({UNMUTATED: ""}, tests, quick=1)
-        found = run(self.tree.name, modules, {}, self.options[:-1], order=order)[UNMUTATED]
+        found = run(self.tree.name, modules, {}, self.options, order=order)[UNMUTATED]
         if found.error:
             raise MutantError(f"the unmutated build: {found.error}")
         for test in found.failures:
-            _log(f"{test} fails on the unmutated build: {found.reasons[test]}")
+            log(f"{test} fails on the unmutated build: {found.reasons[test]}")
             name = f"`{test.removeprefix('suites/')}`"
             verdicts |= {id: _NOT_RUN for id, verdict in verdicts.items() if name in verdict}
 
@@ -264,7 +263,7 @@ class Run:
                     verdict = f"{verdict_of(found[id])} with vector_hashing=N"
                     self.found.verdicts[id] = verdict
         for id in ids:
-            _log(f"{id}: {self.found.verdicts[id]}")
+            log(f"{id}: {self.found.verdicts[id]}")
         self._write()
 
     def _run(
@@ -275,7 +274,8 @@ class Run:
         reports = [file.read_text() for file in _REPORTS.glob("*mutants-*.md")]
         caught = that_caught("\n".join([*reports, *self.found.verdicts.values()]))
         order = Order(functions, caught, _QUICK if self.quick else 0)
-        return run(self.tree.name, modules, {}, [*self.options, *options], suites, order)
+        options = (*self.options, "--maxfail-each=1", *options)
+        return run(self.tree.name, modules, {}, options, suites, order)
 
     def _write(self) -> None:
         if self.report:
@@ -296,7 +296,3 @@ def verdict_of(result: MutantResult) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.replace("|", "/").split())
-
-
-def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
