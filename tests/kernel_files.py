@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from helpers.kernels.columns import VIRTIO
+from helpers.kernels.emulators.qemu import Qemu
 
 RELEASE = "6.99.0-test"
 
@@ -23,7 +23,7 @@ def bzimage(path: Path, release: str = RELEASE) -> Path:
 
 def builtin_modules(path: Path, *names: str) -> None:
     """Write the list of the modules that are built into a kernel: these, and virtio's."""
-    listed = "".join(f"kernel/{name}.ko\n" for name in (*VIRTIO, *names))
+    listed = "".join(f"kernel/{name}.ko\n" for name in (*Qemu.software().modules, *names))
     (path / "modules.builtin").write_text(listed)
 
 
@@ -38,6 +38,7 @@ def kvm_modules(path: Path, release: str = RELEASE, names: str = "kvm kvm-amd") 
     own = {
         "kvm": ("parmtype=vector_hashing:bool",),
         "kvm-amd": ("parmtype=npt:bool", "depends=kvm,ccp"),
+        "kvm-intel": ("parmtype=enable_apicv:bool", "depends=kvm"),
     }
     for name in names.split():
         magic = f"vermagic={release} SMP mod_unload "

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from helpers.kernels.columns import Boot, Column
+from helpers.kernels.emulators.qemu import Qemu
 from helpers.kernels.locate import BootFiles
 from helpers.kernels.parameters import settings_of
 from helpers.kernels.run import BootedRun
@@ -31,6 +32,9 @@ class Item:
 
     def iter_markers(self, _: str) -> list[pytest.Mark]:
         return [self.mark] if self.mark else []
+
+    def get_closest_marker(self, name: str) -> pytest.Mark | None:
+        return self.mark if self.mark and self.mark.name == name else None
 
 
 ITEMS = {
@@ -63,7 +67,7 @@ class Guest:
                 _, modules, settings, part, _ = arguments
                 self.load(modules, settings, settings_of(part))
             case "run":
-                self.log += arguments[0]
+                self.log += [list(ITEMS)[test] for test in arguments[0]]
                 for test in arguments[0]:
                     self.say("begin", test)
                     self.say("ended", test, [])
@@ -120,7 +124,7 @@ def judge(pytestconfig):
     def run(column, matrix=False):
         log: list[str] = []
         files = BootFiles("6.99", Path("vmlinuz"), Path("modules"))
-        boot = Boot(files, {}, column.command_line, [column])
+        boot = Boot(files, Qemu.software(), {}, column.command_line, [column])
         verdicts.tally(column.label)
         done: Any = BootedRun(
             Reports(verdicts), [boot], lambda boot: Guest(boot, log), 1, matrix=matrix

@@ -14,8 +14,10 @@ from typing import ClassVar
 import pytest
 
 from helpers.kernels import bisect_packages, columns, frames, locate, parameters, plugin
-from helpers.kernels.boot import Processor, qemu
+from helpers.kernels.boot import COMMAND_LINE
 from helpers.kernels.download import Download
+from helpers.kernels.emulators.interface import MemoryFiles
+from helpers.kernels.emulators.qemu import Qemu
 from helpers.kernels.image import Cpio
 from helpers.kernels.modules import Modules
 from helpers.kernels.packages import Archive, KernelError, release_options
@@ -167,7 +169,7 @@ def kernel(tmp_path):
 
 
 def boots(kernels, directories, settings):
-    return columns.boots(kernels, directories, Choices.parse(settings), vendor="kvm_amd")
+    return columns.boots(kernels, directories, Choices.parse(settings), [Qemu.software()])
 
 
 def test_module_sets_share_a_boot(tmp_path, kernel):
@@ -323,22 +325,12 @@ def test_no_module_beside_a_script_hides_the_standard_librarys():
 # --- QEMU -----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def command(kernel):
-    """QEMU's command line for a kernel with a parameter of its own."""
+def test_dead_kernel_ends_qemu_at_once(kernel):
     (boot,) = boots([kernel], [], [])
-    boot.command_line = "kvm.vector_hashing=N"
-    return qemu(boot, Processor("a processor", ["-cpu", "max"], "kvm_amd"), 3, 4)
-
-
-def test_dead_kernel_ends_qemu_at_once(command):
-    parameters = command[command.index("-append") + 1].split()
-    assert {"oops=panic", "panic=-1"} <= set(parameters)
+    with MemoryFiles() as files:
+        command = boot.emulator.command(boot.kernel, "panic=-1", b"", "console", files)
     assert "-no-reboot" in command
-
-
-def test_parameters_come_last(command):
-    assert command[command.index("-append") + 1].endswith(" kvm.vector_hashing=N")
+    assert {"oops=panic", "panic=-1"} <= set(COMMAND_LINE)
 
 
 # --- packages -------------------------------------------------------------------------------------

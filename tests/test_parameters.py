@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from helpers.kernels import columns
+from helpers.kernels.emulators.qemu import Qemu
 from helpers.kernels.packages import KernelError
 from helpers.kernels.parameters import (
     Choices,
@@ -88,7 +89,7 @@ def builtin(tmp_path):
 
 
 def boots(kernel, *settings, modules=()):
-    return columns.boots([kernel], modules, Choices.parse(settings), vendor="kvm_amd")
+    return columns.boots([kernel], modules, Choices.parse(settings), [Qemu.software()])
 
 
 def test_values_are_columns_of_a_boot(modular):

@@ -27,7 +27,7 @@ def probe() -> bytes:
     link = f"--oformat=binary,-Ttext={layout.PROBE:#x},-e,_start,--build-id=none"
     options = ["-nostdlib", "-static", f"-Wl,{link}"]
     options += [f"-D{name}={value:#x}" for name, value in sorted(layout.defines().items())]
-    code = _built(PROBE, options, "bin").read_bytes()
+    code = built(PROBE, options, "bin").read_bytes()
     if layout.PROBE + len(code) > layout.PROBE_LIMIT:
         raise AssemblyError(f"{PROBE.name} is too large: its machine code exceeds PROBE_LIMIT")
     return code
@@ -36,7 +36,7 @@ def probe() -> bytes:
 @cache
 def sender() -> Path:
     """Return the path of the shared library made of sender.c. Raises AssemblyError."""
-    return _built(SENDER, ["-shared", "-fPIC", "-O2", "-Wall", "-Werror"], "so")
+    return built(SENDER, ["-shared", "-fPIC", "-O2", "-Wall", "-Werror"], "so")
 
 
 def build_all() -> None:
@@ -45,7 +45,7 @@ def build_all() -> None:
     sender()
 
 
-def _built(source: Path, options: list[str], suffix: str) -> Path:
+def built(source: Path, options: list[str], suffix: str) -> Path:
     """Return the path of the output of gcc, which runs unless the cache has the output."""
     key = hashlib.sha256(source.read_bytes() + " ".join(options).encode()).hexdigest()[:16]
     cached = cache_directory() / f"{source.stem}-{key}.{suffix}"

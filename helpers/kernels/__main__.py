@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""List, fetch and bisect Debian's kernels.
+"""List, fetch and bisect Debian's kernels; build the emulator of --cpu=intel.
 
 python -m helpers.kernels list             list the packaged kernels
 python -m helpers.kernels fetch 6.12 ...   fetch kernels ahead of time
+python -m helpers.kernels emulator         build the emulator of --cpu=intel ahead of time
 python -m helpers.kernels bisect 6.1 7.3 -- suites/test_x.py::test_y
                                            find where a test's verdict changes
 """
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from helpers.kernels.bisect_packages import bisect
+from helpers.kernels.emulators import bochs_build
 from helpers.kernels.packages import Archive, KernelError, series
 
 
@@ -30,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 archive = Archive()
                 for name in [archive.newest(version) for version in given.version]:
                     print(f"Linux {name} is in {archive.fetch(name)}")
+            case "emulator":
+                print(f"Bochs {bochs_build.VERSION} is in {bochs_build.build()}")
             case "bisect":
                 bisect(given.first, given.last, given.pytest)
     except KernelError as reason:
@@ -50,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="list the packaged kernels; * marks the fetched ones")
     fetch = commands.add_parser("fetch", help="fetch kernels ahead of time")
     fetch.add_argument("version", nargs="+", help="a version such as 6.12, or a kernel's full name")
+    commands.add_parser("emulator", help="build the emulator of --cpu=intel ahead of time")
     search = commands.add_parser(
         "bisect",
         help="find the two neighbouring kernels between which a test's verdict changes",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Boot a kernel in QEMU: one process, with a channel to the worker inside and a console."""
+"""Boot a kernel in an emulator: one process, with a channel to the worker inside and a console."""
 
 from __future__ import annotations
 
@@ -7,67 +7,37 @@ import contextlib
 import ctypes
 import json
 import os
-import shutil
 import signal
-import socket
 import stat
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from helpers.cache import cache_directory
 from helpers.guest.assemble import build_all
 from helpers.kernels.columns import Boot
+from helpers.kernels.emulators.interface import MemoryFiles, path_of
 from helpers.kernels.frames import Unpacker, pack
 from helpers.kernels.image import Cpio, userland
 from helpers.kernels.init import MODULES, SETUP
-from helpers.kernels.packages import KernelError
 from helpers.kvm.closing import Closing
 
 PROJECT = Path(__file__).resolve().parents[2]
-QEMU = "qemu-system-x86_64"
-MEMORY = 1536  # MiB
 
 # fmt: off
 COMMAND_LINE = (
     "console=ttyS0",             # what the kernel says reaches the report
     "loglevel=6",                # notices tell a slow boot from one that hangs
     "oops=panic",                # an oops may leave a lock held: a test that hangs is found late
-    "panic=-1",                  # a panic reboots at once, and -no-reboot ends QEMU
+    "panic=-1",                  # a panic reboots at once, and that ends the emulator
     "rcupdate.rcu_expedited=1",  # destroying a VM waits for RCU
 )
 # fmt: on
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
-
-
-@dataclass(frozen=True)
-class Processor:
-    """QEMU's ``options`` for a guest's processors. ``vendor`` is the KVM module for them."""
-
-    name: str
-    options: Sequence[str]
-    vendor: str
-
-    @classmethod
-    def best(cls) -> Processor:
-        """Return this machine's processor where KVM nests, else an emulated one with SVM."""
-        for vendor in ("kvm_intel", "kvm_amd"):
-            nested = Path("/sys/module", vendor, "parameters/nested")
-            with contextlib.suppress(OSError):
-                if nested.read_text().strip() in ("Y", "1") and os.access("/dev/kvm", os.W_OK):
-                    name = f"nested virtualization, {vendor}"
-                    return cls(name, ("-accel", "kvm", "-cpu", "host", "-smp", "2"), vendor)
-        # One vCPU. With two in a thread each, QEMU 7.2 may go on executing an instruction that the
-        # other vCPU has patched, and the guest dies of its static keys (int3). With two in one
-        # thread, it delivers a nested guest's interrupt twice, or stalls it, once in 1000 tests.
-        # No cx16: QEMU 7.2 corrupts flags after cmpxchg16b.
-        options = ("-accel", "tcg", "-cpu", "max,-cx16", "-smp", "1")
-        return cls("software emulation", options, "kvm_amd")
 
 
 class Images:
@@ -97,14 +67,15 @@ class Images:
             },
         }
 
-    def of(self, boot: Boot) -> bytes:
-        """Return the initramfs of a boot.
+    def of(self, boot: Boot, files: Sequence[str] = ()) -> bytes:
+        """Return the initramfs of a boot whose worker collects tests of ``files``, or all.
 
         MODULES/NN-NAME are the modules to load before pytest starts, in order of NN, and
         MODULES/N/NAME are those of the columns whose ``Boot.directory`` is N.
         """
         archive = Cpio()
-        archive.add(str(SETUP), stat.S_IFREG | 0o644, json.dumps(self._setup).encode())
+        setup = json.dumps(self._setup | {"files": list(files)})
+        archive.add(str(SETUP), stat.S_IFREG | 0o644, setup.encode())
         archive.add(str(MODULES), stat.S_IFDIR | 0o755)
         for number, (name, content) in enumerate(boot.modules.items()):
             archive.add(f"{MODULES}/{number:02}-{name}", stat.S_IFREG | 0o644, content)
@@ -116,83 +87,65 @@ class Images:
 
 
 class Guest(Closing):
-    """A running QEMU. It dies with this process."""
+    """A running emulator. It dies with this process."""
 
-    def __init__(self, boot: Boot, image: bytes, processor: Processor) -> None:
+    def __init__(self, boot: Boot, image: bytes) -> None:
         self.boot = boot
         self._console = os.memfd_create("console")
         self._errors = os.memfd_create("errors")
-        self.channel, theirs = socket.socketpair()
-        initramfs = os.memfd_create("initramfs")
-        with open(initramfs, "wb") as file, theirs:
-            file.write(image)
-            file.flush()
+        emulator = boot.emulator
+        self.channel, theirs = emulator.channel()
+        line = " ".join((*COMMAND_LINE, *emulator.command_line, boot.command_line))
+        with MemoryFiles() as files:
             self._process = subprocess.Popen(
-                qemu(boot, processor, initramfs, self._console),
-                stdin=theirs.fileno(),
-                stdout=theirs.fileno(),
+                emulator.command(boot.kernel, line, image, path_of(self._console), files),
+                stdin=theirs,
+                stdout=self._errors,
                 stderr=self._errors,
-                pass_fds=(initramfs, self._console),
+                pass_fds=(*files.descriptors, self._console),
                 preexec_fn=_die_with_parent,  # noqa: PLW1509 - this process has one thread
                 start_new_session=True,  # Ctrl-C is for this process to handle
             )
+        os.close(theirs)
         self._unpacker = Unpacker()
 
     def fileno(self) -> int:
         """Return the channel's file descriptor, for select."""
-        return self.channel.fileno()
+        return self.channel
 
     def send(self, *message: Any) -> None:
         """Send a message to the worker. The channel holds more than a run ever sends."""
-        with contextlib.suppress(ConnectionError):  # receive() raises EOFError for a dead guest
-            self.channel.sendall(pack(*message))
+        content = memoryview(pack(*message))
+        with contextlib.suppress(OSError):  # receive() raises EOFError for a dead guest
+            while content:
+                content = content[os.write(self.channel, content) :]
 
     def receive(self) -> Iterator[tuple[Any, ...]]:
-        """Return the messages that the worker has sent. Raises EOFError once QEMU is gone."""
+        """Return the messages that the worker has sent. Raises EOFError for a dead guest."""
         try:
-            received = self.channel.recv(1 << 20)
-        except ConnectionError:
+            received = os.read(self.channel, 1 << 20)
+        except OSError:
             received = b""
         if not received:
             raise EOFError
         return self._unpacker.feed(received)
 
     def console(self) -> list[str]:
-        """Return QEMU's own messages and the lines on the console so far."""
+        """Return the emulator's own messages and the lines on the console so far."""
         said = b"".join(
             os.pread(file, os.fstat(file).st_size, 0) for file in (self._errors, self._console)
         )
         return [line.rstrip() for line in said.decode(errors="replace").splitlines()]
 
     def close(self) -> None:
-        if self.channel.fileno() < 0:
+        if self.channel < 0:
             return
         self._process.kill()
         self._process.wait()
-        self.channel.close()
+        os.close(self.channel)
+        self.channel = -1
         os.close(self._console)
         os.close(self._errors)
-
-
-def qemu(boot: Boot, processor: Processor, initramfs: int, console: int) -> list[str]:
-    """Return QEMU's command line; ``initramfs`` and ``console`` are file descriptors."""
-    # fmt: off
-    return [
-        QEMU,
-        "-nodefaults", "-no-user-config",                    # the same machine everywhere
-        "-display", "none",
-        "-no-reboot",                                        # a dead kernel is a dead QEMU
-        *processor.options,
-        "-m", str(MEMORY),
-        "-kernel", str(boot.kernel.vmlinuz),
-        "-initrd", f"/proc/self/fd/{initramfs}",             # in memory: nothing to clean up
-        "-append", " ".join((*COMMAND_LINE, boot.command_line)),
-        "-serial", f"file:/proc/self/fd/{console}",          # a file keeps what a dead kernel said
-        "-device", "virtio-serial-pci",                      # far faster than a serial line
-        "-chardev", "stdio,id=worker,signal=off",            # the channel is stdin and stdout
-        "-device", "virtserialport,chardev=worker,name=worker",
-    ]
-    # fmt: on
 
 
 @contextlib.contextmanager
@@ -210,15 +163,8 @@ def _die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def require_qemu() -> None:
-    """Raise KernelError where QEMU is not installed."""
-    if not shutil.which(QEMU):
-        raise KernelError(
-            f"{QEMU} not found: it boots the kernel (apt-get install qemu-system-x86)"
-        )
-
-
-def slots(wanted: int | None) -> int:
+def slots(wanted: int | None, boots: Sequence[Boot]) -> int:
     """Return how many guests can run at a time: ``wanted`` or one per core, as memory allows."""
     available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
-    return max(1, min(wanted or len(os.sched_getaffinity(0)), available // MEMORY))
+    largest = max(boot.emulator.memory for boot in boots)
+    return max(1, min(wanted or len(os.sched_getaffinity(0)), available // largest))

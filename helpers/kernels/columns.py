@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Turn --kernel, --kvm-modules and --kvm-param into boots, and the columns tested on each."""
+"""Turn --kernel, --cpu, --kvm-modules and --kvm-param into boots, and columns to test on each."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from helpers.kernels.emulators.interface import Emulator
 from helpers.kernels.locate import BootFiles, resolve
 from helpers.kernels.modules import Modules, parameters, vermagic
 from helpers.kernels.packages import KernelError
 from helpers.kernels.parameters import Choices, other_values, owned, short
-
-VIRTIO = ("virtio_pci", "virtio_console")
-"""Modules that every guest needs, for the channel to its worker."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,7 @@ class Boot:
     """
 
     kernel: BootFiles
+    emulator: Emulator
     modules: dict[str, bytes]
     command_line: str = ""
     columns: list[Column] = field(default_factory=list)
@@ -71,15 +70,25 @@ class Boot:
 
 
 def boots(
-    specs: Sequence[str], directories: Sequence[str], choices: Choices, vendor: str
+    specs: Sequence[str],
+    directories: Sequence[str],
+    choices: Choices,
+    emulators: Sequence[Emulator],
+    cpus: Sequence[str] = (),
 ) -> list[Boot]:
     """Return the boots of a run; fetch the kernels that are not here. Raises KernelError.
 
-    ``specs`` and ``directories`` are the values of --kernel and --kvm-modules. ``vendor`` is
-    kvm_amd or kvm_intel.
+    ``specs``, ``directories`` and ``cpus`` are the values of --kernel, --kvm-modules and --cpu.
     """
-    sets = [_module_set(text, vendor) for text in directories]
-    made = [boot for spec in dict.fromkeys(specs) for boot in _boots(spec, sets, choices, vendor)]
+    made: list[Boot] = []
+    sets: list[_ModuleSet] = []
+    for emulator in emulators:
+        own = [_module_set(text, emulator.vendor) for text in directories]
+        sets += own
+        for spec in dict.fromkeys(specs):
+            for boot in _boots(spec, own, choices.besides(emulator.judged), emulator):
+                boot.columns = [_on_cpu(column, emulator, cpus) for column in boot.columns]
+                made.append(boot)
     releases = {boot.kernel.release for boot in made}
     for given in sets:
         if given.release not in releases:
@@ -87,10 +96,22 @@ def boots(
                 f"--kvm-modules={given.path} is built for {given.release}, which no --kernel of "
                 f"this run is ({', '.join(sorted(releases))})"
             )
-    labels = [column.label for boot in made for column in boot.columns]
+    labels = [
+        column.label for boot in made if not boot.emulator.parallel for column in boot.columns
+    ]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise KernelError(f"two kernels of this run would be called {', '.join(twice)}")
     return made
+
+
+def _on_cpu(column: Column, emulator: Emulator, cpus: Sequence[str]) -> Column:
+    """Return a column as it is called and asked for where --cpu has these values."""
+    asks = [f"--cpu={emulator.cpu}"] if cpus else []
+    label = column.label
+    if len(set(cpus)) > 1:
+        kernel, space, settings = label.partition(" ")
+        label = f"{kernel} {emulator.cpu}{space}{settings}"
+    return replace(column, label=label, options=[*column.options[:1], *asks, *column.options[1:]])
 
 
 # --- --kvm-modules --------------------------------------------------------------------------------
@@ -136,13 +157,15 @@ def _file(module: str) -> str:
 # --- --kernel -------------------------------------------------------------------------------------
 
 
-def _boots(spec: str, sets: Sequence[_ModuleSet], choices: Choices, vendor: str) -> Sequence[Boot]:
+def _boots(
+    spec: str, sets: Sequence[_ModuleSet], choices: Choices, emulator: Emulator
+) -> Sequence[Boot]:
     """Return the boots of a kernel: one, or if KVM is built in, one for each command line."""
     kernel = resolve(spec)
     own = Modules(kernel.modules)
-    kvm = ("kvm", vendor)
+    kvm = ("kvm", emulator.vendor)
     try:
-        shared = own.closure([*VIRTIO, *kvm])
+        shared = own.closure([*emulator.modules, *kvm])
     except KeyError as missing:
         raise KernelError(f"no module {missing} below {own.directory}") from None
     stock = {name: shared.pop(name) for name in kvm if name in shared}
@@ -160,7 +183,7 @@ def _boots(spec: str, sets: Sequence[_ModuleSet], choices: Choices, vendor: str)
     made: dict[str, Boot] = {}
     for column in (each for stem in columns for each in _chosen(stem, choices, builtin)):
         line = column.command_line
-        boot = made.setdefault(line, Boot(kernel, shared, line))
+        boot = made.setdefault(line, Boot(kernel, emulator, shared, line))
         boot.columns.append(replace(column, options=[f"--kernel={spec}", *column.options]))
     return list(made.values())
 

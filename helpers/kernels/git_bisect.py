@@ -36,7 +36,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from helpers.cache import cache_directory
-from helpers.kernels.boot import PROJECT, QEMU
+from helpers.kernels.boot import PROJECT
+from helpers.kernels.emulators.qemu import QEMU
 
 GOOD, BAD, SKIP, STOP, INTERRUPTED = 0, 1, 125, 128, 130
 

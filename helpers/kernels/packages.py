@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""List, fetch and unpack Debian's packaged kernels. Nothing is installed.
+"""List, fetch and unpack Debian's packaged kernels, and other packages. Nothing is installed.
 
 apt fetches them and checks their signatures, with a configuration of its own: this machine's
 mirrors, every suite that has kernels, package lists in the cache directory. Any user can do so.
@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,16 +33,29 @@ class KernelError(Exception):
 
 
 class Archive:
-    """Debian's archive, through apt. Processes take turns. Methods raise KernelError."""
+    """Debian's archive, through apt. Processes take turns. Methods raise KernelError.
 
-    def __init__(self) -> None:
+    What is fetched is in the directory ``name`` of the cache. ``suites`` are those to look in, by
+    archive. ``kinds`` are "deb" for packages and "deb-src" for their sources. ``instead`` says what
+    to do on a machine without an archive.
+    """
+
+    def __init__(
+        self,
+        name: str = "kernels",
+        suites: Mapping[str, Sequence[str]] = DEBIAN_SUITES,
+        kinds: Sequence[str] = ("deb",),
+        instead: str = "give a bzImage or a kernel build tree to --kernel",
+    ) -> None:
         if not shutil.which("apt-get"):
             raise KernelError(
-                "packaged kernels come through apt, which this machine does not have: "
-                "give a bzImage or a kernel build tree to --kernel"
+                f"packages come through apt, which this machine does not have: {instead}"
             )
-        self.directory = cache_directory() / "kernels"
+        self.directory = cache_directory() / name
         self._apt = self.directory / "apt"
+        self._suites = suites
+        self._kinds = kinds
+        self._instead = instead
 
     @contextmanager
     def _packages(self) -> Iterator[set[str]]:
@@ -69,14 +82,15 @@ class Archive:
 
     def _update(self) -> None:
         sources = [
-            f"deb [signed-by={_KEYRING}] {uri} {suite} main\n"
+            f"{kind} [signed-by={_KEYRING}] {uri} {suite} main\n"
             for uri in _mirrors()
-            for suite in DEBIAN_SUITES.get(uri.rstrip("/").rpartition("/")[2], ())
+            for suite in self._suites.get(uri.rstrip("/").rpartition("/")[2], ())
+            for kind in self._kinds
         ]
         if not sources:
             raise KernelError(
-                "apt's sources on this machine name no Debian mirror, so there are no packaged "
-                "kernels: give a bzImage or a kernel build tree to --kernel"
+                "apt's sources on this machine name no Debian mirror, so there are no packages: "
+                + self._instead
             )
         (self._apt / "sources.list").write_text("".join(sources))
         for needed in ("lists/partial", "cache/archives/partial"):
@@ -140,6 +154,21 @@ class Archive:
                 f"{name}-tools", [f"{each}={version}" for each, version in packages]
             )
 
+    def fetch_packages(self, name: str, packages: Sequence[str]) -> Path:
+        """Return the directory ``name`` of unpacked packages."""
+        with self._packages():
+            return self._unpacked(name, packages)
+
+    def fetch_source(self, package: str, version: str) -> Path:
+        """Return the archive of upstream's source of a package."""
+        with self._packages():
+            listed = self._run("apt-get", "source", "-qq", "--print-uris", "--only-source", package)
+            wanted = re.compile(rf" {re.escape(f'{package}_{version}')}\D\S*\.orig\.tar")
+            found = next(filter(wanted.search, listed.splitlines()), None)
+            if found is None:
+                raise KernelError(f"the archive has no source of {package} {version}")
+            return _download(found, self.directory)
+
     def compiler(self, name: str) -> str:
         """Return the compiler of a kernel and its modules, such as ``gcc-12``."""
         with self._packages():
@@ -156,21 +185,27 @@ class Archive:
         unpacked = self.directory / name
         if unpacked.exists():
             return unpacked
-        print(f"fetching Linux {name}", file=sys.stderr, flush=True)
+        what = f"Linux {name}" if name[0].isdigit() else name
+        print(f"fetching {what}", file=sys.stderr, flush=True)
         work = self.directory / f"{name}.part"
         work.mkdir(exist_ok=True)
         listed = self._run("apt-get", "download", "--print-uris", *packages)
-        try:
-            for line in listed.splitlines():
-                Download.parse(line).fetch(work)
-        except (OSError, ValueError) as error:
-            raise KernelError(f"could not fetch {', '.join(packages)}: {error}") from None
+        for line in listed.splitlines():
+            _download(line, work)
         shutil.rmtree(work / "unpacked", ignore_errors=True)
         for package in work.glob("*.deb"):
             _run("dpkg-deb", "-x", str(package), str(work / "unpacked"))
         (work / "unpacked").rename(unpacked)
         shutil.rmtree(work)
         return unpacked
+
+
+def _download(line: str, directory: Path) -> Path:
+    """Fetch what a line of apt-get's --print-uris names. Raises KernelError."""
+    try:
+        return Download.parse(line).fetch(directory)
+    except (OSError, ValueError) as error:
+        raise KernelError(f"could not fetch {line.split(maxsplit=1)[0]}: {error}") from None
 
 
 def _mirrors() -> list[str]:

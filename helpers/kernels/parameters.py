@@ -8,7 +8,7 @@ everything else in this project names it MODULE.NAME, as in {"kvm.vector_hashing
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from helpers.kernels.packages import KernelError
@@ -54,6 +54,12 @@ class Choices:
                 raise KernelError(f"--kvm-param={text}: a value is given twice")
         matrix = values.pop(MATRIX, None) is not None
         return cls(values, matrix)
+
+    def besides(self, judged: Mapping[str, Sequence[str]]) -> Choices:
+        """Return these choices, with values of the parameters that they leave open."""
+        chosen = {name.rpartition(".")[2] for name in self.values}
+        others = {name: judged[name] for name in judged if name not in chosen}
+        return self if self.matrix else replace(self, values={**self.values, **others})
 
     def combinations(self) -> Iterator[tuple[dict[str, str], str]]:
         """Yield each combination of values: {name: value}, and its name among the others."""

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from helpers.guest.assemble import AssemblyError
-from helpers.kernels.boot import Guest, Images, Processor, require_qemu, slots
+from helpers.kernels import emulators
+from helpers.kernels.boot import Guest, Images, slots
 from helpers.kernels.columns import Boot, boots
 from helpers.kernels.packages import KernelError
 from helpers.kernels.parameters import MATRIX, Choices
@@ -20,7 +21,7 @@ from helpers.kernels.run import BootedRun, Reports
 from helpers.spec.kernels import DEFAULT_KERNEL, REFERENCE_KERNELS
 from helpers.spec.parameters import PARAMETERS
 from helpers.verdicts.kernel import is_x86_64
-from helpers.verdicts.session import VERDICTS, judges_suites
+from helpers.verdicts.session import VERDICTS, is_parallel, judges_suites
 
 REFERENCES = "references"
 """The value of --kernel that stands for all reference kernels."""
@@ -44,35 +45,29 @@ def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     pluginmanager.add_hookspecs(Hooks)
 
 
+_EACH: dict[str, Any] = {"action": "append", "default": []}
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --kernel, --kvm-modules, --kvm-param and --maxfail-each."""
+    """Add --kernel, --cpu, --kvm-modules, --kvm-param and --maxfail-each."""
     group = parser.getgroup("kernels")
-    each: dict[str, Any] = {"action": "append", "default": []}
     group.addoption(
         "--kernel",
         metavar="SPEC",
-        **each,
-        help="test this kernel, booted in QEMU: a version such as 6.12 (Debian's newest package "
-        "of that series), a package's full version, a bzImage, a kernel build tree, or "
+        **_EACH,
+        help="test this kernel, booted in an emulator: a version such as 6.12 (Debian's newest "
+        "package of that series), a package's full version, a bzImage, a kernel build tree, or "
         f"'{REFERENCES}' ({', '.join(REFERENCE_KERNELS)}); repeat it for several kernels in one "
         "report; with -n N, N of them at a time",
     )
     group.addoption(
-        "--kvm-modules",
-        metavar="DIR",
-        **each,
-        help="test the kvm.ko and kvm-amd.ko or kvm-intel.ko below DIR, built for a --kernel of "
-        "the run; repeat it for several sets, each on the same boot",
-    )
-    group.addoption(
-        "--kvm-param",
-        metavar="NAME=VALUE[,VALUE]",
-        **each,
-        help="set a parameter of KVM's modules in all booted kernels: vector_hashing=N or "
-        "kvm_amd.avic=1; several values (Y,N) make a column each, several such options a column "
-        f"for each combination; '{MATRIX}' adds a column for the other value of each of these "
-        f"switches that the booted kernel has and can turn: {', '.join(PARAMETERS)}; KVM is "
-        "reloaded for a column, or booted if it is built in",
+        "--cpu",
+        choices=emulators.CPUS,
+        **_EACH,
+        help="boot the kernels on this processor: amd (QEMU's SVM, without AVIC), intel (Bochs's "
+        "VMX, with APICv on and off; the first use builds Bochs, which takes minutes) or host "
+        "(this machine's own, whose KVM must nest); repeat it for several in one report; default: "
+        "host where it nests, else amd",
     )
     group.addoption(
         "--maxfail-each",
@@ -80,6 +75,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=0,
         help="leave a booted kernel after NUM failures, and go on with the others",
+    )
+    _add_kvm_options(group)
+
+
+def _add_kvm_options(group: pytest.OptionGroup) -> None:
+    """Add the options for KVM's modules."""
+    group.addoption(
+        "--kvm-modules",
+        metavar="DIR",
+        **_EACH,
+        help="test the kvm.ko and kvm-amd.ko or kvm-intel.ko below DIR, built for a --kernel of "
+        "the run; repeat it for several sets, each on the same boot",
+    )
+    group.addoption(
+        "--kvm-param",
+        metavar="NAME=VALUE[,VALUE]",
+        **_EACH,
+        help="set a parameter of KVM's modules in all booted kernels: vector_hashing=N or "
+        "kvm_amd.avic=1; several values (Y,N) make a column each, several such options a column "
+        f"for each combination; '{MATRIX}' adds a column for the other value of each of these "
+        f"switches that the booted kernel has and can turn: {', '.join(PARAMETERS)}; KVM is "
+        "reloaded for a column, or booted if it is built in",
     )
 
 
@@ -91,28 +108,29 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return
     is_default = not option.kernel and judges_suites(config) and not _has_kvm()
     if not (is_default or option.kernel):
-        if option.kvm_modules or option.kvm_param:
+        if option.cpu or option.kvm_modules or option.kvm_param:
             raise pytest.UsageError(
-                "--kvm-modules and --kvm-param are for kernels that are booted: name one by "
+                "--cpu, --kvm-modules and --kvm-param are for kernels that are booted: name one by "
                 "--kernel, such as --kernel=6.12"
             )
         return
     if option.usepdb or option.trace:
         raise pytest.UsageError("--pdb and --trace cannot reach into a booted kernel")
     option.kernel = [DEFAULT_KERNEL] if is_default else list(expand(option.kernel))
-    processor = Processor.best()
     capture = config.pluginmanager.getplugin("capturemanager")
     try:
-        require_qemu()
         with capture.global_and_fixture_disabled():  # apt shows its progress
             choices = Choices.parse(option.kvm_param)
-            found = boots(option.kernel, option.kvm_modules, choices, processor.vendor)
+            chosen = emulators.chosen(option.cpu)
+            for emulator in chosen:
+                emulator.require()
+            found = boots(option.kernel, option.kvm_modules, choices, chosen, option.cpu)
     except KernelError as reason:
         no_kvm = "no /dev/kvm on this machine, and: " if is_default else ""
         raise pytest.UsageError(f"{no_kvm}{reason}") from None
     wanted = option.numprocesses if isinstance(option.numprocesses, int) else None
     option.numprocesses, option.dist, option.tx = None, "no", []
-    booted = BootedKernels(found, processor, slots(wanted), choices.matrix, is_default)
+    booted = BootedKernels(found, slots(wanted, found), choices.matrix, is_default)
     config.pluginmanager.register(booted, "kvm-booted-kernels")
 
 
@@ -133,32 +151,33 @@ class BootedKernels:
     def __init__(
         self,
         boots: list[Boot],
-        processor: Processor,
         slots: int,
         matrix: bool,
         is_default: bool,
     ) -> None:
         self.boots = boots
-        self.processor = processor
         self.slots = slots
         self.matrix = matrix
         self.is_default = is_default
         self.failed: dict[Any, bool] = {}
         self.refused: Mapping[str, str] = {}
-        self.labels = [column.label for boot in boots for column in boot.columns]
+        self.columns = {
+            column.label: boot
+            for boot in boots
+            if not boot.emulator.parallel
+            for column in boot.columns
+        }
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         """Make the columns known to the reports, in order."""
-        for label in self.labels:
+        for label in self.columns:
             session.config.stash[VERDICTS].tally(label)
 
     def pytest_report_header(self) -> list[str]:
         lines = [
-            f"kernel under test: {column.label}, on Linux {boot.kernel.release} in QEMU "
-            f"({self.processor.name})"
-            for boot in self.boots
-            for column in boot.columns
+            f"kernel under test: {label}, on Linux {boot.kernel.release} in {boot.emulator.name}"
+            for label, boot in self.columns.items()
         ]
         if self.matrix:
             lines.append("more columns: the switches that a booted kernel has (--kvm-param=matrix)")
@@ -179,10 +198,12 @@ class BootedKernels:
         except AssemblyError as reason:
             raise pytest.UsageError(str(reason)) from None
 
-        def launch(boot: Boot) -> Guest:
-            return Guest(boot, images.of(boot), self.processor)
+        threaded = sorted({str(item.path) for item in session.items if is_parallel(item)})
 
-        reports = Reports(session, config.stash[VERDICTS], len(self.labels))
+        def launch(boot: Boot) -> Guest:
+            return Guest(boot, images.of(boot, threaded if boot.emulator.parallel else ()))
+
+        reports = Reports(session, config.stash[VERDICTS], len(self.columns))
         run = BootedRun(reports, self.boots, launch, self.slots, matrix=self.matrix)
         self.refused = run.refused
         run.run()

@@ -24,7 +24,7 @@ from helpers.kernels.parameters import part_of
 from helpers.kernels.schedule import Action, GuestState, Schedule
 from helpers.verdicts.kernel import Kernel
 from helpers.verdicts.reports import put_column
-from helpers.verdicts.session import Verdicts, needs_of
+from helpers.verdicts.session import Verdicts, is_parallel, needs_of
 from helpers.verdicts.tally import Tally
 
 
@@ -124,16 +124,26 @@ class BootedRun:
         self.refused: dict[str, str] = {}
         self.launch = launch
         self.schedule = Schedule(
-            [[self._tests_of(column) for column in boot.columns] for boot in boots],
+            [[self._tests_of(boot, column) for column in boot.columns] for boot in boots],
             slots,
             reports.time_limit,
             self.session.config.getoption("maxfail_each"),
+            lambda boot: boots[boot].emulator.patience,
         )
         self.guests: dict[int, Guest] = {}
+        self.collected: dict[int, list[str]] = {}
         self.selector = selectors.DefaultSelector()
 
-    def _tests_of(self, column: Column) -> Sequence[str]:
-        items = self.reports.items
+    def _items_of(self, boot: Boot) -> dict[str, pytest.Item]:
+        wanted = boot.emulator.parallel
+        return {
+            id: item
+            for id, item in self.reports.items.items()
+            if wanted is None or wanted == is_parallel(item)
+        }
+
+    def _tests_of(self, boot: Boot, column: Column) -> Sequence[str]:
+        items = self._items_of(boot)
         hook = self.session.config.hook
         tests: Sequence[str] | None = hook.pytest_kvm_column_tests(column=column.label, items=items)
         return list(items) if tests is None else tests
@@ -181,9 +191,12 @@ class BootedRun:
         now = time.monotonic()
         state = self.schedule.guests[number]
         match kind:
-            case "ready" if missing := self.reports.items.keys() - arguments[0]:
+            case "ready" if missing := self._items_of(self.boots[state.boot]).keys() - arguments[0]:
                 return self.schedule.failed(number, f"the guest does not find {min(missing)}")
-            case "ready" | "done":
+            case "ready":
+                self.collected[number] = arguments[0]
+                return self.schedule.ready(number, now)
+            case "done":
                 return self.schedule.ready(number, now)
             case "column":
                 kernel = Kernel(**arguments[0])
@@ -193,12 +206,12 @@ class BootedRun:
             case "unlike":
                 return self.schedule.refused(number, arguments[0], now)
             case "begin":
-                return self.schedule.began(number, arguments[0], now)
+                return self.schedule.began(number, self.collected[number][arguments[0]], now)
             case "ended":
                 boot = self.boots[state.boot]
                 column = boot.columns[state.column]
                 failures = self.reports.receive(boot, column, arguments[1])
-                return self.schedule.ended(number, arguments[0], failures)
+                return self.schedule.ended(number, self.collected[number][arguments[0]], failures)
             case "failed":
                 return self.schedule.failed(number, arguments[0])
         raise AssertionError(f"the worker said {kind}")
@@ -211,24 +224,33 @@ class BootedRun:
         column = boot.columns[state.column]
         tally = self.reports.verdicts.tally(column.label)
         if self.matrix and not (tally.kernel or column.is_tried):
-            self._try_beside(state.boot, column, kernel)
+            self._try_beside(column, kernel)
         tally.kernel = kernel
         needs = {test: needs_of(item) for test, item in self.reports.items.items()}
         facts = kernel.parameters, column.settings, column.modules
         parts = {test: part_of(needs[test], *facts) for test in needs if needs[test]}
         return {test: part for test, part in parts.items() if part}
 
-    def _try_beside(self, place: int, column: Column, kernel: Kernel) -> None:
+    def _places_of(self, column: Column) -> list[tuple[int, Boot]]:
+        """Return the boots that have a column, with their numbers."""
+        return [
+            (place, boot)
+            for place, boot in enumerate(self.boots)
+            if column.label in [each.label for each in boot.columns]
+        ]
+
+    def _try_beside(self, column: Column, kernel: Kernel) -> None:
         """Add the columns of --kvm-param=matrix that stand beside a column."""
-        boot = self.boots[place]
         after = column.label
         for tried in column.beside(kernel.parameters):
-            if tried.command_line == boot.command_line:
-                boot.columns.append(tried)
-                self.schedule.add_column(place, self._tests_of(tried))
-            else:
-                self.boots.append(replace(boot, command_line=tried.command_line, columns=[tried]))
-                self.schedule.add_boot(self._tests_of(tried))
+            for place, boot in self._places_of(column):
+                if tried.command_line == boot.command_line:
+                    boot.columns.append(tried)
+                    self.schedule.add_column(place, self._tests_of(boot, tried))
+                else:
+                    new = replace(boot, command_line=tried.command_line, columns=[tried])
+                    self.boots.append(new)
+                    self.schedule.add_boot(self._tests_of(new, tried))
             self.reports.verdicts.insert(tried.label, after)
             self.reports.columns += 1
             after = tried.label
@@ -257,7 +279,8 @@ class BootedRun:
                     asks = boot.directory(wanted), list(wanted.modules), wanted.settings, part
                     self.guests[number].send("column", *asks, wanted.options)
                 case "send", number, tests:
-                    self.guests[number].send("run", tests)
+                    numbers = {test: n for n, test in enumerate(self.collected[number])}
+                    self.guests[number].send("run", [numbers[test] for test in tests])
                 case "end", number:
                     self.guests[number].send("end")
                 case "close", number:

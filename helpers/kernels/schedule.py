@@ -104,7 +104,8 @@ class Schedule:
 
     ``boots`` are the tests of each column of each boot. ``slots`` is the number of guests that run
     at a time. ``time_limit`` returns the seconds after which a test that has not ended means that
-    its guest hangs. A column is left after ``maxfail`` failures; 0 means never.
+    its guest hangs. A column is left after ``maxfail`` failures; 0 means never. ``patience``
+    returns the factor by which the guests of a boot may exceed all limits of time.
     """
 
     def __init__(
@@ -113,11 +114,13 @@ class Schedule:
         slots: int,
         time_limit: Callable[[str], float],
         maxfail: int,
+        patience: Callable[[int], float] = lambda _boot: 1,
     ) -> None:
         self.boots = [list(map(ColumnState.of, boot)) for boot in boots]
         self.slots = slots
         self.time_limit = time_limit
         self.maxfail = maxfail
+        self.patience = patience
         self.guests: dict[int, GuestState] = {}
         self._numbers = count()
 
@@ -128,8 +131,12 @@ class Schedule:
             guest = next(self._numbers)
             others = [other for other in self.guests.values() if other.boot == boot]
             takes_last = any(not other.takes_last for other in others)
+            factor = self.patience(boot)
             self.guests[guest] = GuestState(
-                boot, takes_last, deadline=now + SILENT_SECONDS, boot_deadline=now + BOOT_SECONDS
+                boot,
+                takes_last,
+                deadline=now + factor * SILENT_SECONDS,
+                boot_deadline=now + factor * BOOT_SECONDS,
             )
             actions.append(("start", guest, boot))
         return actions
@@ -173,7 +180,7 @@ class Schedule:
             return [self._close(number)]
         guest.column, guest.part = place
         guest.failures, guest.is_complete = 0, False
-        guest.deadline = now + BOOT_SECONDS
+        guest.deadline = now + self.patience(guest.boot) * BOOT_SECONDS
         return [("load", number, *place)]
 
     def _next_part(self, number: int) -> tuple[int, str] | None:
@@ -209,7 +216,7 @@ class Schedule:
         """Handle the beginning of a test."""
         guest = self.guests[number]
         guest.running = test
-        guest.deadline = now + self.time_limit(test)
+        guest.deadline = now + self.patience(guest.boot) * self.time_limit(test)
         return self._feed(number)
 
     def ended(self, number: int, test: str, failures: int) -> list[Action]:
@@ -236,13 +243,14 @@ class Schedule:
         guest = self.guests[number]
         if guest.column >= 0:
             return self.died(number, "no sign of life for too long: the kernel hangs", console)
+        silent, boot = (self.patience(guest.boot) * each for each in (SILENT_SECONDS, BOOT_SECONDS))
         if console == guest.console:
-            how = f"nothing on its console for {SILENT_SECONDS} s: the kernel hangs"
+            how = f"nothing on its console for {silent:.0f} s: the kernel hangs"
             return self.died(number, how, console)
         if now > guest.boot_deadline:
-            return self.died(number, f"not up after {BOOT_SECONDS} s: the kernel hangs", console)
+            return self.died(number, f"not up after {boot:.0f} s: the kernel hangs", console)
         guest.console = console
-        guest.deadline = min(now + SILENT_SECONDS, guest.boot_deadline)
+        guest.deadline = min(now + silent, guest.boot_deadline)
         return []
 
     def died(self, number: int, how: str, console: list[str]) -> list[Action]:

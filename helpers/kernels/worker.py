@@ -2,17 +2,18 @@
 """pytest in a booted kernel: run the tests that the host sends, and send it their reports.
 
 Loaded by ``-p helpers.kernels.worker``. The command line is the host's, so that host and guest
-collect the same tests. The host decides which of them run, and in which order. Messages:
+collect the same tests. The host decides which of them run, and in which order. A test is known by
+its number among those that the guest has collected. Messages:
 
     host:  "column", n, modules, settings, part, options
                                                  load the modules (names) of directory n, with the
                                                  settings of the column and of the part
-           "run", [node id, ...]                 run these tests, after those sent before
+           "run", [test, ...]                    run these tests, after those sent before
            "end"                                 no more tests of this part follow
     guest: "ready", [node id, ...]               these are the collected tests
            "column", kernel                      the column is loaded: a Kernel as a dict
-           "begin", node id                      a test begins
-           "ended", node id, [report, ...]       a test has ended: reports as pytest serializes them
+           "begin", test                         a test begins
+           "ended", test, [report, ...]          a test has ended: reports as pytest serializes them
            "done"                                the tests of the part have run and cleaned up,
                                                  all of them or until --maxfail-each failed
            "unlike", reason                      the modules did not take the settings
@@ -25,6 +26,8 @@ import gc
 import json
 import os
 import sys
+import termios
+import tty
 from collections import deque
 from collections.abc import Generator
 from dataclasses import asdict
@@ -52,7 +55,7 @@ class Unlike(Exception):
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Look like a worker of pytest-xdist to plugins, which then write no report and no cache."""
-    given = json.loads(SETUP.read_text())["worker"]
+    given = _setup()["worker"]
     vars(early_config).update(workerinput=given, workeroutput={})
     early_config.pluginmanager.set_blocked("terminalreporter")
 
@@ -69,7 +72,8 @@ class Worker:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.port = _open_port()
+        self.port = _open_channel()
+        self.files = set(_setup()["files"])
         self.unpacker = Unpacker()
         self.unsent = b""
         self.received: deque[tuple[Any, ...]] = deque()
@@ -88,6 +92,8 @@ class Worker:
         content, self.unsent = memoryview(self.unsent), b""
         while content:
             content = content[os.write(self.port, content) :]
+        if os.isatty(self.port):
+            termios.tcdrain(self.port)  # a kernel that dies now takes a serial line's buffer along
 
     def receive(self) -> tuple[Any, ...]:
         """Return the next message of the host; wait for it."""
@@ -97,6 +103,11 @@ class Worker:
         return self.received.popleft()
 
     # --- the session ------------------------------------------------------------------------------
+
+    def pytest_ignore_collect(self, collection_path: Path) -> bool | None:
+        """Leave out files whose tests run on another boot: collecting takes time."""
+        is_left_out = self.files and collection_path.is_file()
+        return True if is_left_out and str(collection_path) not in self.files else None
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> Generator[None]:
@@ -111,8 +122,7 @@ class Worker:
         gc.collect()
         gc.freeze()
         gc.set_threshold(_ALLOCATIONS)
-        items = {item.nodeid: item for item in session.items}
-        self.send("ready", list(items))
+        self.send("ready", [item.nodeid for item in session.items])
         while True:
             message = self.receive()
             while message[0] != "column":  # sent before the host knew that this column was left
@@ -125,7 +135,7 @@ class Worker:
             except Untestable as reason:
                 self.send("failed", str(reason))
                 return True
-            self.run_column(items)
+            self.run_column(session.items)
             self.send("done")
 
     def pytest_internalerror(self, excrepr: object) -> None:
@@ -203,26 +213,29 @@ class Worker:
 
     # --- tests ------------------------------------------------------------------------------------
 
-    def run_column(self, items: dict[str, pytest.Item]) -> None:
+    def run_column(self, items: list[pytest.Item]) -> None:
         """Run the tests of a part until the host says that no more follow.
 
         A test runs once the next one is known, which decides what fixtures are torn down.
         """
-        queue: deque[pytest.Item | None] = deque()  # None follows the last test
+        queue: deque[int | None] = deque()  # None follows the last test
         maxfail = self.config.getoption("maxfail_each")
         failures = 0
         while True:
             while len(queue) < 2 and None not in queue:
                 kind, *tests = self.receive()
-                queue.extend([None] if kind == "end" else (items[test] for test in tests[0]))
-            item = queue.popleft()
-            if item is None:
+                queue.extend([None] if kind == "end" else tests[0])
+            test = queue.popleft()
+            if test is None:
                 return
+            item, following = items[test], queue[0]
             self.reports = []
-            self.send("begin", item.nodeid)
-            self.config.hook.pytest_runtest_protocol(item=item, nextitem=queue[0])
+            self.send("begin", test)
+            self.config.hook.pytest_runtest_protocol(
+                item=item, nextitem=None if following is None else items[following]
+            )
             # Sent together with the next message: each write costs a VM exit.
-            self.unsent += pack("ended", item.nodeid, self.reports)
+            self.unsent += pack("ended", test, self.reports)
             # An item runs once in each column.
             item.user_properties.clear()
             item._report_sections.clear()
@@ -237,14 +250,23 @@ class Worker:
         self.reports.append(data)
 
 
+def _setup() -> dict[str, Any]:
+    """Return what the host gives to the guest; see boot.Images."""
+    setup: dict[str, Any] = json.loads(SETUP.read_text())
+    return setup
+
+
 def _forget_failure() -> None:
     """Drop the traceback that pytest keeps until the next test: its frames may hold open VMs."""
     for name in ("last_type", "last_value", "last_traceback", "last_exc"):
         vars(sys).pop(name, None)
 
 
-def _open_port() -> int:
-    for port in sorted(_PORTS.iterdir()):
+def _open_channel() -> int:
+    """Return QEMU's virtio port, or Bochs's serial line."""
+    for port in sorted(_PORTS.glob("*")):
         if (port / "name").read_text().strip() == "worker":
             return os.open(f"/dev/{port.name}", os.O_RDWR | os.O_CLOEXEC)
-    raise OSError("no virtio port named worker")
+    line = os.open("/dev/ttyS1", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+    tty.setraw(line)
+    return line

@@ -25,3 +25,7 @@ def needs_parameter(name: str, value: str) -> pytest.MarkDecorator:
     test.
     """
     return pytest.mark.needs_parameter(name, value)
+
+
+parallel = pytest.mark.parallel
+"""Marks a test whose vCPUs run in threads. An emulator that can run two processors does so then."""

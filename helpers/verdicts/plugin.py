@@ -22,6 +22,7 @@ from helpers.verdicts.session import VERDICTS, Verdicts, deviations_of, judges_s
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marks and the session's verdicts."""
     config.addinivalue_line("markers", "clause(clause): the clause that the test checks")
+    config.addinivalue_line("markers", "parallel: the vCPUs of the test run in threads")
     config.addinivalue_line("markers", "deviation(deviation): a known deviation from the clause")
     config.addinivalue_line(
         "markers",

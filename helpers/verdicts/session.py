@@ -70,6 +70,11 @@ def needs_of(item: pytest.Item) -> dict[str, str]:
     return dict(mark.args for mark in item.iter_markers("needs_parameter"))
 
 
+def is_parallel(item: pytest.Item) -> bool:
+    """Return whether the vCPUs of a test run in threads."""
+    return item.get_closest_marker("parallel") is not None
+
+
 class Verdicts:
     """One session's verdicts.
 
