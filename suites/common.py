@@ -14,7 +14,7 @@ from helpers.apic.ioapic import REMOTE_IRR, entry_of
 from helpers.apic.lapic import DFR_CLUSTER, bits
 from helpers.apic.topology import Irqchip, MpState, show_mp_state
 from helpers.guest import Cpu, Machine, Mismatch, Taken, expect, msi_route
-from helpers.kvm import KvmError
+from helpers.kvm import KvmError, abi
 from helpers.verdicts import needs_parameter
 from suites.names import LEVEL, PHYSICAL, SMI
 
@@ -31,6 +31,14 @@ NEEDS_SYNIC = pytest.mark.skipif(
     "not kernel.capabilities['KVM_CAP_HYPERV_SYNIC']",
     reason="the kernel has no SynIC (KVM_CAP_HYPERV_SYNIC is 0)",
 )
+NEEDS_SYNIC2 = pytest.mark.skipif(
+    "not kernel.capabilities['KVM_CAP_HYPERV_SYNIC2']",
+    reason="the kernel has no KVM_CAP_HYPERV_SYNIC2 (Linux 4.14)",
+)
+NEEDS_BLOCK_IRQ = pytest.mark.skipif(
+    f"not kernel.capabilities['KVM_CAP_SET_GUEST_DEBUG2'] & {abi.KVM_GUESTDBG_BLOCKIRQ}",
+    reason="the kernel has no KVM_GUESTDBG_BLOCKIRQ (KVM_CAP_SET_GUEST_DEBUG2, Linux 5.15)",
+)
 NEEDS_SREGS2 = pytest.mark.skipif(
     "not kernel.capabilities['KVM_CAP_SREGS2']",
     reason="the kernel has no KVM_SET_SREGS2 (KVM_CAP_SREGS2 is 0)",
@@ -41,6 +49,10 @@ NEEDS_PAYLOAD = pytest.mark.skipif(
 )
 NEEDS_IN_SERVICE = pytest.mark.skipif(
     "kernel.vendor == 'kvm_pvm'", reason="kvm_pvm has no vector in service (pvm-never-in-service)"
+)
+WITHOUT_APICV = pytest.mark.skipif(
+    "kernel.parameters.get('kvm_intel.enable_apicv') == 'Y'",
+    reason="with APICv (kvm_intel.enable_apicv=Y) the processor, not KVM, handles TPR and EOI",
 )
 VECTOR_HASHING = pytest.mark.skipif("not kernel.vector_hashing", reason="kvm.vector_hashing=N")
 ROUND_ROBIN = needs_parameter("kvm.vector_hashing", "N")

@@ -13,7 +13,7 @@ from helpers.apic.ioapic import LEVEL as LEVEL_TRIGGERED
 from helpers.apic.ioapic import MASKED, REMOTE_IRR
 from helpers.guest import expect, irqchip_route
 from helpers.kvm import abi
-from helpers.verdicts import clause
+from helpers.verdicts import clause, deviation
 from suites import each
 from suites.common import (
     NEEDS_IN_SERVICE,
@@ -349,6 +349,7 @@ def raise_rtc(machine):
 
 @clause("ioapic.rtc")
 @NEEDS_IN_SERVICE
+@deviation("apicv-rtc-not-coalesced")
 def test_edge_of_the_rtc_is_coalesced_until_the_eoi(rtc):
     expect("status of the first edge", raise_rtc(rtc), 1)
     expect("status while pending", raise_rtc(rtc), 0)

@@ -17,6 +17,7 @@ from suites import each
 from suites.common import (
     NEEDS_IN_SERVICE,
     PIN,
+    WITHOUT_APICV,
     expect_remote_irr,
     expect_taken,
     fixed,
@@ -69,6 +70,7 @@ def sender(guest, *messages):
 
 
 @clause("pv-eoi.skipped")
+@WITHOUT_APICV
 @each.apic_mode
 def test_cleared_bit_ends_the_service(guest):
     for vector in (0x91, 0x41):
@@ -76,6 +78,7 @@ def test_cleared_bit_ends_the_service(guest):
 
 
 @clause("pv-eoi.skipped")
+@WITHOUT_APICV
 def test_bit_is_of_its_vcpu(guest):
     for cpu in guest.cpus:
         expect_skipped(cpu, sender(guest, to(cpu.index)), 0x41)
@@ -98,6 +101,7 @@ def test_eoi_is_required_while_another_vector_is_pending(guest):
 
 
 @clause("pv-eoi.required")
+@WITHOUT_APICV
 @pytest.mark.parametrize("irqchip", ["split"])
 def test_eoi_is_required_for_a_level_route(guest):
     route_pin_to(guest, 1)

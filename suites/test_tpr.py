@@ -6,15 +6,27 @@ Clauses: guest.tpr.
 
 import pytest
 
-from helpers.apic import Register
+from helpers.apic import ApicMode, Register
 from helpers.guest import expect
-from helpers.verdicts import clause
+from helpers.guest.running import GuestError
+from helpers.verdicts import clause, deviation
 from suites import each
-from suites.common import NEEDS_IN_SERVICE, expect_taken, fixed, restore_cr8
+from suites.common import NEEDS_IN_SERVICE, WITHOUT_APICV, expect_taken, fixed, restore_cr8
 
 
 def guest_cr8(cpu, priority):
-    cpu.write_cr8(priority)
+    """Write CR8 in the guest, which may never come back from the write."""
+    cpu.prepare_cr8(priority)
+    with cpu.in_thread() as running:
+        expect("guest", outcome_of(running), "runs on")
+
+
+def outcome_of(running):
+    try:
+        running.finish()
+    except GuestError as error:
+        return str(error)
+    return "runs on"
 
 
 EACH_WRITE = pytest.mark.parametrize("write", [guest_cr8, restore_cr8], ids=["guest", "host"])
@@ -52,7 +64,11 @@ def test_tpr_holds_a_vector_above_the_one_in_service(serving, write):
 @clause("guest.tpr")
 @NEEDS_IN_SERVICE
 @each.apic_mode
-@EACH_WRITE
+@pytest.mark.parametrize(
+    "write",
+    [pytest.param(guest_cr8, marks=deviation("lowered-tpr-keeps-threshold")), restore_cr8],
+    ids=["guest", "host"],
+)
 def test_lowered_tpr_leaves_the_class_in_service_held(serving, write):
     write(serving[1], 9)
     serving.signal(fixed(0x6F)).returns(1)
@@ -99,3 +115,17 @@ def test_guest_cr8_holds_its_class_and_lets_go(machine):
         expect_taken(machine[1])
         machine[1].write_cr8(priority - 1)
         expect_taken(machine[1], vector)
+
+
+@clause("guest.tpr")
+@WITHOUT_APICV
+@deviation("disabled-lapic-keeps-tpr-threshold")
+def test_processor_runs_after_tpr_is_lowered_while_the_lapic_is_disabled(machines):
+    machine = machines(vcpu_ids=range(2))
+    machine[1].write_cr8(4)
+    machine.signal(fixed(0x31)).returns(1)
+    expect_taken(machine[1])
+    machine[1].apic_mode = ApicMode.DISABLED
+    restore_cr8(machine[1], 0)
+    machine[1].vcpu.run()
+    expect("exit", machine[1].vcpu.describe_exit(), "KVM_EXIT_IO port 0x1f0")

@@ -133,13 +133,9 @@ SHOWS = "summary = 'S.'\nshows = [['return value', '1', '0']]\n"
 DEVIATIONS = {
     "before-without-fixed": (SHOWS + "before = '6.3'", "before and fixed go together"),
     "fixed-without-before": (SHOWS + "fixed = 'abc'", "before and fixed go together"),
-    "before-and-vendor": (
-        SHOWS + "before = '6.3'\nfixed = 'abc'\nvendor = 'kvm_pvm'",
-        "versions and vendor exclude each other",
-    ),
-    "since-and-vendor": (
-        SHOWS + "since = '6.3'\nvendor = 'kvm_pvm'",
-        "versions and vendor exclude each other",
+    "vendor-and-parameter": (
+        SHOWS + "vendor = 'kvm_pvm'\nparameter = 'kvm_intel.enable_apicv=Y'\nevidence = 'e'",
+        "vendor and parameter exclude each other",
     ),
     "since-is-before": (
         SHOWS + "since = '6.10'\nbefore = '6.10'\nfixed = 'abc'",

@@ -61,17 +61,18 @@ def test_deviation_is_well_formed(entry):
 def test_deviation_applies_up_to_the_version_that_fixed_it(entry):
     fixed = re.fullmatch(r".*\((\d+)\.(\d+)\)", entry.fix)
     major, minor = int(fixed[1]), int(fixed[2])
-    assert entry.applies((major, minor - 1), "kvm_amd")
-    assert entry.applies((major - 1, minor + 1), "kvm_amd") != bool(entry.since)
-    assert not entry.applies((major, minor), "kvm_amd")
-    assert not entry.applies((major + 1, 0), "kvm_amd")
+    host = entry.vendor or "kvm_amd", dict([entry.parameter.partition("=")[::2]])
+    assert entry.applies((major, minor - 1), *host)
+    assert entry.applies((major - 1, minor + 1), *host) != bool(entry.since)
+    assert not entry.applies((major, minor), *host)
+    assert not entry.applies((major + 1, 0), *host)
 
 
 @EACH_DEVIATION
 def test_only_deviations_of_every_kernel_apply_to_every_kernel(entry):
     versions = [(3, 5), (5, 10), (99, 0)]
     applies_to_all = all(entry.applies(version, "kvm_amd") for version in versions)
-    assert applies_to_all == (not entry.since and not entry.before and not entry.vendor)
+    assert applies_to_all == (not (entry.since or entry.before or entry.vendor or entry.parameter))
 
 
 @pytest.mark.parametrize(
@@ -95,6 +96,15 @@ def test_deviation_of_a_host_applies_to_it_alone():
     entry = DEVIATIONS["pvm-never-in-service"]
     assert entry.applies((6, 12), "kvm_pvm")
     assert not entry.applies((6, 12), "kvm_intel")
+
+
+def test_deviation_of_a_parameter_applies_where_it_is_set():
+    entry = DEVIATIONS["apicv-rtc-not-coalesced"]
+    assert entry.condition == "kvm_intel.enable_apicv=Y"
+    for value, applies in (("Y", True), ("N", False)):
+        set_to = {"kvm_intel.enable_apicv": value}
+        assert entry.applies((6, 12), "kvm_intel", set_to) == applies
+    assert not entry.applies((6, 12), "kvm_amd")
 
 
 @pytest.mark.parametrize(

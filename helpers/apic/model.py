@@ -75,6 +75,7 @@ class Switches:
     init_in_smm_is_quiet: bool = True
     moved_routes_exit: bool = True
     stale_eois_exit_once: bool = True
+    disabled_lapics_run: bool = True
 
 
 REFERENCE = Switches()

@@ -294,6 +294,10 @@ class Cpu:
         """Have the guest read CR8."""
         return self._operate("READ_CR8")
 
+    def prepare_cr8(self, value: int) -> None:
+        """Have the guest write CR8 at the next entry."""
+        self._prepare("WRITE_CR8", 0, value)
+
     def write_cr8(self, value: int) -> None:
         """Have the guest write CR8."""
         self._operate("WRITE_CR8", 0, value)

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from helpers.spec.table import read
 
 KERNEL_LOG = "kernel log"
 """The subject of a mismatch that the log of the kernel shows."""
+NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +37,9 @@ class Deviation:
     ``shows`` lists each mismatch that the deviation causes, as (subject, expected, actual). A ``?``
     stands for any one character. ``since`` is the first version with the deviation; empty for a
     deviation as old as the code. ``before`` is the first version without the deviation, ``fixed``
-    names the commits of the fix. ``vendor`` is the module that drives /dev/kvm. With neither
-    ``since`` nor ``before`` nor ``vendor`` every kernel deviates.
+    names the commits of the fix. ``vendor`` is the module that drives /dev/kvm. ``parameter`` is
+    the setting of KVM's modules that has the deviation, such as kvm_intel.enable_apicv=Y. A kernel
+    deviates if all given fields apply.
     """
 
     id: str
@@ -46,13 +50,14 @@ class Deviation:
     before: str = ""
     fixed: str = ""
     vendor: str = ""
+    parameter: str = ""
     switch: SwitchOff | None = None
 
     def __post_init__(self) -> None:
         if not self.shows:
             raise ValueError("shows is empty")
-        if (self.since or self.before) and self.vendor:
-            raise ValueError("versions and vendor exclude each other")
+        if self.vendor and self.parameter:
+            raise ValueError("vendor and parameter exclude each other")
         if bool(self.before) != bool(self.fixed):
             raise ValueError("before and fixed go together")
         for name, version in (("since", self.since), ("before", self.before)):
@@ -66,21 +71,36 @@ class Deviation:
     @property
     def condition(self) -> str:
         """The kernels that have the deviation, in words."""
+        versions = ""
         if self.since and self.before:
-            return f"Linux {self.since} and newer, before {self.before}"
-        if self.before:
-            return f"before Linux {self.before}"
-        if self.since:
-            return f"Linux {self.since} and newer"
-        return f"a /dev/kvm driven by {self.vendor}" if self.vendor else "every kernel so far"
+            versions = f"Linux {self.since} and newer, before {self.before}"
+        elif self.before:
+            versions = f"before Linux {self.before}"
+        elif self.since:
+            versions = f"Linux {self.since} and newer"
+        host = self.parameter or (f"a /dev/kvm driven by {self.vendor}" if self.vendor else "")
+        return ", ".join(filter(None, (versions, host))) or "every kernel so far"
+
+    @property
+    def is_of_host(self) -> bool:
+        """Whether the host decides about the deviation, and the version of the kernel does not."""
+        return bool(self.vendor or self.parameter) and not (self.since or self.before)
 
     @property
     def fix(self) -> str:
         """Commits and version of the fix; empty if there is none."""
         return f"{self.fixed} ({self.before})" if self.fixed else ""
 
-    def applies(self, version: tuple[int, int], vendor: str) -> bool:
-        """Return whether a kernel (major, minor) whose /dev/kvm ``vendor`` drives deviates."""
+    def applies(
+        self, version: tuple[int, int], vendor: str, parameters: Mapping[str, str] = NO_PARAMETERS
+    ) -> bool:
+        """Return whether a kernel (major, minor) whose /dev/kvm ``vendor`` drives deviates.
+
+        ``parameters`` are those of KVM's modules: {"kvm_intel.enable_apicv": "Y"}.
+        """
+        name, _, value = self.parameter.partition("=")
+        if name and parameters.get(name) != value:
+            return False
         if self.since and version < _numbers(self.since):
             return False
         if self.before and version >= _numbers(self.before):

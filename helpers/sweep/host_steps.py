@@ -231,6 +231,11 @@ class HostSteps(MessageSteps):
             new = replace(new, mp_state=MpState.RUNNABLE)
         self.expect_changes("KVM_SET_SREGS", before, {cpu.index: new})
 
+    def _stops_the_vcpu(self, vcpu: VcpuState, tpr: int) -> bool:
+        """Return whether the vCPU of some kernels cannot run with the new TPR."""
+        is_lowered = vcpu.apic_mode is ApicMode.DISABLED and tpr < vcpu.tpr
+        return is_lowered and not self.switches.disabled_lapics_run
+
     @WITH_VCPUS
     @step(nth=NTH, cr8=draws.CR8, contents=CONTENT)
     def host_sets_cr8(self, nth: int, cr8: int, contents: Contents) -> None:
@@ -239,6 +244,8 @@ class HostSteps(MessageSteps):
         old = self.vcpu(cpu.index, before[cpu.index])
         sregs = cpu.vcpu.get_sregs()
         expect("CR8", sregs.cr8, old.tpr >> 4)
+        if self._stops_the_vcpu(old, cr8 << 4):
+            return
         sregs.cr8 = cr8
         cpu.vcpu.set_sregs(sregs)
         self._expect_sregs(cpu, before, replace(old, tpr=cr8 << 4))
@@ -251,6 +258,8 @@ class HostSteps(MessageSteps):
         cpu, before = self.nth(nth), self.look()
         old = self.vcpu(cpu.index, before[cpu.index])
         register, value = write
+        if register is Register.TPR and self._stops_the_vcpu(old, value):
+            return
         page = before[cpu.index].lapic.copy()
         page[register] = value
         try:

@@ -23,7 +23,7 @@ def switches_of(kernel: Kernel, system: System) -> Switches:
     off = [
         entry.switch
         for entry in DEVIATIONS.values()
-        if entry.switch and entry.applies(kernel.version, kernel.vendor)
+        if entry.switch and entry.applies(kernel.version, kernel.vendor, kernel.parameters)
     ]
     return replace(REFERENCE, **{each.name: False for each in off if _shows(each, system)})
 
