@@ -13,13 +13,10 @@ from helpers.apic.topology import MpState
 from helpers.guest import expect
 from helpers.kvm import abi
 from helpers.verdicts import clause
-from suites.common import NEEDS_SMM, expect_mp_state, expect_taken, fixed, to
+from suites.common import NEEDS_BLOCK_IRQ, NEEDS_SMM, expect_mp_state, expect_taken, fixed, to
 from suites.names import INIT, NMI, SMI
 
-pytestmark = pytest.mark.skipif(
-    f"not kernel.capabilities['KVM_CAP_SET_GUEST_DEBUG2'] & {abi.KVM_GUESTDBG_BLOCKIRQ}",
-    reason="the kernel has no KVM_GUESTDBG_BLOCKIRQ (KVM_CAP_SET_GUEST_DEBUG2, Linux 5.15)",
-)
+pytestmark = NEEDS_BLOCK_IRQ
 
 
 def block(cpu):

@@ -13,9 +13,9 @@ import pytest
 from helpers.apic import ApicMode, Register
 from helpers.apic.lapic import SVR_RESET
 from helpers.guest import expect
-from helpers.verdicts import clause, deviation
+from helpers.verdicts import clause, deviation, parallel
 from suites import each
-from suites.common import NEEDS_SMM, expect_logged, expect_taken, fixed, to
+from suites.common import NEEDS_SMM, enter_handler, expect_logged, expect_taken, fixed, to
 from suites.names import FIXED, LOGICAL, LOWEST, NMI, SMI, SVR_ENABLED
 
 # --- guest.taken-once -----------------------------------------------------------------------------
@@ -107,12 +107,10 @@ def test_pending_vector_is_taken_once(machine, times):
 @clause("guest.coalesced")
 @each.apic_mode
 def test_vector_sent_in_its_handler_is_taken_once_more(machine):
-    machine[1].handler(pause=True)
     machine.signal(fixed(0x41))
-    machine[1].run_to_handler()
+    enter_handler(machine[1])
     machine.signal(fixed(0x41)).returns(1)
     machine.signal(fixed(0x41)).returns(1)
-    machine[1].handler()
     expect_taken(machine[1], 0x41, 0x41)
 
 
@@ -206,10 +204,9 @@ def test_restored_in_service_vector_holds(machine, vector):
 @each.apic_mode
 def test_interrupted_and_interrupting_vector_are_in_service(machine):
     machine[1].handler(pause=True, nest=True)
-    machine.signal(fixed(0x42))
-    machine[1].run_to_handler()
-    machine.signal(fixed(0x61))
-    machine[1].run_to_handler()
+    for vector in (0x42, 0x61):
+        machine.signal(fixed(vector))
+        machine[1].run_to_handler()
     outer, inner = machine[1].log()
     expect("vectors taken", [outer.vector, inner.vector], [0x42, 0x61])
     expect("ISR in the inner handler", inner.isr, {0x42, 0x61})
@@ -248,11 +245,9 @@ def test_eoi_releases_the_next(machine):
     machine[1].handler(eoi=False)
     for vector in (0x61, 0x41, 0x21):
         machine.signal(fixed(vector))
-    expect_taken(machine[1], 0x61)
-    machine[1].eoi()
-    expect_taken(machine[1], 0x41)
-    machine[1].eoi()
-    expect_taken(machine[1], 0x21)
+    for vector in (0x61, 0x41, 0x21):
+        expect_taken(machine[1], vector)
+        machine[1].eoi()
 
 
 @clause("guest.eoi")
@@ -338,6 +333,7 @@ def test_vector_pending_when_the_lapic_is_disabled_is_still_taken(machine):
 
 
 @clause("lapic.hardware-disabled")
+@deviation("apicv-delivers-while-disabled")
 def test_vector_pending_when_the_lapic_is_turned_off_is_not_taken(machine):
     machine[1].cli()
     machine.signal(fixed(0x41)).returns(1)
@@ -414,6 +410,7 @@ def test_smi_enters_its_handler_once(machine, state):
 
 
 @clause("guest.running")
+@parallel
 @pytest.mark.parametrize("vectors", [(0x41,), tuple(range(0x20, 0x100, 7))], ids=["one", "many"])
 def test_running_guest_takes_each_message(machine, vectors):
     with machine[1].spinning() as running:
@@ -424,6 +421,7 @@ def test_running_guest_takes_each_message(machine, vectors):
 
 
 @clause("guest.running")
+@parallel
 def test_running_guest_takes_an_nmi(machine):
     with machine[1].spinning() as running:
         machine.send(to(1, delivery_mode=NMI))
@@ -432,6 +430,7 @@ def test_running_guest_takes_an_nmi(machine):
 
 
 @clause("guest.running")
+@parallel
 def test_running_guests_take_a_broadcast(machine):
     with machine[1].spinning() as one, machine[2].spinning() as two:
         machine.send(to(0b110, LOGICAL))
@@ -442,6 +441,7 @@ def test_running_guests_take_a_broadcast(machine):
 
 
 @clause("guest.running")
+@parallel
 def test_running_guest_is_not_disturbed_by_messages_to_others(machine):
     with machine[1].spinning() as running:
         machine.send(to(2))

@@ -16,10 +16,12 @@ from helpers.apic.lapic import SVR_RESET
 from helpers.apic.topology import MpState
 from helpers.guest import expect
 from helpers.kvm import abi
-from helpers.verdicts import clause, deviation
+from helpers.verdicts import clause, deviation, parallel
 from suites import each
 from suites.common import NEEDS_SMM, expect_logged, expect_mp_state, to
 from suites.names import EXTINT, FIXED, INIT, LOWEST, NMI, REMRD, SIPI, SMI
+
+pytestmark = parallel
 
 NEEDS_HLT_WITHOUT_EXIT = pytest.mark.skipif(
     f"not kernel.capabilities['KVM_CAP_X86_DISABLE_EXITS'] & {abi.KVM_X86_DISABLE_EXITS_HLT}",

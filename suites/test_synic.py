@@ -13,15 +13,9 @@ from helpers.guest import expect
 from helpers.kvm import abi
 from helpers.verdicts import clause
 from suites import each
-from suites.common import NEEDS_SYNIC, expect_taken, fixed
+from suites.common import NEEDS_SYNIC, NEEDS_SYNIC2, expect_taken, fixed
 
-pytestmark = [
-    NEEDS_SYNIC,
-    pytest.mark.skipif(
-        "not kernel.capabilities['KVM_CAP_HYPERV_SYNIC2']",
-        reason="the kernel has no KVM_CAP_HYPERV_SYNIC2 (Linux 4.14)",
-    ),
-]
+pytestmark = [NEEDS_SYNIC, NEEDS_SYNIC2]
 
 # Hyper-V TLFS, "SINTx Registers".
 SINT0 = 0x40000090
