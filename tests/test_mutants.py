@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from helpers.kernels.edits import Edit, EditError
 from helpers.spec.kernels import DEFAULT_KERNEL
 from helpers.spec.table import SpecError
 from tests.copy_of_the_suite import ROOT
 from tests.mutants import __main__ as program
 from tests.mutants.foreign import wrap
 from tests.mutants.judge import MutantResult, Order, batches
-from tests.mutants.mutant import Edit, Mutant, MutantError, mutants
+from tests.mutants.mutant import Mutant, mutants
 
 REPORTS = ROOT / "reports"
 
@@ -69,7 +70,7 @@ def test_edit_changes_its_place_only():
     ],
 )
 def test_edit_that_does_not_fit_is_an_error(function, old, reason):
-    with pytest.raises(MutantError, match=re.escape(reason)):
+    with pytest.raises(EditError, match=re.escape(reason)):
         Edit(function, old, "").apply(SOURCES)
 
 
@@ -83,7 +84,7 @@ def test_older_kernels_have_their_own_edit():
     assert mutant(function="newer", older=older).apply(SOURCES) == older.apply(SOURCES)
     oldest = Edit("newest", "1", older=Edit("newer", "1", older=older))
     assert oldest.apply(SOURCES) == older.apply(SOURCES)
-    with pytest.raises(MutantError, match="no function newer"):
+    with pytest.raises(EditError, match="no function newer"):
         mutant(function="newer").apply(SOURCES)
 
 

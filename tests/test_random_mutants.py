@@ -7,11 +7,12 @@ import re
 
 import pytest
 
+from helpers.kernels.edits import Edit
 from helpers.spec.table import SpecError
 from tests.copy_of_the_suite import ROOT
 from tests.mutants import random_run
 from tests.mutants.judge import MutantResult
-from tests.mutants.mutant import Edit, MutantError
+from tests.mutants.mutant import MutantError
 from tests.mutants.operators import changes
 from tests.mutants.order import by_defects_per_second, files_for, rounds, that_caught
 from tests.mutants.random_edits import FUNCTIONS, Argument, all_mutants, arguments, drawn

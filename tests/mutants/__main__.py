@@ -20,6 +20,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from helpers.kernels.edits import EditError
 from helpers.kernels.packages import KernelError
 from helpers.progress import Bar
 from helpers.spec.kernels import DEFAULT_KERNEL
@@ -27,7 +28,7 @@ from helpers.spec.table import SpecError
 from tests.mutants.judge import MutantResult, batches, judge, log, run
 from tests.mutants.mutant import Mutant, MutantError, mutants
 from tests.mutants.random_run import Run
-from tests.mutants.tree import UNMUTATED, Tree, kernel
+from tests.mutants.tree import MODULES, UNMUTATED, Tree, kernel
 
 # Seconds per test. On a kernel that loses messages, many tests wait until the timeout.
 _TIMEOUT = 60
@@ -63,6 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("mutant", nargs="*", help="mutants to judge; default: all for the kernel")
     parser.add_argument(
         "--kernel", default=DEFAULT_KERNEL, help=f"packaged kernel; default: {DEFAULT_KERNEL}"
+    )
+    parser.add_argument(
+        "--cpu",
+        choices=MODULES,
+        default="amd",
+        help="judge the mutants for this processor, emulated; default: amd",
     )
     parser.add_argument(
         "--jobs",
@@ -105,8 +112,8 @@ def _chosen(every: Sequence[Mutant], ids: Sequence[str]) -> list[Mutant]:
 
 def _judge_all(every: Sequence[Mutant], given: argparse.Namespace) -> int:
     """Build and judge the chosen mutants, print the table, and return the exit code."""
-    tree = Tree(kernel(given.kernel))
-    every = [mutant for mutant in every if mutant.is_for(tree.name)]
+    tree = Tree(kernel(given.kernel), given.cpu)
+    every = [each for each in every if each.is_for(tree.name) and each.cpu == given.cpu]
     chosen = _chosen(every, given.mutant)
     if len(chosen) < len(given.mutant):
         raise MutantError(f"not all of {', '.join(given.mutant)} apply to Linux {tree.name}")
@@ -114,21 +121,28 @@ def _judge_all(every: Sequence[Mutant], given: argparse.Namespace) -> int:
     if given.new:
         chosen = [mutant for mutant in chosen if mutant.id not in cells]
     modules, results = _build(tree, chosen, given.jobs)
-    options = [f"-n{given.jobs}", f"--timeout={_TIMEOUT}"]
-    _judge_unmutated(tree.name, modules, options)
+    options = [f"-n{given.jobs}", f"--timeout={_TIMEOUT}", f"--cpu={given.cpu}"]
+    _judge_unmutated(tree.name, modules, [*options, *_apicv(given.cpu, True)])
     cells |= {m.id: results[m.id].cell(m.clause) for m in chosen if m.id in results}
+    title = tree.name + " on an emulated Intel processor" * (given.cpu == "intel")
     begun = time.monotonic()
     for batch in batches([mutant for mutant in chosen if mutant.id in modules]):
-        results |= judge(tree.name, modules, batch, options)
+        given_to = [*options, *_apicv(given.cpu, batch[0].apicv)]
+        results |= judge(tree.name, modules, batch, given_to)
         for mutant in batch:
             cells[mutant.id] = results[mutant.id].cell(mutant.clause)
             log(f"{mutant.id}: {cells[mutant.id]}")
         if given.report:
-            given.report.write_text(table(tree.name, every, cells))
+            given.report.write_text(table(title, every, cells))
     seconds = time.monotonic() - begun
-    print(table(tree.name, chosen, cells))
+    print(table(title, chosen, cells))
     log(f"judged in {seconds:.0f} s, {seconds / max(1, len(chosen)):.0f} s per mutant")
     return 0 if all(result.caught for result in results.values()) else 1
+
+
+def _apicv(cpu: str, is_on: bool) -> list[str]:
+    """Return the option of pytest that sets APICv, on a processor that has APICv."""
+    return [f"--kvm-param=enable_apicv={is_on:d}"] if cpu == "intel" else []
 
 
 def _build(
@@ -147,7 +161,7 @@ def _build(
         bar.show(number)
         try:
             modules[mutant.id] = tree.build(mutant.id, dict([mutant.apply(tree.sources)]), jobs)
-        except MutantError as reason:
+        except (EditError, MutantError) as reason:
             errors[mutant.id] = MutantResult(error=str(reason))
     bar.end()
     log(f"built in {time.monotonic() - begun:.0f} s")

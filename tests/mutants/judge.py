@@ -55,9 +55,11 @@ class MutantResult:
 
 
 def batches(chosen: Sequence[Mutant]) -> list[list[Mutant]]:
-    """Split mutants into those that share a boot; a mutant marked ``alone`` has its own."""
-    together = [mutant for mutant in chosen if not mutant.alone]
-    shared = [together[first : first + BATCH] for first in range(0, len(together), BATCH)]
+    """Split mutants into those that share a boot; see ``Mutant.alone`` and ``Mutant.apicv``."""
+    shared = []
+    for apicv in (True, False):
+        together = [each for each in chosen if not each.alone and each.apicv == apicv]
+        shared += [together[first : first + BATCH] for first in range(0, len(together), BATCH)]
     return shared + [[mutant] for mutant in chosen if mutant.alone]
 
 

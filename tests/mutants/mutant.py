@@ -10,8 +10,7 @@ The TOML files of this directory have a table for each mutant:
     old = "(msi->flags & ~KVM_MSI_VALID_DEVID)"
     new = "0"
 
-``old`` occurs exactly once in ``function``; white space between tokens does not matter. Without
-``new``, ``old`` is deleted. A function that has other names in other kernels is "one|other".
+``function``, ``old`` and ``new`` are those of an Edit.
 
 Optional fields:
 
@@ -19,16 +18,19 @@ Optional fields:
   ``older.older`` is for kernels to which neither does.
 * ``since``, ``until``: the first kernel version with the mutant, and the first one without it.
 * ``undoes``: the commit that fixed the defect, as "03d2249ea608 (4.1)".
+* ``cpu``: "intel" for a mutant that is judged on an emulated Intel processor, else it is an AMD.
+  ``apicv``: false if the processor's APICv is off.
 * ``alone``: true if the mutant may corrupt memory or oops; it does not share a boot then.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from helpers.kernels.edits import Edit
 from helpers.kernels.packages import numbers
 from helpers.spec import CLAUSES
 from helpers.spec.table import read
@@ -38,50 +40,13 @@ FILES = (
     *("arch/x86/kvm/irq.c", "arch/x86/kvm/lapic.c", "arch/x86/kvm/x86.c", "arch/x86/kvm/x86.h"),
     *("arch/x86/kvm/smm.c", "arch/x86/kvm/svm/svm.c", "arch/x86/kvm/ioapic.c"),
     *("arch/x86/kvm/hyperv.c", "arch/x86/kvm/emulate.c", "arch/x86/kvm/regs.c"),
-    *("arch/x86/kvm/cpuid.c", "arch/x86/kvm/lapic.h"),
+    *("arch/x86/kvm/cpuid.c", "arch/x86/kvm/lapic.h", "arch/x86/kvm/vmx/vmx.c"),
 )
 """Paths in a kernel tree of the files that mutants edit."""
 
 
 class MutantError(Exception):
-    """A mutant that cannot be applied, built or judged; the message is one line."""
-
-
-@dataclass(frozen=True, slots=True)
-class Edit:
-    """Replace ``old`` by ``new`` in ``function``, or else do what ``older`` says."""
-
-    function: str
-    old: str
-    new: str = ""
-    older: Edit | None = None
-
-    def apply(self, sources: Mapping[str, str]) -> tuple[str, str]:
-        """Return the path of the edited file and its new text; ``sources`` is {path: text}.
-
-        Raises MutantError unless ``old`` occurs exactly once, here or in ``older``.
-        """
-        try:
-            file, start, end = self.place(sources)
-        except MutantError:
-            if self.older is None:
-                raise
-            return self.older.apply(sources)
-        return file, sources[file][:start] + self.new + sources[file][end:]
-
-    def place(self, sources: Mapping[str, str]) -> tuple[str, int, int]:
-        """Return the path of the file, and the start and end of ``old``. Raises MutantError."""
-        found = definitions(self.function, sources)
-        places = [
-            (file, *place.span())
-            for file, definition in found
-            for place in _token_pattern(self.old).finditer(sources[file], *definition.span())
-        ]
-        if not found:
-            raise MutantError(f"no function {self.function}")
-        if len(places) != 1:
-            raise MutantError(f"{len(places)} places in {self.function}, not 1: {self.old}")
-        return places[0]
+    """A mutant that cannot be built or judged; the message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +64,8 @@ class Mutant:
     until: str = ""
     undoes: str = ""
     alone: bool = False
+    cpu: Literal["amd", "intel"] = "amd"
+    apicv: bool = True
 
     def __post_init__(self) -> None:
         if self.clause not in CLAUSES:
@@ -123,21 +90,3 @@ def is_in_range(kernel: str, since: str, until: str) -> bool:
     """Return whether a kernel's version is at least ``since`` and below ``until``, where given."""
     version = numbers(kernel)
     return not ((since and version < numbers(since)) or (until and version >= numbers(until)))
-
-
-def definitions(function: str, sources: Mapping[str, str]) -> list[tuple[str, re.Match[str]]]:
-    """Return the path and text of each definition of a function; ``sources`` is {path: text}."""
-    pattern = _definition_pattern(function)
-    return [(file, match) for file, text in sources.items() for match in pattern.finditer(text)]
-
-
-def _definition_pattern(function: str) -> re.Pattern[str]:
-    """Return a pattern of a definition, from its first line to the closing brace."""
-    return re.compile(rf"^(?:[a-z][^\n;#]*)?\b(?:{function})\([^;{{]*\)\s*\{{.*?^\}}", re.M | re.S)
-
-
-def _token_pattern(text: str) -> re.Pattern[str]:
-    """Return a pattern of the same tokens with any white space between them."""
-    tokens = re.findall(r"\w+|[^\w\s]", text)
-    words = [rf"\b{token}\b" if token.isidentifier() else re.escape(token) for token in tokens]
-    return re.compile(r"\s*".join(words))

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from helpers.kernels.edits import Edit, EditError, definitions
 from helpers.spec.table import SpecError, read
-from tests.mutants.mutant import Edit, MutantError, definitions, is_in_range
+from tests.mutants.mutant import is_in_range
 from tests.mutants.operators import Change, changes
 
 FUNCTIONS = (
@@ -122,10 +123,10 @@ class Argument:
     until: str = ""
 
     def covers(self, sources: Mapping[str, str]) -> Covered:
-        """Return what the argument covers in a kernel. Raises MutantError if ``old`` is absent."""
+        """Return what the argument covers in a kernel. Raises EditError if ``old`` is absent."""
         try:
             file, start, end = Edit(self.function, self.old).place(sources)
-        except MutantError:
+        except EditError:
             if self.older is None:
                 raise
             file, start, end = self.older.place(sources)
@@ -159,10 +160,10 @@ def _tokens(text: str) -> str:
 def arguments(
     name: str, sources: Mapping[str, str], file: Path = Path(__file__).parent / "argued.toml"
 ) -> Iterator[Covered]:
-    """Return the arguments for a kernel. Raises MutantError, SpecError."""
+    """Return the arguments for a kernel. Raises SpecError."""
     for argument in read(file, Argument).values():
         if is_in_range(name, argument.since, argument.until):
             try:
                 yield argument.covers(sources)
-            except MutantError as reason:
+            except EditError as reason:
                 raise SpecError(f"{file.name}: {argument.id}: {reason}") from None

@@ -42,7 +42,8 @@ class Record:
     ) -> Sequence[str]:
         """Return the ids of the tests that a column runs; a column is a mutant."""
         tests = self._tests_of(column, items)
-        self.positions[column] = {nodeid: position for position, nodeid in enumerate(tests)}
+        known = self.positions.setdefault(column, {})  # a column may have two boots
+        known |= {nodeid: position for position, nodeid in enumerate(tests, len(known))}
         return tests
 
     def _tests_of(self, column: str, items: Mapping[str, pytest.Item]) -> Sequence[str]:

@@ -19,11 +19,13 @@ from tests.mutants.mutant import FILES, MutantError
 
 UNMUTATED = "unmutated"
 """The name of the build of the unmutated sources."""
-MODULES = ("kvm.ko", "kvm-amd.ko")
+MODULES = {"amd": ("kvm.ko", "kvm-amd.ko"), "intel": ("kvm.ko", "kvm-intel.ko")}
+"""The modules that a build makes, by processor."""
 _KVM = ("arch/x86/kvm", "virt/kvm")
+_WITHOUT = {"amd": "CONFIG_KVM_INTEL=n", "intel": "CONFIG_KVM_AMD=n"}
 # The options turned off do not change KVM; with them a build takes three times as long.
 _SETTINGS = (
-    *("CONFIG_KVM_INTEL=n", "CONFIG_KVM_WERROR="),
+    "CONFIG_KVM_WERROR=",
     *("CONFIG_DEBUG_INFO=", "CONFIG_DEBUG_INFO_BTF_MODULES="),
 )
 
@@ -40,13 +42,15 @@ def kernel(version: str) -> str:
 
 
 class Tree:
-    """The headers of a packaged kernel, completed by the sources of KVM.
+    """The headers of a packaged kernel, completed by the sources of KVM for a processor.
 
     Raises KernelError without make or strip, or if the packages cannot be fetched.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, cpu: str = "amd") -> None:
         self.name = name
+        self._modules = MODULES[cpu]
+        self._settings = (_WITHOUT[cpu], *_SETTINGS)
         for tool in ("make", "strip"):
             if not shutil.which(tool):
                 raise KernelError(f"{tool} not found: building modules needs make and binutils")
@@ -59,7 +63,8 @@ class Tree:
         self._pristine = self._unpacked / "pristine"
         if not self._pristine.exists():
             self._unpack()
-        self.built = cache_directory() / "mutants" / name
+        built = name if cpu == "amd" else f"{name}-{cpu}"
+        self.built = cache_directory() / "mutants" / built
 
     def _fetch_tools(self) -> Path:
         """Return the directory of the compiler; have it and the build tools run here."""
@@ -98,7 +103,9 @@ class Tree:
         A build of the same files is reused, even one that fails. Raises MutantError if it does.
         """
         place = self.built / name
-        key = hashlib.sha256(repr((sorted(changed.items()), _SETTINGS, 2)).encode()).hexdigest()
+        key = hashlib.sha256(
+            repr((sorted(changed.items()), self._settings, 2)).encode()
+        ).hexdigest()
         stamp = place / "key"
         if stamp.exists() and stamp.read_text() == key:
             if (error := place / "error").exists():
@@ -115,7 +122,7 @@ class Tree:
                 stamp.write_text(key)
                 raise
             (place / "code").write_text(self._code())
-            for module in MODULES:
+            for module in self._modules:
                 source = self._tree / _KVM[0] / module
                 subprocess.run(["strip", "-g", "-o", place / module, source], check=True)
         stamp.write_text(key)
@@ -141,7 +148,7 @@ class Tree:
         saved = [(file, file.read_bytes(), file.stat().st_mtime_ns) for file in objects + paths]
         for path, text in changed.items():
             (self._tree / path).write_text(text)
-        for module in MODULES:
+        for module in self._modules:
             (self._tree / _KVM[0] / module).unlink(missing_ok=True)
         try:
             yield
@@ -170,7 +177,7 @@ class Tree:
         command = ["make", "-C", str(self._headers), f"O={self._headers}"]
         command += ["-f", str(self._tree / "Makefile"), f"M={self._tree / _KVM[0]}", f"-j{jobs}"]
         done = subprocess.run(
-            [*command, *_SETTINGS, "modules"],
+            [*command, *self._settings, "modules"],
             capture_output=True,
             text=True,
             check=False,
