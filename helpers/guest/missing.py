@@ -68,7 +68,9 @@ class MissingPage(Closing):
 
     def wait_for_access(self) -> None:
         """Wait until something accesses the page. Raises GuestError after DEADLINE seconds."""
-        if not select.select([self._fd], [], [], DEADLINE)[0]:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        if not poll.poll(DEADLINE * 1000):
             raise GuestError(f"waited {DEADLINE:.0f} s for an access to the missing page")
         os.read(self._fd, _SIZE_OF_MESSAGE)
 
