@@ -14,6 +14,7 @@ from helpers.apic.ioapic import REMOTE_IRR, entry_of
 from helpers.apic.lapic import DFR_CLUSTER, bits
 from helpers.apic.topology import Irqchip, MpState, show_mp_state
 from helpers.guest import Cpu, Machine, Mismatch, Taken, expect, msi_route
+from helpers.guest.running import Running
 from helpers.kvm import KvmError, abi
 from helpers.verdicts import needs_parameter
 from suites.names import LEVEL, PHYSICAL, SMI
@@ -182,6 +183,12 @@ def expect_same_effects(message: Message, effects: list[Effect], expected: list[
 
 def expect_mp_state(cpu: Cpu, state: MpState) -> None:
     expect("mp_state", cpu.mp_state, state, show=show_mp_state)
+
+
+def expect_asleep(cpu: Cpu, running: Running) -> None:
+    """Raise Mismatch if ``cpu`` has left KVM_RUN by itself, or is not halted after a kick."""
+    running.wait_until_asleep()
+    expect("woken", running.kick() or cpu.mp_state != MpState.HALTED, False)
 
 
 def outcome_of(call: Callable[..., object], *arguments: Any, **options: Any) -> str:

@@ -101,6 +101,15 @@ def test_broadcast_reaches_all_software_enabled(machine, off):
     machine.signal(to(0xFF)).returns(len(enabled)).accepted_by(*enabled)
 
 
+@clause("dest.broadcast")
+@each.delivery_mode(FIXED, NMI, INIT)
+@each.value("off", range(4), "off{}")
+def test_broadcast_reaches_all_but_a_hardware_disabled_lapic(machine, off, delivery_mode):
+    machine[off].apic_mode = ApicMode.DISABLED
+    others = [index for index in range(4) if index != off]
+    machine.signal(to(0xFF, delivery_mode=delivery_mode)).returns(3).accepted_by(*others)
+
+
 @clause("dest.lowest-broadcast")
 def test_lowest_priority_to_physical_broadcast_reaches_all(machine):
     machine.signal(to(0xFF, delivery_mode=LOWEST)).returns(4).accepted_by(0, 1, 2, 3)

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A guest that reprograms its LAPIC, through MMIO or MSRs.
 
-Clauses: lapic.follows-guest.
+Clauses: lapic.follows-guest, lapic.base-refused, lapic.base-exit.
 
 KVM finds a destination in a map of all LAPICs, and has to rebuild the map after each write that
 changes an ID, a model, a mode or the enable bit of SVR. A message sent right after the write shows
 a map that was not rebuilt.
 """
 
+import pytest
+
 from helpers.apic import ApicMode, Register
 from helpers.apic.lapic import APIC_BASE_ENABLE, APIC_BASE_X2APIC, DFR_CLUSTER, DFR_FLAT, SVR_RESET
-from helpers.guest import expect
+from helpers.guest import GuestError, expect
+from helpers.kvm import abi
 from helpers.verdicts import clause, deviation
 from suites import each
 from suites.common import expect_taken, to
@@ -215,3 +218,55 @@ def test_guest_and_host_agree_on_every_register(machine):
     page = machine[1].lapic
     for register in (Register.ID, Register.TPR, Register.LDR, Register.DFR, Register.SVR):
         expect(register.name, machine[1].read(register), page[register])
+
+
+# --- IA32_APIC_BASE, refused ----------------------------------------------------------------------
+
+ADDRESS = 0xFEE00000
+ENABLED = ADDRESS | APIC_BASE_ENABLE
+GENERAL_PROTECTION = "exception 13$"
+
+NEEDS_MSR_EXITS = pytest.mark.skipif(
+    "not kernel.capabilities['KVM_CAP_X86_USER_SPACE_MSR']",
+    reason="the kernel has no KVM_CAP_X86_USER_SPACE_MSR",
+)
+
+EACH_REFUSED = pytest.mark.parametrize(
+    "apic_mode, base",
+    [
+        pytest.param(ApicMode.X2APIC, ENABLED, id="x2apic-to-xapic"),
+        pytest.param(ApicMode.DISABLED, ENABLED | APIC_BASE_X2APIC, id="disabled-to-x2apic"),
+        pytest.param(ApicMode.XAPIC, ADDRESS | APIC_BASE_X2APIC, id="x2apic-disabled"),
+        pytest.param(ApicMode.XAPIC, ENABLED | 1 << 9, id="reserved-bit"),
+    ],
+)
+"""A mode of a LAPIC, and a value that the guest may not write then."""
+
+
+def write_base(cpu, base, outcome):
+    """Have the guest write IA32_APIC_BASE; raise an error unless KVM_RUN ends with ``outcome``."""
+    before = cpu.apic_base
+    with pytest.raises(GuestError, match=outcome):
+        cpu.wrmsr(IA32_APIC_BASE, base)
+    expect("IA32_APIC_BASE", cpu.vcpu.get_sregs().apic_base, before, show=hex)
+
+
+@clause("lapic.base-refused")
+@EACH_REFUSED
+def test_guest_may_not_write(machine, base):
+    write_base(machine[1], base, GENERAL_PROTECTION)
+
+
+@clause("lapic.base-exit")
+@NEEDS_MSR_EXITS
+@EACH_REFUSED
+def test_refused_base_is_an_invalid_msr(machines, apic_mode, base):
+    machine = machines(vcpu_ids=range(2), apic_mode=apic_mode)
+    machine.vm.enable_cap(abi.KVM_CAP_X86_USER_SPACE_MSR, abi.KVM_MSR_EXIT_REASON_INVAL)
+    write_base(machine[1], base, "KVM_EXIT_X86_WRMSR$")
+    told = machine[1].vcpu.kvm_run.u.msr
+    expect("reason", told.reason, abi.KVM_MSR_EXIT_REASON_INVAL)
+    expect("MSR, value", (told.index, told.data), (IA32_APIC_BASE, base))
+    told.error = 1
+    with pytest.raises(GuestError, match=GENERAL_PROTECTION):
+        machine[1].step()

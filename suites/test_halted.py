@@ -18,7 +18,7 @@ from helpers.guest import expect
 from helpers.kvm import abi
 from helpers.verdicts import clause, deviation, parallel
 from suites import each
-from suites.common import NEEDS_SMM, expect_logged, expect_mp_state, to
+from suites.common import NEEDS_SMM, expect_asleep, expect_logged, expect_mp_state, to
 from suites.names import EXTINT, FIXED, INIT, LOWEST, NMI, REMRD, SIPI, SMI
 
 pytestmark = parallel
@@ -33,12 +33,6 @@ def send(machine, delivery_mode=FIXED, vector=0x41, returns=1):
     """Send a message to vCPU 1, which sleeps."""
     message = to(1, vector=vector, delivery_mode=delivery_mode)
     expect("return value", machine.send(message), returns)
-
-
-def expect_asleep(cpu, running):
-    """Raise Mismatch if ``cpu`` has left KVM_RUN by itself, or is not halted after a kick."""
-    woken = running.kick() or cpu.mp_state != MpState.HALTED
-    expect("woken", woken, False)
 
 
 @clause("guest.hlt")

@@ -24,7 +24,7 @@ from suites.common import (
     route_pin_to,
     to,
 )
-from suites.names import INIT, LEVEL, LOGICAL, LOWEST
+from suites.names import INIT, LEVEL, LOGICAL, LOWEST, SVR_ENABLED
 
 # --- abi.zero -------------------------------------------------------------------------------------
 
@@ -122,6 +122,20 @@ def test_restored_lapic_is_the_next(machine, index):
     machine[index].configure(dfr=DFR_FLAT)
     for vector, acceptor in ((0x40, index), (0x41, 0)):
         message = to(0xF, LOGICAL, vector=vector, delivery_mode=LOWEST)
+        machine.signal(message).returns(1).accepted_by(acceptor)
+
+
+@clause("dest.round-robin")
+@ROUND_ROBIN
+@each.value("restored", [1, 2], "vcpu{}")
+def test_restored_lapic_and_one_after_init_are_equal(machine, restored):
+    fresh = 3 - restored
+    machine.boot(fresh)
+    machine[fresh].write(Register.SVR, SVR_ENABLED)
+    machine[fresh].write(Register.LDR, 1 << 24 + fresh)
+    machine[restored].configure(ldr=1 << restored)
+    for vector, acceptor in ((0x40, 1), (0x41, 2), (0x42, 1)):
+        message = to(0b110, LOGICAL, vector=vector, delivery_mode=LOWEST)
         machine.signal(message).returns(1).accepted_by(acceptor)
 
 

@@ -247,3 +247,21 @@ def test_lowest_priority_goes_round(machine):
 @ROUND_ROBIN
 def test_redirection_hint_does_not_go_round(machine):
     expect("acceptors", acceptors_of_nine(machine, redirection_hint=1), [0] * 9)
+
+
+@clause("dest.round-robin")
+@ROUND_ROBIN
+@each.value("mask", [0b0010, 0b0110, 0b1110, 0b11_1010], "{:#x}")
+def test_turns_are_of_the_destination(machine, mask):
+    members = sharing_a_bit(mask)
+    messages = [to(mask, LOGICAL, vector=0x40 + turn, delivery_mode=LOWEST) for turn in range(6)]
+    acceptors = [machine.signal(message).returns(1).acceptors()[0] for message in messages]
+    expect("acceptors", acceptors, (members * 6)[:6])
+
+
+@clause("dest.round-robin")
+@ROUND_ROBIN
+@each.value("mask", [0, 0x10, 0xF0], "{:#x}")
+def test_nobody_has_a_turn_in_a_destination_without_vcpus(machine, mask):
+    message = to(mask, LOGICAL, delivery_mode=LOWEST)
+    machine.signal(message).blocked_or_unmatched().reached_nobody()

@@ -14,7 +14,7 @@ from helpers.guest import expect
 from helpers.kvm import abi
 from helpers.verdicts import clause, deviation
 from suites import each
-from suites.common import expect_logged, expect_taken, fixed, set_events, to
+from suites.common import expect_asleep, expect_logged, expect_taken, fixed, set_events, to
 from suites.names import NMI
 
 AN_NMI = to(1, delivery_mode=NMI)
@@ -128,12 +128,6 @@ def test_nmi_held_by_a_handler_survives_a_save(machine):
 # --- guest.hlt ------------------------------------------------------------------------------------
 
 
-def expect_asleep(cpu, running):
-    """Raise Mismatch if ``cpu`` has left KVM_RUN by itself, or is not halted after a kick."""
-    running.wait_until_asleep()
-    expect("woken", running.kick() or cpu.mp_state != MpState.HALTED, False)
-
-
 @clause("guest.hlt")
 @deviation("masked-nmi-wakes")
 def test_masked_nmi_does_not_wake(masked):
@@ -149,6 +143,18 @@ def test_masked_nmi_does_not_wake_a_vcpu_halted_by_the_host(masked):
     masked.send(AN_NMI)
     with masked[1].waiting() as running:
         expect_asleep(masked[1], running)
+
+
+@clause("guest.hlt")
+@pytest.mark.parametrize("by", ["guest", "host"])
+def test_processor_halts_while_a_masked_nmi_is_pending(masked, by):
+    masked.signal(AN_NMI).returns(1)
+    expect_taken(masked[1])  # KVM has tried to inject the NMI.
+    if by == "host":
+        masked[1].mp_state = MpState.HALTED
+    with masked[1].waiting() if by == "host" else masked[1].halted() as running:
+        expect_asleep(masked[1], running)
+    expect_nmi(masked[1], 1, 1)
 
 
 @clause("guest.hlt")

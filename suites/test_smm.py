@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Messages to a vCPU in SMM: what waits for the end of SMM, and what the end lets through.
 
-Clauses: guest.smm-holds, guest.init-in-smm, state.smm-init-received, state.smi, kernel.no-warning.
+Clauses: guest.smm-holds, guest.init-in-smm, guest.hlt, state.smm-init-received, state.smi,
+kernel.no-warning.
 
 A vCPU enters SMM by an SMI and leaves SMM by RSM ("guest"), or a host that restores a vCPU makes it
 enter and leave by KVM_SET_VCPU_EVENTS ("host"). The SMI handler of the guest stops before RSM.
@@ -19,6 +20,7 @@ from suites import each
 from suites.common import (
     NEEDS_SMM,
     enter_handler,
+    expect_asleep,
     expect_mp_state,
     expect_taken,
     outcome_of,
@@ -162,6 +164,31 @@ def test_sipi_after_smm_starts_the_processor(in_smm, way):
     in_smm.send(to(1, vector=in_smm.start_page, delivery_mode=SIPI))
     in_smm[1].step()
     expect("SVR", in_smm[1].read(Register.SVR), SVR_RESET)
+
+
+# --- guest.hlt ------------------------------------------------------------------------------------
+
+
+@clause("guest.hlt")
+@EACH_WAY
+@each.delivery_mode(SMI, pytest.param(INIT, marks=deviation("latched-init-wakes")))
+def test_message_that_waits_in_smm_does_not_wake(in_smm, delivery_mode):
+    in_smm.send(to(1, delivery_mode=delivery_mode))
+    waits = {"SMIs": int(delivery_mode is SMI), "INITs": int(delivery_mode is INIT)}
+    expect("waiting in SMM", waiting(in_smm[1]), {**waits, "NMIs": 0, "vectors": []})
+    in_smm[1].mp_state = MpState.HALTED
+    with in_smm[1].waiting() as running:
+        expect_asleep(in_smm[1], running)
+
+
+@clause("guest.hlt")
+def test_restored_smi_wakes(machines):
+    machine = machines(vcpu_ids=range(2))
+    machine[1].mp_state = MpState.HALTED
+    set_events(machine[1], smi_pending=1)
+    with machine[1].in_thread() as running:
+        running.finish()
+    expect("SMIs handled", machine.smis_handled, 1)
 
 
 # --- guest.smm-holds: NMIs were masked before the SMI ---------------------------------------------

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """KVM_GET_VCPU_EVENTS and KVM_SET_VCPU_EVENTS, the ioctls that save and restore pending events.
 
-Clauses: state.events, state.events-refused.
+Clauses: state.events, state.events-refused, state.events-unchanged.
 """
 
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from helpers.apic.topology import MpState
 from helpers.guest import expect
 from helpers.kvm import abi
-from helpers.verdicts import clause
+from helpers.verdicts import clause, deviation
 from suites import each
 from suites.common import (
     NEEDS_PAYLOAD,
@@ -215,6 +215,14 @@ def test_restored_triple_fault_shuts_down(enabling):
     expect("exit reason", cpu.vcpu.run(), abi.KVM_EXIT_SHUTDOWN)
 
 
+@clause("state.events")
+def test_events_of_a_vcpu_without_lapic_are_restored(machines):
+    cpu = machines(irqchip="none", vcpu_ids=(0,), power_on=False)[0]
+    fields = {"nmi__masked": 1, "nmi__pending": 1, "smi__latched_init": 0}
+    restore(cpu, ALWAYS_VALID | abi.KVM_VCPUEVENT_VALID_SIPI_VECTOR, **fields, sipi_vector=0x41)
+    expect_events(cpu, flags=ALWAYS_VALID, **fields, sipi_vector=0)
+
+
 # --- state.events-refused -------------------------------------------------------------------------
 
 
@@ -260,3 +268,24 @@ def test_refused_events_change_nothing(machine):
     before = bytes(machine[1].vcpu.get_events())
     expect_outcome(machine[1], "EINVAL", 1 << 31, **PAGE_FAULT, exception__injected=1)
     expect("events", bytes(machine[1].vcpu.get_events()), before)
+
+
+# --- state.events-unchanged -----------------------------------------------------------------------
+
+REFUSED = [
+    pytest.param({"flags": 1 << 31}, id="undefined-flag"),
+    pytest.param({"flags": abi.KVM_VCPUEVENT_VALID_PAYLOAD}, id="payload"),
+    pytest.param(
+        {"flags": abi.KVM_VCPUEVENT_VALID_TRIPLE_FAULT},
+        id="triple-fault",
+        marks=deviation("refused-triple-fault-restores"),
+    ),
+    pytest.param({"exception__injected": 1, "exception__nr": 32}, id="exception"),
+]
+
+
+@clause("state.events-unchanged")
+@pytest.mark.parametrize("refused", REFUSED)
+def test_no_refused_event_is_restored(machine, refused):
+    expect_outcome(machine[1], "EINVAL", **refused, nmi__masked=1)
+    expect_events(machine[1], nmi__masked=0)

@@ -361,6 +361,13 @@ class Cpu:
                 self.control.stop = 1
 
     @contextlib.contextmanager
+    def storing(self, address: int) -> Iterator[Running]:
+        """Run the vCPU in a thread. Have the guest write to ``address``, then exit."""
+        self._prepare("STORE", address)
+        with self.in_thread() as running:
+            yield running
+
+    @contextlib.contextmanager
     def waiting(self) -> Iterator[Running]:
         """Run the vCPU in a thread, asleep inside KVM_RUN in its present mp_state."""
         with self.in_thread() as running:

@@ -252,12 +252,22 @@ class _exit_eoi(ctypes.Structure):
     _fields_ = [("vector", c_uint8)]
 
 
+class _exit_msr(ctypes.Structure):
+    _fields_ = [
+        ("error", c_uint8),
+        ("pad", c_uint8 * 7),
+        *fields(c_uint32, "reason", "index"),
+        ("data", c_uint64),
+    ]
+
+
 class _exit(ctypes.Union):
     _fields_ = [
         ("io", _exit_io),
         ("mmio", _exit_mmio),
         ("internal", _exit_internal),
         ("eoi", _exit_eoi),
+        ("msr", _exit_msr),
         ("hardware_entry_failure_reason", c_uint64),
         ("padding", c_uint8 * 256),
     ]
@@ -296,6 +306,7 @@ KVM_CAP_MSI_DEVID = 131
 KVM_CAP_X86_DISABLE_EXITS = 143
 KVM_CAP_HYPERV_SYNIC2 = 148
 KVM_CAP_EXCEPTION_PAYLOAD = 164
+KVM_CAP_X86_USER_SPACE_MSR = 188
 KVM_CAP_SET_GUEST_DEBUG2 = 195
 KVM_CAP_SREGS2 = 200
 KVM_CAP_X86_TRIPLE_FAULT_EVENT = 218
@@ -306,6 +317,8 @@ KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST = 1 << 2
 KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST = 1 << 3
 
 KVM_X86_DISABLE_EXITS_HLT = 1 << 1
+
+KVM_MSR_EXIT_REASON_INVAL = 1 << 0
 
 KVM_GUESTDBG_ENABLE = 1 << 0
 KVM_GUESTDBG_BLOCKIRQ = 1 << 20
@@ -327,6 +340,7 @@ KVM_EXIT_FAIL_ENTRY = 9
 KVM_EXIT_INTR = 10
 KVM_EXIT_INTERNAL_ERROR = 17
 KVM_EXIT_IOAPIC_EOI = 26
+KVM_EXIT_X86_WRMSR = 30
 
 EXIT_NAMES = {value: name for name, value in globals().items() if name.startswith("KVM_EXIT_")}
 

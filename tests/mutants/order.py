@@ -14,13 +14,16 @@ from collections.abc import Collection, Iterable
 _NEAR = {
     r"vcpu_events": ("vcpu_events", "mp_state", "shadow"),
     r"mpstate|accept_events|init_sipi|has_events": ("mp_state", "halted", "boot", "nmi"),
+    r"has_events": ("smm", "missing_page", "host_ioctls"),
     r"base|present|enabled|spiv|_id|ldr|dfr|mode": ("apic_base", "guest_registers", "x2apic"),
-    r"rout|map_gsi|set_irq|msi": ("route_table", "routing", "routes_in_flight"),
+    r"rout|map_gsi|set_irq|msi": (*("route_table", "routing", "routes_in_flight", "host_ioctls"),),
     r"lapic_reset|update_apicv": ("reset", "host_ioctls"),
     r"_state": ("x2apic", "saved_state", "host_ioctls"),
     r"eoi|scan|handles|_isr": ("in_flight", "routes_in_flight", "ioapic_pins", "host_ioctls"),
     r"nmi|smi": ("nmi", "smm", "vcpu_events", "halted"),
-    r"ppr|tpr|cr8|irr|vector|interrupt|intr": ("tpr", "in_flight", "guest", "host_ioctls"),
+    r"ppr|tpr|cr8|irr|vector|interrupt|intr": (
+        *("tpr", "in_flight", "guest", "host_ioctls", "pv_eoi"),
+    ),
     r"match|dest|mda|broadcast|prio|recalculate|delivery|index": (
         *("destination", "matching", "lowest_priority", "x2apic"),
     ),

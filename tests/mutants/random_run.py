@@ -19,7 +19,9 @@ from tests.mutants.tree import UNMUTATED, Tree
 
 ALLOWED = 3.0
 """Percentage of the judged mutants that may live without an argument."""
-ROUND_ROBIN = ("suites/test_lowest_priority.py", "suites/test_matching.py")
+ROUND_ROBIN = tuple(
+    f"suites/test_{file}.py" for file in ("lowest_priority", "matching", "host_ioctls")
+)
 """Files whose tests depend on kvm.vector_hashing."""
 _QUICK = 3
 """Parameters in a quick run of each test that is near the function."""
