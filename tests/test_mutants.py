@@ -221,4 +221,5 @@ def test_reports_have_no_mutant_that_survived_and_none_that_is_gone(report):
 def test_every_mutant_is_judged_on_the_default_kernel():
     report = REPORTS / f"mutants-{DEFAULT_KERNEL}.md"
     release = report.read_text().split()[4]
-    assert program.read(report).keys() == {each.id for each in mutants() if each.is_for(release)}
+    every = [each for each in mutants() if each.is_for(release)]
+    assert program.read(report).keys() == {each.id for each in every if each.cpu == "amd"}

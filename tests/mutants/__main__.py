@@ -65,12 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--kernel", default=DEFAULT_KERNEL, help=f"packaged kernel; default: {DEFAULT_KERNEL}"
     )
-    parser.add_argument(
-        "--cpu",
-        choices=MODULES,
-        default="amd",
-        help="judge the mutants for this processor, emulated; default: amd",
-    )
+    parser.add_argument("--cpu", choices=MODULES, default="amd", help="emulated; default: amd")
     parser.add_argument(
         "--jobs",
         type=int,
