@@ -91,7 +91,9 @@ def _build(archive: Archive, made: Path) -> None:
         for file in FILES:
             shutil.copy(unpacked / file, output)
         with tarfile.open(archive.fetch_source("bochs", VERSION)) as tar:
-            tar.extractall(sources, filter="data")
+            # Python 3.11.4 has filters, and newer versions warn without one.
+            tar.extraction_filter = getattr(tarfile, "data_filter", None)
+            tar.extractall(sources)
         (tree,) = sources.iterdir()
         for edit in edits().values():
             edit.apply(tree)
