@@ -198,6 +198,19 @@ def test_vector_above_the_one_in_service_is_taken(in_flight, start, stop):
 
 
 @clause("lapic.inhibited")
+@deviation("activated-apicv-ends-another-vector")
+@NEEDS_IN_SERVICE
+@each_inhibitor(deviation("inhibited-apicv-loses-posted-vectors"))
+def test_eoi_ends_the_vector_taken_while_inhibited(in_flight, start, stop):
+    start(in_flight[0])
+    in_flight.send(fixed(0x71))
+    expect_taken(in_flight[1], 0x71)
+    stop(in_flight[0])
+    in_flight[1].eoi()
+    expect_in_flight(in_flight[1], {0x61}, {0x41})
+
+
+@clause("lapic.inhibited")
 @each_inhibitor(deviation("inhibited-apicv-loses-posted-vectors"))
 def test_tpr_holds_a_vector(pair, start, stop):
     pair[1].write(Register.TPR, 0x70)

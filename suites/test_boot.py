@@ -16,7 +16,7 @@ from helpers.apic.topology import MpState
 from helpers.guest import expect
 from helpers.verdicts import clause
 from suites import each
-from suites.common import expect_mp_state, expect_taken, fixed, to
+from suites.common import NEEDS_IN_SERVICE, expect_mp_state, expect_taken, fixed, to
 from suites.names import FIXED, INIT, NMI, REMRD, SIPI, SVR_ENABLED, USE_32BIT_IDS
 
 
@@ -52,6 +52,21 @@ def test_booted_ap_takes_messages(waiting):
     waiting[1].write(Register.SVR, SVR_ENABLED)
     waiting.signal(fixed(0x41)).returns(1).accepted_by(1)
     expect_taken(waiting[1], 0x41)
+
+
+@clause("guest.init-sipi")
+@NEEDS_IN_SERVICE
+def test_booted_ap_takes_a_vector_below_the_one_in_service_before(waiting):
+    waiting.boot(1)
+    waiting[1].write(Register.SVR, SVR_ENABLED)
+    waiting[1].handler(eoi=False)
+    waiting.send(fixed(0x61))
+    expect_taken(waiting[1], 0x61)
+    waiting.boot(1)
+    waiting[1].write(Register.SVR, SVR_ENABLED)
+    waiting.send(fixed(0x41))
+    expect_taken(waiting[1], 0x41)
+    expect("ISR", waiting[1].lapic.isr, {0x41})
 
 
 @clause("guest.init-sipi")

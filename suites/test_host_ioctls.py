@@ -176,6 +176,19 @@ def test_eoi_does_not_exit_after_the_route_is_gone(entered):
     expect_eoi_exit(entered[1], None)
 
 
+@clause("split.eoi-exit")
+@each.apic_mode
+@each.vector([0x31, 0x71, 0x91, 0xF1])
+def test_eoi_exits_for_the_vector_of_its_route(entered, vector):
+    entered.vm.set_gsi_routing([msi_route(5, to(1, vector=vector, trigger_mode=LEVEL, level=1))])
+    entered[1].step()
+    for other in (0x21, 0x61, 0x81, 0xE1):
+        entered.send(to(1, vector=other))
+        expect_eoi_exit(entered[1], None)
+    entered.send(to(1, vector=vector, trigger_mode=LEVEL, level=1))
+    expect_eoi_exit(entered[1], vector)
+
+
 # --- state.events: a pending exception ends HLT ---------------------------------------------------
 
 
