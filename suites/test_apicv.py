@@ -15,6 +15,7 @@ from helpers.apic import Register
 from helpers.guest import expect
 from helpers.kvm import abi
 from helpers.verdicts import clause, deviation, parallel
+from suites import each
 from suites.common import (
     NEEDS_BLOCK_IRQ,
     NEEDS_IN_SERVICE,
@@ -36,9 +37,9 @@ VECTORS = range(0x20, 0x100, 7)
 
 
 @pytest.fixture
-def pair(machines):
+def pair(machines, apic_mode):
     """Two vCPUs that the test alone uses."""
-    return machines(vcpu_ids=range(2))
+    return machines(vcpu_ids=range(2), apic_mode=apic_mode)
 
 
 def taken(cpu):
@@ -134,14 +135,17 @@ def restore_id(cpu):
     cpu.configure(id=0)
 
 
-def each_inhibitor(*auto_eoi_marks):
-    """Parametrize with what inhibits APICv. ``auto_eoi_marks`` are marks for AutoEOI alone."""
+def each_inhibitor(*auto_eoi_marks, with_id=True):
+    """Parametrize with what inhibits APICv. ``auto_eoi_marks`` are marks for AutoEOI alone.
+
+    ``with_id``: a changed xAPIC ID is one, which has no effect in x2APIC mode.
+    """
     needs = [NEEDS_SYNIC, NEEDS_SYNIC2, *auto_eoi_marks]
     return pytest.mark.parametrize(
         ("start", "stop"),
         [
             pytest.param(block, unblock, id="block-irq", marks=NEEDS_BLOCK_IRQ),
-            pytest.param(change_id, restore_id, id="apic-id"),
+            *[pytest.param(change_id, restore_id, id="apic-id")] * with_id,
             pytest.param(start_auto_eoi, stop_auto_eoi, id="auto-eoi", marks=needs),
         ],
     )
@@ -200,7 +204,8 @@ def test_vector_above_the_one_in_service_is_taken(in_flight, start, stop):
 @clause("lapic.inhibited")
 @deviation("activated-apicv-ends-another-vector")
 @NEEDS_IN_SERVICE
-@each_inhibitor(deviation("inhibited-apicv-loses-posted-vectors"))
+@each.apic_mode
+@each_inhibitor(deviation("inhibited-apicv-loses-posted-vectors"), with_id=False)
 def test_eoi_ends_the_vector_taken_while_inhibited(in_flight, start, stop):
     start(in_flight[0])
     in_flight.send(fixed(0x71))

@@ -37,10 +37,10 @@ EDGE_TO_0 = 0x61
 TO_0 = level_entry(0)
 
 
-def by_guest(machine, entry):
+def by_guest(machine, entry, pin=PIN):
     """Have vCPU 1 program the pin."""
     for half in (1, 0):
-        machine[1].store(IOAPIC + SELECT, REDIRECTION + 2 * PIN + half)
+        machine[1].store(IOAPIC + SELECT, REDIRECTION + 2 * pin + half)
         machine[1].store(IOAPIC + WINDOW, entry >> 32 * half & 0xFFFFFFFF)
 
 
@@ -357,3 +357,14 @@ def test_edge_of_the_rtc_is_coalesced_until_the_eoi(rtc):
     expect("status in service", raise_rtc(rtc), 0)
     rtc[0].eoi()
     expect("status after the EOI", raise_rtc(rtc), 1)
+
+
+@clause("ioapic.rtc")
+@NEEDS_IN_SERVICE
+def test_eoi_of_the_old_vector_counts_for_the_rtc(rtc):
+    expect("status of the first edge", raise_rtc(rtc), 1)
+    by_guest(rtc, EDGE_TO_0 + 0x10, RTC_PIN)
+    expect_taken(rtc[0], 0x61)
+    rtc[0].eoi()
+    expect("status after the EOI", raise_rtc(rtc), 1)
+    expect_taken(rtc[0], 0x71)
