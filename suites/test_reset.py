@@ -7,7 +7,7 @@ Clauses: lapic.init-reset, guest.init-sipi, vcpu.bsp.
 import pytest
 
 from helpers.apic import Register
-from helpers.apic.lapic import APIC_BASE_BSP
+from helpers.apic.lapic import APIC_BASE_BSP, SVR_RESET
 from helpers.apic.topology import MpState
 from helpers.guest import expect
 from helpers.verdicts import clause
@@ -25,6 +25,12 @@ WRITABLE = (
 )
 """Registers that KVM_SET_LAPIC writes, besides the ID, ISR, TMR and IRR."""
 
+LVT_MASKED = 1 << 16
+RESET_VALUES = {Register.SVR: SVR_RESET, Register.DFR: 0xFFFFFFFF} | {
+    register: LVT_MASKED for register in WRITABLE if register.name.startswith("LVT_")
+}
+"""The registers that are not 0 after reset."""
+
 
 @pytest.fixture
 def reset_page(machines):
@@ -41,6 +47,12 @@ def expect_reset(machine, reset_page):
     page = machine[1].lapic
     for offset in range(0, 0x400, 0x10):
         expect(f"register {offset:#x}", hex(page[offset]), hex(reset_page[offset]))
+
+
+@clause("lapic.init-reset")
+def test_new_ap_has_the_reset_values(reset_page):
+    for register in WRITABLE:
+        expect(register.name, hex(reset_page[register]), hex(RESET_VALUES.get(register, 0)))
 
 
 @clause("lapic.init-reset")
