@@ -208,6 +208,17 @@ def test_guest_reads_the_ppr_of_a_restored_vector_in_service(machine):
     expect("PPR at the guest", machine[1].read(Register.PPR), 0x60)
 
 
+@clause("guest.in-service")
+def test_each_eoi_ends_the_highest_restored_vector(machine):
+    vectors = list(range(0x21, 0x100, 0x10))
+    machine[1].configure_vectors(Register.ISR, vectors)
+    while vectors:
+        expect("ISR", machine[1].lapic.isr, set(vectors))
+        machine[1].eoi()
+        vectors.pop()
+    expect("ISR", machine[1].lapic.isr, set())
+
+
 @clause("state.saved")
 @each.apic_mode
 def test_restored_tpr_holds_a_vector_until_the_guest_lowers_it(machine, migrated):
