@@ -131,11 +131,12 @@ class AnySequence(IrqchipSteps):
     def _expect_operation(
         self, what: str, cpu: Cpu, before: list[Snapshot], new: VcpuState, page: LapicPage
     ) -> None:
-        """Hold the machine to the model after the guest's write of a register.
-
-        KVM scans the routes before the vCPU runs on.
-        """
+        """Hold the machine to the model after the guest's write of a register."""
         self.expect_changes(what, before, {cpu.index: new}, {cpu.index: page})
+        self._scan(cpu)
+
+    def _scan(self, cpu: Cpu) -> None:
+        """Scan the routes as KVM does before a vCPU, whose write has rebuilt the map, runs on."""
         self._note_map_builds()
         eois, topology = self.hidden.eois[cpu.index], self.topology(self.look())
         if eois.is_due:
@@ -153,6 +154,7 @@ class AnySequence(IrqchipSteps):
         base = cpu.apic_base & ~(APIC_BASE_ENABLE | APIC_BASE_X2APIC)
         cpu.wrmsr(IA32_APIC_BASE, base | mode.value)
         self.expect_changes("WRMSR", before, {cpu.index: self.switched(cpu, old, mode)})
+        self._scan(cpu)
 
     @precondition(lambda self: self._with_registers())
     @step(nth=NTH, write=REGISTER_WRITE)
