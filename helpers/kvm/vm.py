@@ -97,12 +97,22 @@ class Vm(Closing):
         array = (ctypes.c_uint8 * len(table)).from_buffer_copy(table)
         ioctl(self.fd, abi.KVM_SET_GSI_ROUTING, array)
 
-    def irqfd(self, gsi: int) -> int:
-        """Assign a new eventfd to ``gsi`` and return it (api.rst, KVM_IRQFD)."""
+    def eventfd(self) -> int:
+        """Return a new eventfd, which is closed with the VM."""
         fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._eventfds.append(fd)
-        ioctl(self.fd, abi.KVM_IRQFD, abi.kvm_irqfd(fd=fd, gsi=gsi))
         return fd
+
+    def irqfd(self, gsi: int, resamplefd: int | None = None) -> int:
+        """Assign a new eventfd to ``gsi`` and return it (api.rst, KVM_IRQFD).
+
+        KVM signals ``resamplefd`` after each EOI of the GSI's vector.
+        """
+        irqfd = abi.kvm_irqfd(fd=self.eventfd(), gsi=gsi)
+        if resamplefd is not None:
+            irqfd.flags, irqfd.resamplefd = abi.KVM_IRQFD_FLAG_RESAMPLE, resamplefd
+        ioctl(self.fd, abi.KVM_IRQFD, irqfd)
+        return int(irqfd.fd)
 
     def deassign_irqfd(self, fd: int, gsi: int) -> None:
         """Deassign ``fd`` from ``gsi``; return when no injection by ``fd`` is under way."""

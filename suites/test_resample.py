@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Resampling irqfds: the EOI of a vector tells user space, which may then raise the line again.
+
+Clauses: irqfd.resample, irqfd.resample-vector, irqfd.resample-full.
+
+VFIO injects level-triggered interrupts this way. KVM finds what to notify by the vector of the EOI:
+a message that has the vector of a pin, or of a SINT, notifies too.
+"""
+
+import os
+
+import pytest
+
+from helpers.guest import expect
+from helpers.kvm import abi
+from helpers.verdicts import clause
+from suites.common import (
+    NEEDS_IN_SERVICE,
+    NEEDS_SYNIC,
+    NEEDS_SYNIC2,
+    PIN,
+    expect_taken,
+    fixed,
+    level_entry,
+    outcome_of,
+    program_pin,
+    raise_pin,
+    to,
+)
+from suites.names import LEVEL
+from suites.test_synic import SINT0
+
+SINT, SINT_GSI = 2, 24
+
+
+def notifications(eventfd):
+    """Return how often KVM has signalled ``eventfd``, and clear the count."""
+    try:
+        return os.eventfd_read(eventfd)
+    except BlockingIOError:
+        return 0
+
+
+@pytest.fixture
+def pin(machines):
+    """The pin sends level-triggered vector 0x61 to vCPU 0, whose handler writes no EOI."""
+    machine = machines(irqchip="full", vcpu_ids=range(2))
+    machine[0].handler(eoi=False)
+    program_pin(machine, level_entry(0))
+    return machine
+
+
+@pytest.fixture
+def resamplefd(pin):
+    """The eventfd that KVM signals after an EOI of the pin's vector."""
+    return resampling(pin.vm, PIN)
+
+
+def resampling(vm, gsi):
+    resamplefd = vm.eventfd()
+    vm.irqfd(gsi, resamplefd)
+    return resamplefd
+
+
+@clause("irqfd.resample")
+@NEEDS_IN_SERVICE
+def test_eoi_of_the_pin_notifies(pin, resamplefd):
+    raise_pin(pin)
+    pin.vm.irq_line_status(PIN, 0)
+    expect("notifications in service", notifications(resamplefd), 0)
+    pin[0].eoi()
+    expect("notifications after the EOI", notifications(resamplefd), 1)
+
+
+@clause("irqfd.resample")
+@NEEDS_IN_SERVICE
+def test_each_eoi_of_a_high_line_notifies(pin, resamplefd):
+    raise_pin(pin)
+    for _ in range(3):
+        pin[0].eoi()
+        expect_taken(pin[0], 0x61)
+        expect("notifications after the EOI", notifications(resamplefd), 1)
+
+
+@clause("irqfd.resample-vector")
+@NEEDS_IN_SERVICE
+def test_eoi_of_a_message_with_the_vector_of_the_pin_notifies(pin, resamplefd):
+    pin.send(to(0, vector=0x61, trigger_mode=LEVEL, level=1))
+    expect_taken(pin[0], 0x61)
+    pin[0].eoi()
+    expect("notifications after the EOI", notifications(resamplefd), 1)
+
+
+@clause("irqfd.resample-vector")
+@NEEDS_IN_SERVICE
+def test_eoi_of_another_vector_does_not_notify(pin, resamplefd):
+    pin.send(to(0, vector=0x71, trigger_mode=LEVEL, level=1))
+    expect_taken(pin[0], 0x71)
+    pin[0].eoi()
+    expect("notifications after the EOI", notifications(resamplefd), 0)
+
+
+@pytest.fixture
+def sint(machines):
+    """SINT 2 of vCPU 1, whose handler writes no EOI, has vector 0x61 and a GSI."""
+    machine = machines(irqchip="full", vcpu_ids=range(2))
+    machine[1].handler(eoi=False)
+    machine[1].vcpu.enable_cap(abi.KVM_CAP_HYPERV_SYNIC2)
+    machine[1].vcpu.set_msr(SINT0 + SINT, 0x61)
+    route = abi.kvm_irq_routing_entry(gsi=SINT_GSI, type=abi.KVM_IRQ_ROUTING_HV_SINT)
+    route.u.hv_sint.vcpu, route.u.hv_sint.sint = 1, SINT
+    machine.vm.set_gsi_routing([route])
+    return machine
+
+
+@clause("irqfd.resample-vector")
+@NEEDS_IN_SERVICE
+@NEEDS_SYNIC
+@NEEDS_SYNIC2
+@pytest.mark.parametrize(("vector", "count"), [(0x61, 1), (0x71, 0)], ids=["its", "another"])
+def test_eoi_of_a_message_with_the_vector_of_a_sint(sint, vector, count):
+    resamplefd = resampling(sint.vm, SINT_GSI)
+    sint.send(fixed(vector))
+    expect_taken(sint[1], vector)
+    expect("notifications in service", notifications(resamplefd), 0)
+    sint[1].eoi()
+    expect("notifications after the EOI", notifications(resamplefd), count)
+
+
+@clause("irqfd.resample-full")
+def test_resampling_irqfd_is_for_a_full_irqchip(machines):
+    vm = machines(irqchip="split", vcpu_ids=(0,)).vm
+    expect("outcome", outcome_of(vm.irqfd, PIN, vm.eventfd()), "EINVAL")
