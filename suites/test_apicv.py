@@ -138,7 +138,7 @@ def restore_id(cpu):
 def each_inhibitor(*auto_eoi_marks, with_id=True):
     """Parametrize with what inhibits APICv. ``auto_eoi_marks`` are marks for AutoEOI alone.
 
-    ``with_id``: a changed xAPIC ID is one, which has no effect in x2APIC mode.
+    ``with_id`` includes a changed xAPIC ID, which no x2APIC has.
     """
     needs = [NEEDS_SYNIC, NEEDS_SYNIC2, *auto_eoi_marks]
     return pytest.mark.parametrize(

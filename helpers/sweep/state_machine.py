@@ -136,7 +136,7 @@ class AnySequence(IrqchipSteps):
         self._scan(cpu)
 
     def _scan(self, cpu: Cpu) -> None:
-        """Scan the routes as KVM does before a vCPU, whose write has rebuilt the map, runs on."""
+        """Scan the routes if the guest has rebuilt the map, as KVM does in the same KVM_RUN."""
         self._note_map_builds()
         eois, topology = self.hidden.eois[cpu.index], self.topology(self.look())
         if eois.is_due:
