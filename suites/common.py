@@ -206,9 +206,9 @@ def expect_refused(call: Callable[..., object], *arguments: Any, **options: Any)
         raise Mismatch("outcome", "refused", "accepted")
 
 
-def route_pin_to(machine: Machine, *destination: Any) -> None:
-    """Route pin 5 of a split irqchip's IOAPIC to vector 0x61, level-triggered."""
-    message = to(*destination, vector=0x61, trigger_mode=LEVEL, level=1)
+def route_pin_to(machine: Machine, *destination: Any, vector: int = 0x61) -> None:
+    """Route pin 5 of a split irqchip's IOAPIC to ``vector``, level-triggered."""
+    message = to(*destination, vector=vector, trigger_mode=LEVEL, level=1)
     machine.vm.set_gsi_routing([msi_route(5, message)])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Machines with x2APICs, and machines that are migrated."""
+"""Machines with x2APICs, a machine with a level-triggered pin, and machines that are migrated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from helpers.apic import ApicMode
 from helpers.guest import Machine
 from helpers.guest.saved import STEPS, migrate
 from helpers.kvm import System
-from suites.common import IDS, SMALL_IDS
+from suites.common import IDS, SMALL_IDS, level_entry, program_pin
 from suites.names import BOTH
 
 
@@ -39,6 +39,15 @@ def misnamed(machines: Callable[..., Machine]) -> Machine:
     machine = machines(vcpu_ids=range(4))
     machine[2].apic_mode = machine[3].apic_mode = ApicMode.X2APIC
     machine[3].configure(id=7)
+    return machine
+
+
+@pytest.fixture
+def pin_to_0(machines: Callable[..., Machine]) -> Machine:
+    """The level-triggered pin sends vector 0x61 to vCPU 0, whose handler writes no EOI."""
+    machine = machines(irqchip="full", vcpu_ids=range(2))
+    program_pin(machine, level_entry(0))
+    machine[0].handler(eoi=False)
     return machine
 
 

@@ -151,8 +151,8 @@ def entered(machines, apic_mode):
     return machine
 
 
-def send_level(machine, index):
-    machine.send(to(index, vector=0x61, trigger_mode=LEVEL, level=1))
+def send_level(machine, index, vector=0x61):
+    machine.send(to(index, vector=vector, trigger_mode=LEVEL, level=1))
 
 
 @clause("split.eoi-exit")
@@ -180,12 +180,12 @@ def test_eoi_does_not_exit_after_the_route_is_gone(entered):
 @each.apic_mode
 @each.vector([0x31, 0x71, 0x91, 0xF1])
 def test_eoi_exits_for_the_vector_of_its_route(entered, vector):
-    entered.vm.set_gsi_routing([msi_route(5, to(1, vector=vector, trigger_mode=LEVEL, level=1))])
+    route_pin_to(entered, 1, vector=vector)
     entered[1].step()
     for other in (0x21, 0x61, 0x81, 0xE1):
         entered.send(to(1, vector=other))
         expect_eoi_exit(entered[1], None)
-    entered.send(to(1, vector=vector, trigger_mode=LEVEL, level=1))
+    send_level(entered, 1, vector)
     expect_eoi_exit(entered[1], vector)
 
 

@@ -90,15 +90,6 @@ def test_eoi_exits_where_the_route_moved_to(split, when):
 # --- ioapic.remote-irr: a level-triggered pin of the IOAPIC in the kernel -------------------------
 
 
-@pytest.fixture
-def pin_to_0(machines):
-    """The pin sends vector 0x61 to vCPU 0, whose handler writes no EOI."""
-    machine = machines(irqchip="full", vcpu_ids=range(2))
-    program_pin(machine, level_entry(0))
-    machine[0].handler(eoi=False)
-    return machine
-
-
 def nothing(machine):
     pass
 

@@ -12,8 +12,7 @@ import pytest
 
 from helpers.apic import ApicMode
 from helpers.apic.lapic import DFR_CLUSTER
-from helpers.guest import expect
-from helpers.kvm import abi
+from helpers.guest import expect, sint_route
 from helpers.verdicts import clause, deviation
 from suites import each
 from suites.common import NEEDS_SYNIC, ROUND_ROBIN, expect_eoi_exit, outcome_of, route_pin_to, to
@@ -163,6 +162,5 @@ def test_eoi_exits_by_32bit_ids(machines, destination, exits):
 @deviation("split-routes-to-synic")
 @NEEDS_SYNIC
 def test_synic_route_is_for_a_full_irqchip(machines):
-    entry = abi.kvm_irq_routing_entry(gsi=24, type=abi.KVM_IRQ_ROUTING_HV_SINT)
     vm = machines(irqchip="split", vcpu_ids=(0,)).vm
-    expect("outcome", outcome_of(vm.set_gsi_routing, [entry]), "EINVAL")
+    expect("outcome", outcome_of(vm.set_gsi_routing, [sint_route(24, 0, 0)]), "EINVAL")

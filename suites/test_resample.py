@@ -3,15 +3,15 @@
 
 Clauses: irqfd.resample, irqfd.resample-vector, irqfd.resample-full.
 
-VFIO injects level-triggered interrupts this way. KVM finds what to notify by the vector of the EOI:
-a message that has the vector of a pin, or of a SINT, notifies too.
+VFIO injects level-triggered interrupts this way. KVM knows an EOI by its vector alone: the EOI of a
+message with the vector of a pin, or of a SINT, notifies, too.
 """
 
 import os
 
 import pytest
 
-from helpers.guest import expect
+from helpers.guest import expect, sint_route
 from helpers.kvm import abi
 from helpers.verdicts import clause, deviation
 from suites.common import (
@@ -21,9 +21,7 @@ from suites.common import (
     PIN,
     expect_taken,
     fixed,
-    level_entry,
     outcome_of,
-    program_pin,
     raise_pin,
     to,
 )
@@ -42,18 +40,9 @@ def notifications(eventfd):
 
 
 @pytest.fixture
-def pin(machines):
-    """The pin sends level-triggered vector 0x61 to vCPU 0, whose handler writes no EOI."""
-    machine = machines(irqchip="full", vcpu_ids=range(2))
-    machine[0].handler(eoi=False)
-    program_pin(machine, level_entry(0))
-    return machine
-
-
-@pytest.fixture
-def resamplefd(pin):
+def resamplefd(pin_to_0):
     """The eventfd that KVM signals after an EOI of the pin's vector."""
-    return resampling(pin.vm, PIN)
+    return resampling(pin_to_0.vm, PIN)
 
 
 def resampling(vm, gsi):
@@ -62,42 +51,45 @@ def resampling(vm, gsi):
     return resamplefd
 
 
-@clause("irqfd.resample")
-@NEEDS_IN_SERVICE
-def test_eoi_of_the_pin_notifies(pin, resamplefd):
-    raise_pin(pin)
-    pin.vm.irq_line_status(PIN, 0)
+def expect_notifications(cpu, resamplefd, count):
+    """Write EOI; raise Mismatch unless KVM signals ``resamplefd`` then, and ``count`` times."""
     expect("notifications in service", notifications(resamplefd), 0)
-    pin[0].eoi()
-    expect("notifications after the EOI", notifications(resamplefd), 1)
+    cpu.eoi()
+    expect("notifications after the EOI", notifications(resamplefd), count)
 
 
 @clause("irqfd.resample")
 @NEEDS_IN_SERVICE
-def test_each_eoi_of_a_high_line_notifies(pin, resamplefd):
-    raise_pin(pin)
+def test_eoi_of_the_pin_notifies(pin_to_0, resamplefd):
+    raise_pin(pin_to_0)
+    pin_to_0.vm.irq_line_status(PIN, 0)
+    expect_notifications(pin_to_0[0], resamplefd, 1)
+
+
+@clause("irqfd.resample")
+@NEEDS_IN_SERVICE
+def test_each_eoi_of_a_high_line_notifies(pin_to_0, resamplefd):
+    raise_pin(pin_to_0)
     for _ in range(3):
-        pin[0].eoi()
-        expect_taken(pin[0], 0x61)
+        pin_to_0[0].eoi()
+        expect_taken(pin_to_0[0], 0x61)
         expect("notifications after the EOI", notifications(resamplefd), 1)
 
 
 @clause("irqfd.resample-vector")
 @NEEDS_IN_SERVICE
-def test_eoi_of_a_message_with_the_vector_of_the_pin_notifies(pin, resamplefd):
-    pin.send(to(0, vector=0x61, trigger_mode=LEVEL, level=1))
-    expect_taken(pin[0], 0x61)
-    pin[0].eoi()
-    expect("notifications after the EOI", notifications(resamplefd), 1)
+def test_eoi_of_a_message_with_the_vector_of_the_pin_notifies(pin_to_0, resamplefd):
+    pin_to_0.send(to(0, vector=0x61, trigger_mode=LEVEL, level=1))
+    expect_taken(pin_to_0[0], 0x61)
+    expect_notifications(pin_to_0[0], resamplefd, 1)
 
 
 @clause("irqfd.resample-vector")
 @NEEDS_IN_SERVICE
-def test_eoi_of_another_vector_does_not_notify(pin, resamplefd):
-    pin.send(to(0, vector=0x71, trigger_mode=LEVEL, level=1))
-    expect_taken(pin[0], 0x71)
-    pin[0].eoi()
-    expect("notifications after the EOI", notifications(resamplefd), 0)
+def test_eoi_of_another_vector_does_not_notify(pin_to_0, resamplefd):
+    pin_to_0.send(to(0, vector=0x71, trigger_mode=LEVEL, level=1))
+    expect_taken(pin_to_0[0], 0x71)
+    expect_notifications(pin_to_0[0], resamplefd, 0)
 
 
 @pytest.fixture
@@ -107,9 +99,7 @@ def sint(machines):
     machine[1].handler(eoi=False)
     machine[1].vcpu.enable_cap(abi.KVM_CAP_HYPERV_SYNIC2)
     machine[1].vcpu.set_msr(SINT0 + SINT, 0x61)
-    route = abi.kvm_irq_routing_entry(gsi=SINT_GSI, type=abi.KVM_IRQ_ROUTING_HV_SINT)
-    route.u.hv_sint.vcpu, route.u.hv_sint.sint = 1, SINT
-    machine.vm.set_gsi_routing([route])
+    machine.vm.set_gsi_routing([sint_route(SINT_GSI, 1, SINT)])
     return machine
 
 
@@ -128,9 +118,7 @@ def test_eoi_of_a_message_with_the_vector_of_a_sint(sint, vector, count):
     resamplefd = resampling(sint.vm, SINT_GSI)
     sint.send(fixed(vector))
     expect_taken(sint[1], vector)
-    expect("notifications in service", notifications(resamplefd), 0)
-    sint[1].eoi()
-    expect("notifications after the EOI", notifications(resamplefd), count)
+    expect_notifications(sint[1], resamplefd, count)
 
 
 @clause("irqfd.resample-full")

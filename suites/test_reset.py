@@ -7,7 +7,7 @@ Clauses: lapic.init-reset, guest.init-sipi, vcpu.bsp.
 import pytest
 
 from helpers.apic import Register
-from helpers.apic.lapic import APIC_BASE_BSP, SVR_RESET
+from helpers.apic.lapic import APIC_BASE_BSP, DFR_FLAT, LVT_MASKED, SVR_RESET
 from helpers.apic.topology import MpState
 from helpers.guest import expect
 from helpers.verdicts import clause
@@ -25,8 +25,7 @@ WRITABLE = (
 )
 """Registers that KVM_SET_LAPIC writes, besides the ID, ISR, TMR and IRR."""
 
-LVT_MASKED = 1 << 16
-RESET_VALUES = {Register.SVR: SVR_RESET, Register.DFR: 0xFFFFFFFF} | {
+RESET_VALUES = {Register.SVR: SVR_RESET, Register.DFR: DFR_FLAT} | {
     register: LVT_MASKED for register in WRITABLE if register.name.startswith("LVT_")
 }
 """The registers that are not 0 after reset."""

@@ -12,6 +12,7 @@ from helpers.guest.injection import (
     journal,
     msi_of,
     msi_route,
+    sint_route,
 )
 from helpers.guest.machine import Machine
 from helpers.guest.running import GuestError
@@ -32,4 +33,5 @@ __all__ = [
     "journal",
     "msi_of",
     "msi_route",
+    "sint_route",
 ]

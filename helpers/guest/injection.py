@@ -271,3 +271,10 @@ def irqchip_route(gsi: int, irqchip: int, pin: int) -> abi.kvm_irq_routing_entry
     entry = abi.kvm_irq_routing_entry(gsi=gsi, type=abi.KVM_IRQ_ROUTING_IRQCHIP)
     entry.u.irqchip.irqchip, entry.u.irqchip.pin = irqchip, pin
     return entry
+
+
+def sint_route(gsi: int, vcpu: int, sint: int) -> abi.kvm_irq_routing_entry:
+    """Return a routing entry from ``gsi`` to a SINT of the SynIC with index ``vcpu``."""
+    entry = abi.kvm_irq_routing_entry(gsi=gsi, type=abi.KVM_IRQ_ROUTING_HV_SINT)
+    entry.u.hv_sint.vcpu, entry.u.hv_sint.sint = vcpu, sint
+    return entry
