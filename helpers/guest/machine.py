@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from helpers.apic import ApicMode, DeliveryMode, Message
 from helpers.apic.effect import Effect
@@ -20,9 +21,12 @@ from helpers.guest.cpu import Cpu
 from helpers.guest.injection import Injection, Setting, Snapshot, effect_between, journal, msi_of
 from helpers.guest.ledger import Ledger, apic_mode_in
 from helpers.guest.memory import add_memory
-from helpers.kvm import System, abi
+from helpers.kvm import System, Vcpu, abi
 from helpers.kvm.closing import Closing
 from helpers.kvm.ioctl import attempt, ioctl
+
+UnseenCall = tuple[int, int, Any, int]
+"""An ioctl as the ledger takes it: file descriptor, number, argument, return value."""
 
 
 def default_irqchip(system: System) -> Irqchip:
@@ -91,10 +95,25 @@ class Machine(Closing):
 
     def add_cpu(self, vcpu_id: int) -> Cpu:
         """Create a vCPU and leave it as KVM_CREATE_VCPU makes it."""
-        vcpu = self.vm.create_vcpu(vcpu_id)
+        return self._add(self.vm.create_vcpu(vcpu_id))
+
+    def adopt_cpu(self, vcpu_id: int, fd: int) -> Cpu:
+        """Add a vCPU that other code has created."""
+        return self._add(self.vm.adopt(fd, vcpu_id))
+
+    def _add(self, vcpu: Vcpu) -> Cpu:
         cpu = Cpu(len(self.cpus), vcpu, self.memory, self._system, self._ledger)
         self.cpus.append(cpu)
         return cpu
+
+    def called_elsewhere(self, calls: Iterable[UnseenCall]) -> None:
+        """Note ioctls that other code has made."""
+        for call in calls:
+            self._ledger.called(*call)
+
+    def require_x2apic(self) -> None:
+        """Raise MissingPart if CPUID offers no x2APIC."""
+        self._system.require_x2apic()
 
     def reset(self) -> bool:
         """Return all vCPUs to the power-on state. Return False if a call cannot be undone."""
