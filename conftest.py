@@ -25,6 +25,7 @@ pytest_plugins = [
     "helpers.verdicts.clause_plugin",
     "helpers.sweep.sequences_plugin",
     "helpers.sweep.messages_plugin",
+    "helpers.races.soak_plugin",
     "helpers.report.html_plugin",
     "helpers.report.results_plugin",
     "helpers.kernels.plugin",
