@@ -26,6 +26,7 @@ pytest_plugins = [
     "helpers.sweep.sequences_plugin",
     "helpers.sweep.messages_plugin",
     "helpers.races.soak_plugin",
+    "helpers.races.scale_plugin",
     "helpers.report.html_plugin",
     "helpers.report.results_plugin",
     "helpers.kernels.plugin",
