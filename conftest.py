@@ -30,6 +30,8 @@ pytest_plugins = [
     "helpers.report.html_plugin",
     "helpers.report.results_plugin",
     "helpers.kernels.plugin",
+    "helpers.program.plugin",
+    "helpers.record.plugin",
 ]
 
 
