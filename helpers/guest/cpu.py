@@ -336,26 +336,15 @@ class Cpu:
         self._operate("STI")
 
     def handler(
-        self,
-        *,
-        eoi: bool = True,
-        pause: bool = False,
-        nest: bool = False,
-        pv_eoi: bool = False,
-        count: bool = False,
+        self, *, eoi: bool = True, pause: bool = False, nest: bool = False, pv_eoi: bool = False
     ) -> None:
         """Set the end of the handler: stop at PORT_HANDLER (``pause``), then write EOI (``eoi``).
 
         ``nest`` enables interrupts for the stop. With ``pv_eoi`` the handler starts by clearing the
-        bit to which MSR_KVM_EOI_EN points, and writes EOI only if the bit was clear. With
-        ``count`` the handler counts in ``counts()``, and logs nothing.
+        bit to which MSR_KVM_EOI_EN points, and writes EOI only if the bit was clear.
         """
         flags = eoi * layout.FLAG_EOI | pause * layout.FLAG_PAUSE | nest * layout.FLAG_NEST
-        self.control.flags = flags | pv_eoi * layout.FLAG_PV_EOI | count * layout.FLAG_COUNT
-
-    def counts(self) -> ctypes.Array[layout.Count]:
-        """Return what handlers have counted, by vector; a view of guest memory."""
-        return (layout.Count * 256).from_buffer(self._memory, self._area + layout.COUNTS)
+        self.control.flags = flags | pv_eoi * layout.FLAG_PV_EOI
 
     # --- in a thread ------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from helpers.apic.topology import Topology
 from helpers.guest import Machine, Mismatch, msi_of, msi_route
 from helpers.kvm import System, abi, attempt, show_result
 from helpers.kvm.closing import Closing
+from helpers.races.counting import count_interrupts
 from helpers.races.race import IOCTL, Call, Race, Wrong, line_call, message_call, show
 from helpers.races.writers import (
     GSI,
@@ -220,13 +221,13 @@ class RaceMachines(Closing):
         machine = Machine(self._system, vcpu_ids=range(VCPUS))
         self._pages = [cpu.lapic for cpu in machine.cpus]
         for cpu in machine.cpus:
-            cpu.handler(count=True)
+            count_interrupts(machine, cpu)
         return machine
 
     def _restored(self, machine: Machine) -> Machine:
         for cpu, page in zip(machine.cpus, self._pages, strict=False):
             cpu.vcpu.finish_exit()
             cpu.reset()
-            cpu.handler(count=True)
+            count_interrupts(machine, cpu)
             cpu.lapic = page
         return machine

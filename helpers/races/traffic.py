@@ -21,8 +21,9 @@ from typing import Any, ClassVar
 from helpers.apic import Message
 from helpers.guest import Cpu, GuestError, Machine, Mismatch, layout, msi_of
 from helpers.guest.assemble import library
-from helpers.kvm import abi
+from helpers.kvm import abi, recording
 from helpers.kvm.abi import fields
+from helpers.races.counting import count_interrupts
 from helpers.races.race import show
 
 __tracebackhide__ = True  # A failure's traceback ends at the line of the test.
@@ -136,7 +137,7 @@ class Traffic:
         self._operation = layout.OPERATIONS.index(operation)
         self._senders = senders
         self._kept: list[Any] = []
-        self._counts = [cpu.counts() for cpu in machine.cpus]
+        self._counts = [count_interrupts(machine, cpu) for cpu in machine.cpus]
         self._eois = [(c_uint32 * 256)() for _ in machine.cpus]
         self._streams = [list(map(self._stream, sender.streams)) for sender in senders]
 
@@ -158,7 +159,6 @@ class Traffic:
     def _vcpu(self, cpu: Cpu) -> _Vcpu:
         control = ctypes.addressof(cpu.control)
         page, exits = ctypes.addressof(cpu.vcpu.kvm_run), cpu.vcpu.kvm_run.u
-        cpu.handler(count=True)
         cpu.control.stop = 0
         cpu.control.operation = self._operation
         return _Vcpu(
@@ -179,6 +179,7 @@ class Traffic:
         Raises Mismatch for a message with a wrong return value, GuestError if a thread does not end
         or a vCPU leaves KVM_RUN unexpectedly.
         """
+        recording.leave_out("vCPUs and senders in threads")
         arrays = [(_Stream * len(streams))(*streams) for streams in self._streams]
         senders = (_Sender * len(arrays))(
             *(
