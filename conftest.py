@@ -29,6 +29,8 @@ pytest_plugins = [
     "helpers.report.paths_plugin",
     "helpers.report.results_plugin",
     "helpers.kernels.plugin",
+    "helpers.program.plugin",
+    "helpers.record.plugin",
 ]
 
 
