@@ -26,6 +26,7 @@ pytest_plugins = [
     "helpers.sweep.sequences_plugin",
     "helpers.sweep.messages_plugin",
     "helpers.report.html_plugin",
+    "helpers.report.paths_plugin",
     "helpers.report.results_plugin",
     "helpers.kernels.plugin",
     "helpers.program.plugin",

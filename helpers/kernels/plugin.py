@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -76,11 +77,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--maxfail-each",
         metavar="NUM",
-        type=int,
+        type=_count,
         default=0,
         help="leave a booted kernel after NUM failures, and go on with the others",
     )
     _add_kvm_options(group)
+
+
+def _count(text: str) -> int:
+    """Return the value of an option that counts."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return int(text)
 
 
 def _add_kvm_options(group: pytest.OptionGroup) -> None:

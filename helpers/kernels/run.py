@@ -13,18 +13,21 @@ import selectors
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 from helpers.kernels.boot import Guest, without_interrupts
+from helpers.kernels.checks import check_kernel, check_message, check_reports
 from helpers.kernels.columns import Boot, Column
+from helpers.kernels.frames import Garbage
 from helpers.kernels.oops import last_words
 from helpers.kernels.parameters import part_of
 from helpers.kernels.schedule import Action, GuestState, Schedule
 from helpers.verdicts.kernel import Kernel
 from helpers.verdicts.reports import put_column
-from helpers.verdicts.session import Verdicts, is_parallel, needs_of
+from helpers.verdicts.session import Verdicts, clause_of, is_parallel, needs_of
 from helpers.verdicts.tally import Tally
 
 
@@ -53,14 +56,16 @@ class Reports:
         self._seen: set[str] = set()
         self._reported = 0
 
-    def receive(self, boot: Boot, column: Column, reports: Iterable[dict[str, Any]]) -> int:
-        """Log a test's reports, as its worker serialized them. Return the number of failed ones."""
-        failures = 0
-        for data in reports:
-            report = self.config.hook.pytest_report_from_serializable(config=self.config, data=data)
-            failures += report.failed
+    def receive(
+        self, boot: Boot, column: Column, test: str, serialized: Iterable[dict[str, Any]]
+    ) -> int:
+        """Log a test's reports. Return the number of failed ones. Raises Garbage before any."""
+        decode = partial(self.config.hook.pytest_report_from_serializable, config=self.config)
+        clause = clause_of(self.items[test])
+        reports = check_reports(test, clause.id if clause else "", serialized, decode)
+        for report in reports:
             self._log(boot, column, report)
-        return failures
+        return sum(report.failed for report in reports)
 
     def lose(self, boot: Boot, column: Column, test: str, text: str) -> None:
         """Log a failure of a test whose guest died. ``text`` says how, and shows the console."""
@@ -180,11 +185,15 @@ class BootedRun:
         guest = self.guests[number]
         try:
             for message in guest.receive():
+                check_message(message, self.schedule.guests[number], self.collected.get(number))
                 self._carry_out(self._handle(number, *message))
                 if number not in self.guests:
                     return
         except EOFError:
             self._carry_out(self.schedule.died(number, "the kernel died", guest.console()))
+        except Garbage as found:
+            how = f"the guest sent garbage ({found})"
+            self._carry_out(self.schedule.died(number, how, guest.console()))
 
     def _handle(self, number: int, kind: str, *arguments: Any) -> list[Action]:
         """Tell the schedule what a worker said; worker.py lists the messages."""
@@ -199,7 +208,7 @@ class BootedRun:
             case "done":
                 return self.schedule.ready(number, now)
             case "column":
-                kernel = Kernel(**arguments[0])
+                kernel = check_kernel(arguments[0])
                 return self.schedule.loaded(
                     number, {} if state.part else self._learn(state, kernel)
                 )
@@ -210,8 +219,9 @@ class BootedRun:
             case "ended":
                 boot = self.boots[state.boot]
                 column = boot.columns[state.column]
-                failures = self.reports.receive(boot, column, arguments[1])
-                return self.schedule.ended(number, self.collected[number][arguments[0]], failures)
+                test = self.collected[number][arguments[0]]
+                failures = self.reports.receive(boot, column, test, arguments[1])
+                return self.schedule.ended(number, test, failures)
             case "failed":
                 return self.schedule.failed(number, arguments[0])
         raise AssertionError(f"the worker said {kind}")

@@ -44,8 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Check the options before a kernel is fetched or booted, and register the plugin."""
     option = config.option
-    if not (option.results or option.compare) or option.collectonly:
+    if (option.results is None and option.compare is None) or option.collectonly:
         return
+    for name in ("results", "compare"):
+        if getattr(option, name) == "":
+            raise pytest.UsageError(f"--{name}= is empty: name a file")
     if hasattr(config, "workerinput"):
         config.pluginmanager.register(DeselectionRelay(config), "kvm-deselection-relay")
         return
