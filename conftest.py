@@ -28,6 +28,7 @@ pytest_plugins = [
     "helpers.report.html_plugin",
     "helpers.report.results_plugin",
     "helpers.kernels.plugin",
+    "helpers.ci.selection_plugin",
 ]
 
 
