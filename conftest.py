@@ -29,6 +29,11 @@ pytest_plugins = [
     "helpers.report.results_plugin",
     "helpers.kernels.plugin",
     "helpers.ci.selection_plugin",
+    "helpers.ci.junit_plugin",
+    "helpers.ci.logs_plugin",
+    "helpers.ci.kcidb_plugin",
+    "helpers.ci.ktap_plugin",
+    "helpers.ci.exit_plugin",
 ]
 
 
