@@ -11,6 +11,8 @@ from typing import Any
 
 import kcidb_io
 
+from helpers.ci.ended import Ended
+from helpers.verdicts.reports import Verdict
 from tests import kunit
 
 OUTCOMES = """
@@ -57,6 +59,14 @@ STATUSES = {
     "test_value[c%23d]": "SUCCESS",
 }
 """What the kernel's parser makes of OUTCOMES."""
+
+
+IT, OTHER = "suites/test_it.py", "suites/test_other.py"
+
+
+def ended(column: str, file: str, test: str, outcome: str = "passed", *lines: str) -> Ended:
+    """Return the end of a test."""
+    return Ended(f"{file}::{test}", column, outcome, "", lines, Verdict(""), [], 0, 0)
 
 
 @dataclass

@@ -12,11 +12,9 @@ from xml.etree import ElementTree
 import pytest
 
 from tests import kunit
-from tests.ci_outputs import OUTCOMES, STATUSES, check_ktap, kcidb_of, statuses
+from tests.ci_outputs import IT, OTHER, OUTCOMES, STATUSES, check_ktap, kcidb_of, statuses
 from tests.copy_of_the_suite import Run, Suite
 from tests.result_files import ending
-
-IT, OTHER = "suites/test_it.py", "suites/test_other.py"
 
 
 @dataclass(frozen=True)

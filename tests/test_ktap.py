@@ -14,13 +14,10 @@ import pytest
 
 from helpers.ci.ended import Ended
 from helpers.ci.ktap import MAX_LINES, Ktap, Line
-from helpers.verdicts.reports import Verdict
 from tests import kunit
-from tests.ci_outputs import OUTCOMES, check_ktap, kcidb_of, statuses
+from tests.ci_outputs import IT, OTHER, OUTCOMES, check_ktap, ended, kcidb_of, statuses
 from tests.copy_of_the_suite import Run, Suite, run_pytest
 from tests.result_files import WORKERS, ending
-
-IT, OTHER = "suites/test_it.py", "suites/test_other.py"
 
 
 def ktap_of(suite: Suite, *arguments: str) -> tuple[Run, str]:
@@ -66,11 +63,6 @@ def document(columns: dict[str, dict[str, list[str]]], *ends: Ended, failure: st
         ktap.add(each)
     ktap.finish(lambda _, nodeid: Line(nodeid.partition("::")[2], False, "ERROR lost"), failure)
     return "".join(written)
-
-
-def ended(column: str, file: str, test: str, outcome: str = "passed", *lines: str) -> Ended:
-    """Return the end of a test."""
-    return Ended(f"{file}::{test}", column, outcome, "", lines, Verdict(""), [], 0, 0)
 
 
 def test_diagnostics_of_a_dead_kernel_end_nothing():
