@@ -28,6 +28,8 @@ pytest_plugins = [
     "helpers.report.html_plugin",
     "helpers.report.results_plugin",
     "helpers.kernels.plugin",
+    "helpers.program.plugin",
+    "helpers.record.plugin",
     "helpers.ci.selection_plugin",
     "helpers.ci.junit_plugin",
     "helpers.ci.logs_plugin",

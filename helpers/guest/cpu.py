@@ -17,7 +17,7 @@ from helpers.guest import layout
 from helpers.guest.injection import Snapshot
 from helpers.guest.ledger import IA32_APIC_BASE, Ledger, apic_mode_in
 from helpers.guest.running import GuestError, Running, expect_port
-from helpers.kvm import System, Vcpu, abi
+from helpers.kvm import System, Vcpu, abi, recording
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,9 @@ _EVENTS = {
     "init": ("smi", "latched_init", abi.KVM_VCPUEVENT_VALID_SMM),
 }
 """By field of VcpuState: structure and field of kvm_vcpu_events, and the flag that goes with it."""
+
+_READS = ("LAPIC_READ", "RDMSR", "READ_CR8")
+"""Operations of the guest whose value a test reads."""
 
 _NO_EVENTS = abi.kvm_vcpu_events(
     flags=abi.KVM_VCPUEVENT_VALID_NMI_PENDING | abi.KVM_VCPUEVENT_VALID_SHADOW
@@ -86,7 +89,9 @@ class Cpu:
     @property
     def lapic(self) -> LapicPage:
         """A copy of the register page (KVM_GET_LAPIC)."""
-        return LapicPage(bytes(self.vcpu.get_lapic()))
+        state = self.vcpu.get_lapic()
+        watched = recording.active.page(state) if recording.active else None
+        return watched or LapicPage(bytes(state))
 
     @lapic.setter
     def lapic(self, page: LapicPage) -> None:
@@ -95,7 +100,7 @@ class Cpu:
     @property
     def apic_base(self) -> int:
         """IA32_APIC_BASE, read from KVM if a call may have changed the MSR."""
-        known = self._ledger.apic_bases.get(self.vcpu.fd)
+        known = None if recording.active else self._ledger.apic_bases.get(self.vcpu.fd)
         return int(self.vcpu.get_sregs().apic_base) if known is None else known
 
     @property
@@ -109,7 +114,8 @@ class Cpu:
         self._set_sregs(self.vcpu.get_sregs(), apic_mode)
 
     def _set_sregs(self, sregs: abi.kvm_sregs, apic_mode: ApicMode) -> None:
-        sregs.apic_base = sregs.apic_base & ~ApicMode.X2APIC.value | apic_mode.value
+        with recording.hidden():  # a read that leads to a write checks nothing
+            sregs.apic_base = sregs.apic_base & ~ApicMode.X2APIC.value | apic_mode.value
         if apic_mode is ApicMode.X2APIC:
             self._system.require_x2apic()
         self.vcpu.set_sregs(sregs)
@@ -182,33 +188,47 @@ class Cpu:
 
     def take(self) -> list[Taken]:
         """Step until the guest takes no further interrupt. Return the new records, oldest first."""
-        taken: list[Taken] = []
-        while True:
-            self.step()
-            new = self.log()
-            if not new:
-                return taken
-            taken += new
+        if recording.active:
+            return self._take_recorded()[0]
+        return self._take()[0]
 
-    def take_with_exits(self) -> tuple[list[Taken], list[int]]:
-        """Do as :meth:`take`. Return the vectors of all KVM_EXIT_IOAPIC_EOI, too."""
+    def _take(self, exit_by_eoi: bool = False) -> tuple[list[Taken], list[int]]:
         taken: list[Taken] = []
         exits: list[int] = []
         while True:
-            if (reason := self._enter()) == abi.KVM_EXIT_IOAPIC_EOI:
+            reason = self._enter()
+            if exit_by_eoi and reason == abi.KVM_EXIT_IOAPIC_EOI:
                 exits.append(int(self.vcpu.kvm_run.u.eoi.vector))
                 continue
             expect_port(self.vcpu, self.index, reason, layout.PORT_IDLE)
-            new = self.log()
+            new = self._log()
             if not new:
                 return taken, exits
             taken += new
+
+    def _take_recorded(self, exit_by_eoi: bool = False) -> tuple[list[Taken], list[int]]:
+        assert recording.active
+        with recording.active.taking(self.vcpu.fd, exits=exit_by_eoi) as step:
+            taken, exits = self._take(exit_by_eoi)
+            return recording.active.watched_records(step, taken, exits), exits
+
+    def take_with_exits(self) -> tuple[list[Taken], list[int]]:
+        """Do as :meth:`take`. Return the vectors of all KVM_EXIT_IOAPIC_EOI, too."""
+        if recording.active:
+            return self._take_recorded(exit_by_eoi=True)
+        return self._take(exit_by_eoi=True)
 
     def log(self) -> list[Taken]:
         """Return the records since the last call, oldest first, and empty the log.
 
         Raises GuestError if the log has overflowed.
         """
+        if recording.active:
+            with recording.active.taking(self.vcpu.fd, runs=False) as step:
+                return recording.active.watched_records(step, self._log())
+        return self._log()
+
+    def _log(self) -> list[Taken]:
         count = self.control.taken
         if count > layout.LOG_RECORDS:
             raise GuestError(f"vCPU {self.index}: {count} interrupts, the log has room for fewer")
@@ -256,7 +276,10 @@ class Cpu:
     def _operate(self, operation: str, argument: int = 0, value: int = 0) -> int:
         self._prepare(operation, argument, value)
         self.step()
-        return int(self.control.value)
+        value = int(self.control.value)
+        if recording.active and operation in _READS:
+            recording.active.looked("value", value)
+        return value
 
     def _prepare(self, operation: str, argument: int = 0, value: int = 0) -> None:
         self.control.argument = argument
@@ -327,6 +350,7 @@ class Cpu:
 
     def in_thread(self) -> Running:
         """Return a context manager that runs the vCPU in a thread."""
+        recording.leave_out("a vCPU in a thread")
         return Running(self.index, self.vcpu, self.control)
 
     @contextlib.contextmanager
@@ -382,7 +406,10 @@ class Cpu:
         KVM refuses another table for a vCPU that has run (api.rst, KVM_SET_CPUID2).
         """
         if not self._has_cpuid:
-            self.vcpu.set_cpuid(self._system.supported_cpuid)
+            with recording.hidden():
+                self.vcpu.set_cpuid(self._system.supported_cpuid)
+            if recording.active:
+                recording.active.cpuid_set(self.vcpu.fd)
             self._has_cpuid = True
 
     def power_on(self, apic_mode: ApicMode = ApicMode.XAPIC) -> None:
@@ -390,6 +417,14 @@ class Cpu:
 
         An xAPIC gets the flat logical ID ``1 << index``, up to index 7.
         """
+        with recording.setting_up(self.vcpu.fd):
+            self._set_up(apic_mode)
+        registers = {"svr": SVR_ENABLE | SVR_RESET}
+        if apic_mode is ApicMode.XAPIC and self.index < 8:
+            registers["ldr"] = 1 << self.index
+        self.configure(**registers)
+
+    def _set_up(self, apic_mode: ApicMode) -> None:
         self.set_cpuid()
         sregs = self.vcpu.get_sregs()
         sregs.cr0, sregs.cr3, sregs.cr4 = 0x80000011, layout.PML4, 0x20  # PG ET PE; PAE
@@ -402,10 +437,6 @@ class Cpu:
         sregs.gs.base = self._area
         self._set_sregs(sregs, apic_mode)
         self.reset()
-        registers = {"svr": SVR_ENABLE | SVR_RESET}
-        if apic_mode is ApicMode.XAPIC and self.index < 8:
-            registers["ldr"] = 1 << self.index
-        self.configure(**registers)
 
     def reset(self) -> None:
         """Restore the state after :meth:`power_on`, except the LAPIC and the sregs."""

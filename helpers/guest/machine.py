@@ -20,7 +20,7 @@ from helpers.guest.cpu import Cpu
 from helpers.guest.injection import Injection, Setting, Snapshot, effect_between, journal, msi_of
 from helpers.guest.ledger import Ledger, apic_mode_in
 from helpers.guest.memory import add_memory
-from helpers.kvm import System, abi
+from helpers.kvm import System, abi, recording
 from helpers.kvm.closing import Closing
 from helpers.kvm.ioctl import attempt, ioctl
 
@@ -54,8 +54,9 @@ class Machine(Closing):
         self.irqchip: Irqchip = irqchip or default_irqchip(system)
         self.cpus: list[Cpu] = []
         self._system = system
-        self.has_smm = system.check_extension(abi.KVM_CAP_X86_SMM) > 0
-        with contextlib.ExitStack() as undo:
+        with recording.hidden():
+            self.has_smm = system.check_extension(abi.KVM_CAP_X86_SMM) > 0
+        with recording.making_machine(self.reset), contextlib.ExitStack() as undo:
             self.vm = undo.enter_context(system.create_vm())
             self._ledger = undo.enter_context(Ledger())
             self._ledger.watch(self.vm.fd)
@@ -110,7 +111,10 @@ class Machine(Closing):
     def smis_handled(self) -> int:
         """Number of SMIs handled, over all vCPUs."""
         counter = self.memory[layout.SMI_COUNTER : layout.SMI_COUNTER + 4]
-        return int.from_bytes(counter, "little")
+        count = int.from_bytes(counter, "little")
+        if recording.active:
+            recording.active.looked("smis_handled", count)
+        return count
 
     def pause_smis(self, pause: bool = True) -> None:
         """Set whether the SMI handler stops before RSM."""
@@ -120,8 +124,11 @@ class Machine(Closing):
 
     def snapshots(self) -> list[Snapshot]:
         """Read the state of all vCPUs. Return an empty list without LAPICs in the kernel."""
-        found = [] if self.irqchip == "none" else [cpu.snapshot() for cpu in self.cpus]
+        with recording.hidden():
+            found = [] if self.irqchip == "none" else [cpu.snapshot() for cpu in self.cpus]
         self._ledger.snapshots_read(found)
+        if recording.active:
+            recording.active.snapshots_read(self.fd, len(found))
         return found
 
     def latest_snapshots(self) -> list[Snapshot]:
@@ -170,10 +177,16 @@ class Machine(Closing):
     def observe(self, msi: abi.kvm_msi, inject: Callable[[], tuple[int, int]]) -> Injection:
         """Call ``inject()``, which sends ``msi`` and returns (result, errno), between snapshots."""
         before = self.latest_snapshots()
-        setting = self.setting()
-        result, code = inject()
-        after = self.snapshots()
+        with recording.hidden():
+            setting = self.setting()
+        recorder = recording.active
+        with recorder.observing(self.fd) if recorder else contextlib.nullcontext() as step:
+            result, code = inject()
+        with recording.hidden():
+            after = self.snapshots()
         injection = Injection(msi, result, code, before, after, setting)
+        if recorder and step:
+            recorder.injected(injection, step)
         journal.append(injection)
         return injection
 
@@ -184,10 +197,19 @@ class Machine(Closing):
     def raise_irqfd(self, gsi: int) -> list[Effect]:
         """Signal an irqfd of ``gsi``. Return the effect on each vCPU: an irqfd has no status."""
         before = self.latest_snapshots()
-        fd = self.vm.irqfd(gsi)
-        os.eventfd_write(fd, 1)
-        self.vm.deassign_irqfd(fd, gsi)  # waits for the injection
-        return [effect_between(b, a) for b, a in zip(before, self.snapshots(), strict=True)]
+        recorder = recording.active
+        with recorder.observing(self.fd) if recorder else contextlib.nullcontext() as step:
+            with recording.hidden():
+                fd = self.vm.irqfd(gsi)
+                os.eventfd_write(fd, 1)
+                self.vm.deassign_irqfd(fd, gsi)  # waits for the injection
+                after = self.snapshots()
+            if recorder:
+                recorder.irqfd_raised(self.fd, gsi)
+        effects = [effect_between(b, a) for b, a in zip(before, after, strict=True)]
+        if recorder and step:
+            recorder.irqfd_effects(effects, step)
+        return effects
 
     # --- starting an AP ---------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from functools import cache
 
 from helpers.guest import layout
 from helpers.guest.assemble import probe
-from helpers.kvm import Vm
+from helpers.kvm import Vm, recording
 
 _LARGE_PAGE = 0x200000
 
@@ -20,6 +20,8 @@ def add_memory(vm: Vm, vcpus: int) -> mmap.mmap:
     memory = vm.add_memory(0, -(-size // _LARGE_PAGE) * _LARGE_PAGE)
     for address, content in _image():
         memory[address : address + len(content)] = content
+    if recording.active:
+        recording.active.guest_loaded(vm.fd)
     return memory
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from helpers.guest.machine import Machine, default_irqchip
-from helpers.kvm import System
+from helpers.kvm import System, recording
 from helpers.kvm.closing import Closing
 
 
@@ -29,7 +29,8 @@ class MachinePool(Closing):
         options["irqchip"] = options.get("irqchip") or default_irqchip(self._system)
         key = frozenset(options.items())
         machine = self._machines.pop(key, None)
-        if machine is not None and not machine.reset():
+        # A tape starts with the making of its machine.
+        if machine is not None and (recording.active or not machine.reset()):
             machine.close()
             machine = None
         self._machines[key] = machine or Machine(self._system, **options)

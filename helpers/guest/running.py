@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Self
 
 from helpers.guest import layout
-from helpers.kvm import Vcpu, abi
+from helpers.kvm import Vcpu, abi, recording
 from helpers.kvm.closing import Closing
 
 DEADLINE = 10.0
@@ -25,6 +25,8 @@ class GuestError(AssertionError):
 
 def expect_port(vcpu: Vcpu, index: int, reason: int, *ports: int) -> int:
     """Return the port of a KVM_EXIT_IO, one of ``ports``. Raises GuestError for any other exit."""
+    if recording.active:
+        recording.active.exit_expected(ports)
     port = int(vcpu.kvm_run.u.io.port) if reason == abi.KVM_EXIT_IO else -1
     if port == layout.PORT_FAULT:
         raise GuestError(f"vCPU {index}: exception {vcpu.get_regs().rax & 0xFF}")

@@ -16,7 +16,7 @@ from helpers.apic.lapic import bits
 from helpers.guest.assemble import sender
 from helpers.guest.injection import Injection, msi_of
 from helpers.guest.machine import Machine
-from helpers.kvm import abi
+from helpers.kvm import abi, recording
 
 Word = Literal["address_lo", "address_hi", "data"]
 Values = ctypes.Array[ctypes.c_uint32]
@@ -48,6 +48,8 @@ def send_values(fd: int, msi: abi.kvm_msi, word: Word, values: Values, expected:
     ``expected`` has a result for each value: the return value, or the negative errno. Stop after
     the first other result.
     """
+    if recording.active:
+        recording.active.sent_each(fd, bytes(msi), word, list(values), set(expected))
     got = ctypes.c_int()
     place = ctypes.byref(msi, getattr(abi.kvm_msi, word).offset)
     call = (fd, abi.KVM_SIGNAL_MSI.number, ctypes.byref(msi), place)

@@ -76,14 +76,19 @@ class Images:
         archive = Cpio()
         setup = json.dumps(self._setup | {"files": list(files)})
         archive.add(str(SETUP), stat.S_IFREG | 0o644, setup.encode())
-        archive.add(str(MODULES), stat.S_IFDIR | 0o755)
-        for number, (name, content) in enumerate(boot.modules.items()):
-            archive.add(f"{MODULES}/{number:02}-{name}", stat.S_IFREG | 0o644, content)
-        sets = {boot.directory(column): column.modules for column in boot.columns}
-        for number, modules in sets.items():
-            for name, content in modules.items():
-                archive.add(f"{MODULES}/{number}/{name}", stat.S_IFREG | 0o644, content)
+        add_modules(archive, boot)
         return archive.finish() + self._userland
+
+
+def add_modules(archive: Cpio, boot: Boot) -> None:
+    """Add the modules of a boot and those of its columns; see Images.of()."""
+    archive.add(str(MODULES), stat.S_IFDIR | 0o755)
+    for number, (name, content) in enumerate(boot.modules.items()):
+        archive.add(f"{MODULES}/{number:02}-{name}", stat.S_IFREG | 0o644, content)
+    sets = {boot.directory(column): column.modules for column in boot.columns}
+    for number, modules in sets.items():
+        for name, content in modules.items():
+            archive.add(f"{MODULES}/{number}/{name}", stat.S_IFREG | 0o644, content)
 
 
 class Guest(Closing):
@@ -115,20 +120,28 @@ class Guest(Closing):
 
     def send(self, *message: Any) -> None:
         """Send a message to the worker. The channel holds more than a run ever sends."""
-        content = memoryview(pack(*message))
+        self.write(pack(*message))
+
+    def write(self, message: bytes) -> None:
+        """Write to the channel."""
+        content = memoryview(message)
         with contextlib.suppress(OSError):  # receive() raises EOFError for a dead guest
             while content:
                 content = content[os.write(self.channel, content) :]
 
     def receive(self) -> Iterator[tuple[Any, ...]]:
         """Return the messages that the worker has sent. Raises EOFError for a dead guest."""
+        return self._unpacker.feed(self.read())
+
+    def read(self) -> bytes:
+        """Read from the channel. Raises EOFError for a dead guest."""
         try:
             received = os.read(self.channel, 1 << 20)
         except OSError:
             received = b""
         if not received:
             raise EOFError
-        return self._unpacker.feed(received)
+        return received
 
     def console(self) -> list[str]:
         """Return the emulator's own messages and the lines on the console so far."""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,6 +38,10 @@ class Hooks:
 
         ``column`` is the label of a kernel under test, ``items`` are the collected tests.
         """
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_kvm_launcher(self, session: pytest.Session) -> Callable[[Boot], Guest] | None:
+        """Return the function that boots a guest in place of one that runs pytest; or None."""
 
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -108,10 +112,10 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         return
     is_default = not option.kernel and judges_suites(config) and not _has_kvm()
     if not (is_default or option.kernel):
-        if option.cpu or option.kvm_modules or option.kvm_param:
+        if option.cpu or option.kvm_modules or option.kvm_param or option.program is not None:
             raise pytest.UsageError(
-                "--cpu, --kvm-modules and --kvm-param are for kernels that are booted: name one by "
-                "--kernel, such as --kernel=6.12"
+                "--cpu, --kvm-modules, --kvm-param and --program are for kernels that are booted: "
+                "name one by --kernel, such as --kernel=6.12"
             )
         return
     if option.usepdb or option.trace:
@@ -196,20 +200,25 @@ class BootedKernels:
         if reporter := config.pluginmanager.getplugin("terminalreporter"):
             reporter.showfspath = False  # tests of several files run at a time
         try:
-            images = _images(config)
-        except AssemblyError as reason:
+            launch = self._launcher(session)
+        except (AssemblyError, KernelError) as reason:
             raise pytest.UsageError(str(reason)) from None
-
-        threaded = sorted({str(item.path) for item in session.items if is_parallel(item)})
-
-        def launch(boot: Boot) -> Guest:
-            return Guest(boot, images.of(boot, threaded if boot.emulator.parallel else ()))
 
         reports = Reports(session, config.stash[VERDICTS], len(self.columns))
         run = BootedRun(reports, self.boots, launch, self.slots, matrix=self.matrix)
         self.refused = run.refused
         run.run()
         return True
+
+    def _launcher(self, session: pytest.Session) -> Callable[[Boot], Guest]:
+        """Return the function that boots a guest. Raises AssemblyError and KernelError."""
+        launcher: Callable[[Boot], Guest] | None
+        launcher = session.config.hook.pytest_kvm_launcher(session=session)
+        if launcher is not None:
+            return launcher
+        images = _images(session.config)
+        threaded = sorted({str(item.path) for item in session.items if is_parallel(item)})
+        return lambda boot: Guest(boot, images.of(boot, threaded if boot.emulator.parallel else ()))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from helpers.kvm import recording
 from helpers.kvm.abi import Bytes, Request, kvm_enable_cap, kvm_msi
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -114,7 +115,11 @@ def attempt(fd: int, request: Request, argument: Argument = 0) -> tuple[int, int
         shown = type(argument)
         if shown in _COPIED:
             shown = shown.from_buffer_copy(argument)
+    recorder = recording.active
+    sent = recorder.before(fd, request, argument) if recorder else 0
     result, code = raw_ioctl(fd, request.number, address)
+    if recorder:
+        recorder.called(fd, request, argument, sent, result, code)
     trace.append(_call(Call, (fd, request, shown, result, code)))
     if fd in observers:
         observers[fd](fd, request.number, argument, result)

@@ -10,6 +10,7 @@ import struct
 import warnings
 from collections.abc import Callable
 
+from helpers.kvm import recording
 from helpers.kvm.closing import Closing
 
 PROT_NONE = 0
@@ -76,6 +77,7 @@ def in_forked_child(function: Callable[[], tuple[int, int]]) -> tuple[int, int]:
     The child shares the file descriptors, but not the address space. Raises ChildProcessError if
     the child dies before ``function`` returns.
     """
+    recording.leave_out("a forked child")
     reader, writer = os.pipe()
     with warnings.catch_warnings():
         # Python 3.12 warns of a fork among threads. The child only makes a system call.

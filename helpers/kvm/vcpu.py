@@ -10,7 +10,7 @@ import mmap
 import os
 from typing import TypeVar
 
-from helpers.kvm import abi
+from helpers.kvm import abi, recording
 from helpers.kvm.closing import Closing
 from helpers.kvm.ioctl import KvmError, attempt, ioctl
 
@@ -25,6 +25,8 @@ class Vcpu(Closing):
         self.vcpu_id = vcpu_id
         self._page = mmap.mmap(fd, mmap_size)
         self.kvm_run = abi.kvm_run.from_buffer(self._page)
+        if recording.active:
+            recording.active.vcpu_mapped(fd, self.kvm_run)
 
     def close(self) -> None:
         if self.fd >= 0:
@@ -73,7 +75,7 @@ class Vcpu(Closing):
         return abi.EXIT_NAMES.get(reason, f"exit reason {reason}") + details.get(reason, "")
 
     def _get(self, request: abi.Request, struct: type[T]) -> T:
-        value = struct()
+        value = recording.watched(struct)()
         ioctl(self.fd, request, value)
         return value
 

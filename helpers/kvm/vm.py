@@ -8,7 +8,7 @@ import mmap
 import os
 from collections.abc import Iterable
 
-from helpers.kvm import abi
+from helpers.kvm import abi, recording
 from helpers.kvm.closing import Closing
 from helpers.kvm.ioctl import Argument, KvmError, MissingPart, ioctl
 from helpers.kvm.vcpu import Vcpu
@@ -56,7 +56,7 @@ class Vm(Closing):
             raise
 
     def get_ioapic(self) -> abi.kvm_irqchip:
-        irqchip = abi.kvm_irqchip(chip_id=abi.KVM_IRQCHIP_IOAPIC)
+        irqchip = recording.watched(abi.kvm_irqchip)(chip_id=abi.KVM_IRQCHIP_IOAPIC)
         self._call_ioapic(abi.KVM_GET_IRQCHIP, irqchip)
         return irqchip
 
@@ -79,15 +79,21 @@ class Vm(Closing):
     def add_memory(self, guest_address: int, size: int) -> mmap.mmap:
         """Add ``size`` bytes of zeroed guest memory at ``guest_address``, both page-aligned."""
         memory = mmap.mmap(-1, size)
+        with recording.hidden():
+            self._map(memory, guest_address)
+        self._memory.append(memory)
+        if recording.active:
+            recording.active.memory_added(self.fd, memory, guest_address)
+        return memory
+
+    def _map(self, memory: mmap.mmap, guest_address: int) -> None:
         address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
         # A vCPU in SMM uses another address space: map the same memory there.
         # Source: api.rst, KVM_SET_USER_MEMORY_REGION.
         for space in range(max(1, self.check_extension(abi.KVM_CAP_MULTI_ADDRESS_SPACE))):
             slot = space << 16 | len(self._memory)
-            region = abi.kvm_userspace_memory_region(slot, 0, guest_address, size, address)
+            region = abi.kvm_userspace_memory_region(slot, 0, guest_address, len(memory), address)
             ioctl(self.fd, abi.KVM_SET_USER_MEMORY_REGION, region)
-        self._memory.append(memory)
-        return memory
 
     def set_gsi_routing(self, routes: Iterable[abi.kvm_irq_routing_entry], flags: int = 0) -> None:
         """Replace the whole routing table (api.rst, KVM_SET_GSI_ROUTING)."""

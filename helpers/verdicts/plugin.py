@@ -93,7 +93,8 @@ class ExpectedInOneLine:
 
 def _is_expected(item: pytest.Item, error: BaseException) -> bool:
     known = deviations_of(item)
-    return bool(known) and explanation(known, running_kernel(), error) is not None
+    kernel = item.config.stash[VERDICTS].kernel
+    return bool(known) and explanation(known, kernel or running_kernel(), error) is not None
 
 
 def _in_one_line(

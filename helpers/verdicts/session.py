@@ -17,7 +17,13 @@ from helpers.spec import DEVIATIONS, KERNEL_LOG, Clause, Deviation
 from helpers.spec.kernels import DEFAULT_KERNEL
 from helpers.verdicts import timeouts
 from helpers.verdicts.judge import explanation, judge
-from helpers.verdicts.kernel import Untestable, require_testable, running_kernel, topology_before
+from helpers.verdicts.kernel import (
+    Kernel,
+    Untestable,
+    require_testable,
+    running_kernel,
+    topology_before,
+)
 from helpers.verdicts.kernel_log import KernelLog, normalized
 from helpers.verdicts.reports import (
     Verdict,
@@ -91,6 +97,7 @@ class Verdicts:
     ``shares_kernel``: other processes of pytest-xdist test the same kernel at the same time
     ``log``: the log of the running kernel
     ``kernel_options``: the command line options that boot the kernel under test
+    ``kernel``: the kernel that the next reports are of; None for the running kernel
     ``reloaded_with``: the settings with which KVM was reloaded for the tests that need them
     ``why_unmet``: returns why KVM is not reloaded with another value of a parameter
     ``tallies``: the tally of each column; one, named "", where one kernel is judged
@@ -106,6 +113,7 @@ class Verdicts:
         self.shares_kernel = getattr(config, "workerinput", {}).get("workercount", 1) > 1
         self.log = KernelLog()
         self.kernel_options: Sequence[str] = ()
+        self.kernel: Kernel | None = None
         self.reloaded_with = ""
         self.why_unmet: Callable[[str], str] = _never_reloaded
         self.tallies: dict[str, Tally] = {}
@@ -199,7 +207,7 @@ class Verdicts:
         if call.when == "call":
             outcome, deviation, backport, note = judge(
                 deviations_of(item),
-                running_kernel(),
+                self.kernel or running_kernel(),
                 call.excinfo and call.excinfo.value,
                 self.log.muted,
             )

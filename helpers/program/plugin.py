@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The plugin behind ``--reproducers`` and ``--program``: tests as C programs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from helpers.kernels.boot import Guest
+from helpers.kernels.columns import Boot
+from helpers.kernels.packages import KernelError
+from helpers.program.booted import Program, ProgramGuest, reporter
+from helpers.program.source import Case, reproducer, shown_id
+from helpers.program.statements import NotInC
+from helpers.record.reports import tape_of
+from helpers.record.tape import Tape
+from helpers.spec import CLAUSES
+from helpers.verdicts.reports import column_of, verdict_of
+
+_SECONDS = 60
+_COMPILE = ("gcc", "-O2", "-Wall", "-Werror", "-o")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --reproducers and --program."""
+    group = parser.getgroup("C programs")
+    group.addoption(
+        "--program",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="run the tests in booted kernels as the C program FILE of python -m helpers.program; "
+        "without FILE the whole suite is recorded on the running kernel first",
+    )
+    group.addoption(
+        "--reproducers",
+        metavar="DIR",
+        type=Path,
+        help="write a C program into DIR for each failed test, compile it, and run it if the "
+        "running kernel was tested",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Record the tests, in the workers and guests, too."""
+    directory: Path | None = config.option.reproducers
+    if directory is None or hasattr(config, "workerinput"):
+        return
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise pytest.UsageError(f"--reproducers={directory}: {error.strerror}") from None
+    config.pluginmanager.register(Reproducers(directory, bool(config.option.kernel)))
+
+
+def pytest_kvm_launcher(session: pytest.Session) -> Callable[[Boot], Guest] | None:
+    """Boot the C program with --program. Deselect the tests that have no C."""
+    source = session.config.option.program
+    if source is None:
+        return None
+    program = Program.of(source)
+    known = set(program.tests)
+    left_out = [item for item in session.items if item.nodeid not in known]
+    session.items[:] = [item for item in session.items if item.nodeid in known]
+    session.config.hook.pytest_deselected(items=left_out)
+    if not session.items:
+        raise KernelError("--program has none of the chosen tests")
+    report = reporter(session)
+    return lambda boot: ProgramGuest(boot, program, report)
+
+
+class Reproducers:
+    """Writes the programs. ``booted``: the tests run on other kernels than this machine's."""
+
+    def __init__(self, directory: Path, booted: bool) -> None:
+        self.directory = directory
+        self.booted = booted
+        self.written: list[str] = []
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        tape = tape_of(report)
+        if tape is not None and report.failed:
+            text = self._reproduce(report, tape)
+            report.sections.append(("reproducer", text))
+
+    def _reproduce(self, report: pytest.TestReport, tape: Tape) -> str:
+        """Write, compile and run the program of a failed test. Return what became of it."""
+        try:
+            text = reproducer(Case(report.nodeid, tape), _about(report, tape))
+        except NotInC as missing:
+            return f"no C program: {missing}"
+        name = re.sub(r"\W+", "_", shown_id(report.nodeid)).strip("_")
+        label = re.sub(r"\W+", "_", column_of(report))
+        path = self.directory / f"{'-'.join(filter(None, (name, label)))}.c"
+        try:
+            path.write_text(text)
+        except OSError as error:
+            return f"{path} cannot be written: {error.strerror}"
+        self.written.append(str(path))
+        return f"{path}: {self._try(path)}"
+
+    def _try(self, path: Path) -> str:
+        program = path.with_suffix("")
+        try:
+            built = subprocess.run(
+                [*_COMPILE, program, path], capture_output=True, text=True, check=False
+            )
+        except OSError as error:
+            return f"not compiled, gcc: {error.strerror}"
+        if built.returncode:
+            return f"gcc fails:\n{built.stderr}"
+        if self.booted:
+            return "compiled; run it on the kernel that failed"
+        try:
+            done = subprocess.run(
+                [program.resolve()], capture_output=True, text=True, check=False, timeout=_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return f"the program does not end within {_SECONDS} s"
+        how = {0: "passes", 1: "fails, too"}.get(done.returncode, f"exits {done.returncode}")
+        return f"the program {how}: {(done.stdout + done.stderr).strip()}"
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        for path in self.written:
+            terminalreporter.write_line(f"reproducer: {path}")
+
+
+def _about(report: pytest.TestReport, tape: Tape) -> str:
+    """Return the head comment of a reproducer: the test, its clause, and the failure."""
+    clause = CLAUSES[tape.clause]
+    verdict = verdict_of(report)
+    repeat = verdict.repeat if verdict else ""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    lines = [
+        report.nodeid,
+        "",
+        f"Clause {clause.id} ({clause.level}; {clause.source}):",
+        *_wrapped(clause.text),
+        "",
+        *_wrapped(str(getattr(crash, "message", "")).splitlines()[0] if crash else ""),
+        "",
+        f"Made while this test failed: {repeat or shlex.join(['pytest', report.nodeid])}",
+        f"  gcc -O2 -o test {Path(shown_id(report.nodeid)).stem}.c && ./test",
+        "Exit code: 0 if the kernel behaves as the clause requires, 1 if not, 4 without /dev/kvm.",
+    ]
+    return "\n".join(line.replace("*/", "* /") for line in lines)
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 94)

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The suite as a C program has the verdicts of pytest, and catches what pytest catches."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.program.prune import defined, paragraphs, pruned
+from helpers.program.text import register, statement, string
+from helpers.record.forms import form_of, number_of
+from helpers.report.results import read
+from helpers.spec.kernels import DEFAULT_KERNEL
+from tests.copy_of_the_suite import ROOT, run_pytest
+from tests.test_liar import CAUGHT_BY
+
+FILES = ("return_value", "capability", "flags", "destination", "guest", "message")
+LIES = (
+    *("always-1", "always-0", "always-einval", "flags-not-checked", "delivers-to-all"),
+    *("never-delivers", "next-vector", "wrong-vcpu", "tmr-wrong"),
+)
+WARNINGS = ("-Wall", "-Werror")
+
+
+def gcc(*arguments: object) -> None:
+    done = subprocess.run(
+        ["gcc", *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, check=False, env=environment
+    )
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The program of several files of suites/, recorded on the running kernel."""
+    path = tmp_path_factory.mktemp("program") / "msi_test.c"
+    files = [f"suites/test_{name}.py" for name in FILES]
+    command = [sys.executable, "-m", "helpers.program", "-o", str(path), "-p", "no:cacheprovider"]
+    done = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert path.exists(), done.stdout + done.stderr
+    return path
+
+
+@pytest.fixture(scope="module")
+def program(source: Path) -> Path:
+    """The program, compiled without a warning."""
+    gcc("-O1", *WARNINGS, "-o", source.with_suffix(""), source)
+    return source.with_suffix("")
+
+
+def verdicts(ktap: str) -> dict[str, str]:
+    """Return {test: verdict} of a program's output."""
+    found = re.findall(r"^(ok|not ok) \d+ (.*?)(?: # (SKIP|XFAIL) .*)?$", ktap, re.MULTILINE)
+    return {name: directive or result for result, name, directive in found}
+
+
+@pytest.mark.timeout(300)
+def test_verdicts_are_those_of_pytest(program, tmp_path):
+    results = tmp_path / "results.json"
+    options = ["-q", "-n", "2", f"--results={results}"]
+    run_pytest(ROOT, *(f"suites/test_{name}.py" for name in FILES), *options)
+    expected = {
+        name.removeprefix("suites/"): verdict.split(":")[0].split(",")[0]
+        for name, verdict in read(results).verdicts.items()
+    }
+    done = run(program, "-j", 8)
+    words = {"ok": "passed", "XFAIL": "xfailed", "not ok": "failed", "SKIP": "skipped"}
+    got = {name: words[verdict] for name, verdict in verdicts(done.stdout).items()}
+    assert got == {name: expected[name] for name in got}
+    assert len(got) > 0.9 * sum(verdict != "skipped" for verdict in expected.values())
+    assert done.returncode == 0
+
+
+def test_output_is_ktap(program):
+    lines = run(program, "-j", 8).stdout.splitlines()
+    assert lines[0] == "KTAP version 1"
+    count = int(lines[1].removeprefix("1.."))
+    numbers = [int(line.split()[1]) for line in lines if line.startswith("ok ")]
+    assert numbers == list(range(1, count + 1))
+    assert lines[-1].startswith("# Totals: pass:")
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_program_catches_a_lie(program, tmp_path, lie):
+    library = tmp_path / "lies.so"
+    gcc("-shared", "-fPIC", *WARNINGS, "-o", library, ROOT / "tests/lies.c", "-ldl")
+    done = run(program, "-j", 8, LD_PRELOAD=str(library), LIE=lie)
+    assert done.returncode == 1
+    failed = [name for name, verdict in verdicts(done.stdout).items() if verdict == "not ok"]
+    assert any(f"{name}[".startswith(f"{CAUGHT_BY[lie]}[") for name in failed)
+
+
+def test_one_test_is_run_by_its_name(program):
+    name = "test_flags.py::test_undefined_flag_is_rejected[bit5]"
+    assert verdicts(run(program, "-t", name).stdout) == {name: "ok"}
+
+
+def test_unknown_name_is_one_line(program):
+    done = run(program, "-t", "test_flags.py::test_nothing")
+    assert done.returncode == 1
+    assert done.stderr == "test_flags.py::test_nothing: no such test; -l lists them\n"
+
+
+def test_unknown_option_shows_the_usage(program):
+    done = run(program, "-x")
+    assert done.returncode == 1
+    assert "usage:" in done.stderr
+
+
+def test_list_has_what_is_left_out(program):
+    listed = run(program, "-l").stdout.splitlines()
+    assert "test_flags.py::test_undefined_flag_is_rejected[bit5]" in listed
+    assert any(line.startswith("# left out: test_guest.py::") for line in listed)
+
+
+@pytest.mark.timeout(300)
+def test_booted_kernel_runs_the_program_in_place_of_python(source):
+    files = ["suites/test_flags.py", "suites/test_capability.py"]
+    options = [f"--kernel={DEFAULT_KERNEL}", "-n", "1", "-q", f"--program={source}"]
+    done = run_pytest(ROOT, *files, *options)
+    assert re.search(r"\d+ passed", done.output), done.output
+    assert done.exit_code == 0
+    assert "kvm_amd" in done.output or "kvm_intel" in done.output
+
+
+# --- reproducers ----------------------------------------------------------------------------------
+
+PADDING = "suites/test_padding.py::test_nonzero_padding_is_rejected[byte0-bit0]"
+
+
+def test_reproducer_of_a_deviation_fails_too(tmp_path):
+    done = run_pytest(ROOT, PADDING, "--strict", f"--reproducers={tmp_path}")
+    assert "the program fails, too: not ok: return value: expected -1 EINVAL, got 1" in done.output
+    [path] = tmp_path.glob("*.c")
+    text = path.read_text()
+    assert PADDING in text
+    assert ".pad[0] = 1" in text
+
+
+def test_reproducer_of_a_lie_passes(tmp_path):
+    test = "suites/test_flags.py::test_undefined_flag_is_rejected[bit5]"
+    liar = ["-p", "tests.liar", "--lie=flags-not-checked", f"--caught={tmp_path}/caught.json"]
+    done = run_pytest(ROOT, test, *liar, f"--reproducers={tmp_path}")
+    assert "the program passes: ok" in done.output
+
+
+def test_reproducers_do_not_change_a_verdict(tmp_path):
+    done = run_pytest(ROOT, PADDING, f"--reproducers={tmp_path}")
+    assert "1 xfailed" in done.output
+    assert not list(tmp_path.glob("*.c"))
+
+
+def test_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run_pytest(ROOT, PADDING, f"--reproducers={tmp_path}/file/x")
+    assert done.exit_code != 0
+    assert "--reproducers=" in done.output
+
+
+def test_program_without_a_kernel_to_boot_is_refused():
+    done = run_pytest(ROOT, PADDING, "--program=x.c")
+    assert done.exit_code != 0
+    assert "--program are for kernels that are booted" in done.output
+
+
+# --- parts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "form"),
+    [(5, "5", "dec"), (5, "0x5", "hex"), (0, "False", "bool"), (3, "HALTED", "mp_state")],
+)
+def test_form_of_a_text(value, text, form):
+    assert form_of(value, text) == form
+
+
+def test_set_of_vectors_is_a_number_with_their_bits():
+    assert number_of({1, 3}) == 0b1010
+    assert form_of(0b1010, "{0x01 0x03}") == "vectors"
+
+
+def test_value_without_a_form():
+    assert form_of(5, "6") is None
+    assert number_of(None) is None
+
+
+def test_long_statement_is_broken_behind_a_comma():
+    code = "f(" + ", ".join(["argument"] * 20) + ");"
+    lines = statement(code).split("\n")
+    assert len(lines) > 1
+    assert all(len(line.expandtabs(8)) <= 100 for line in lines)
+    assert " ".join(line.strip() for line in lines) == code
+
+
+def test_comma_in_a_string_breaks_no_line():
+    text = '"' + "a, " * 40 + '"'
+    assert any(text in line for line in statement(f"f(x, {text});").split("\n"))
+
+
+def test_quotes_are_escaped():
+    assert string('a"b\\') == '"a\\"b\\\\"'
+
+
+def test_word_of_a_wide_register_has_a_name():
+    assert register(0x210) == "APIC_IRR + 0x10"
+    assert register(0x80) == "APIC_TPR"
+    assert register(0x84) == "0x84"
+
+
+C = """\
+/* One. */
+static int one(void)
+{
+	return 1;
+}
+
+static int two(void)
+{
+	return one();
+}
+
+static int three;
+"""
+
+
+def test_paragraphs_are_whole_definitions():
+    assert [list(defined(each)) for each in paragraphs(C)] == [["one"], ["two"], ["three"]]
+
+
+def test_unused_definition_is_left_out():
+    kept = pruned(C, "int main(void) { return one(); }")
+    assert "int one" in kept
+    assert "int two" not in kept
+    assert "three" not in kept
+
+
+def test_definition_stays_with_what_it_uses():
+    assert "int one" in pruned(C, "two();")
