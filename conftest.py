@@ -31,6 +31,12 @@ pytest_plugins = [
     "helpers.kernels.plugin",
     "helpers.program.plugin",
     "helpers.record.plugin",
+    "helpers.ci.selection_plugin",
+    "helpers.ci.junit_plugin",
+    "helpers.ci.logs_plugin",
+    "helpers.ci.kcidb_plugin",
+    "helpers.ci.ktap_plugin",
+    "helpers.ci.exit_plugin",
 ]
 
 

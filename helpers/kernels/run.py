@@ -24,9 +24,9 @@ from helpers.kernels.columns import Boot, Column
 from helpers.kernels.frames import Garbage
 from helpers.kernels.oops import last_words
 from helpers.kernels.parameters import part_of
-from helpers.kernels.schedule import Action, GuestState, Schedule
+from helpers.kernels.schedule import HANGS, Action, GuestState, Schedule
 from helpers.verdicts.kernel import Kernel
-from helpers.verdicts.reports import put_column
+from helpers.verdicts.reports import CONSOLE, put_column
 from helpers.verdicts.session import Verdicts, clause_of, is_parallel, needs_of
 from helpers.verdicts.tally import Tally
 
@@ -67,15 +67,27 @@ class Reports:
             self._log(boot, column, report)
         return sum(report.failed for report in reports)
 
-    def lose(self, boot: Boot, column: Column, test: str, text: str) -> None:
-        """Log a failure of a test whose guest died. ``text`` says how, and shows the console."""
+    def lose(
+        self,
+        boot: Boot,
+        column: Column,
+        test: str,
+        text: str,
+        console: Sequence[str] = (),
+        timeout: float = 0.0,
+    ) -> None:
+        """Log a failure of a test whose guest died. ``text`` says how, and ends the ``console``.
+
+        ``timeout`` are the seconds after which a guest that hangs was ended.
+        """
         item = self.items[test]
         common: dict[str, Any] = {"nodeid": test, "location": item.location, "keywords": {}}
         for report in (
             pytest.TestReport(**common, outcome="failed", longrepr=text, when="call"),
             pytest.TestReport(**common, outcome="passed", longrepr=None, when="teardown"),
         ):
-            self.verdicts.add_verdict(item, report, column.options)
+            self.verdicts.add_verdict(item, report, column.options, timeout)
+            CONSOLE.put(report, list(console))
             self._log(boot, column, report)
 
     def _log(self, boot: Boot, column: Column, report: pytest.TestReport) -> None:
@@ -301,7 +313,9 @@ class BootedRun:
                     boot = self.boots[place]
                     words = last_words(console, boot.kernel.tree)
                     text = f"{how} in this test. Its last words:\n{words}"
-                    self.reports.lose(boot, boot.columns[column], test, text)
+                    limit = boot.emulator.patience * self.reports.time_limit(test)
+                    timeout = limit if how == HANGS else 0.0
+                    self.reports.lose(boot, boot.columns[column], test, text, console, timeout)
                 case "break", place, column, reason:
                     if self.boots[place].columns[column].label not in self.refused:
                         self._tally(place, column).broken = reason

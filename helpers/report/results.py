@@ -22,7 +22,7 @@ from helpers.spec.parameters import PARAMETERS
 from helpers.verdicts.kernel import Kernel
 from helpers.verdicts.session import SUITES
 
-RANKS = {"passed": 0, "xfailed": 1, "skipped": 2, "failed": 3, "error": 3}
+RANKS = {"passed": 0, "xfailed": 1, "skipped": 2, "failed": 3, "timeout": 3, "error": 3}
 """Outcomes, from best to worst."""
 
 GROUPS = ("worse", "better", "changed", "new", "gone")
