@@ -141,8 +141,10 @@ class Reports(run.Reports):
         assert column_of(report)
         self.verdicts.pytest_runtest_logreport(report)
 
-    def lose(self, boot: Boot, column: Column, test: str, text: str) -> None:
-        del boot, column, test
+    def lose(
+        self, boot: Boot, column: Column, test: str, text: str, console: object, timeout: float
+    ) -> None:
+        del boot, column, test, console, timeout
         self.lost.append(text)
 
 
