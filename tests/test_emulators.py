@@ -59,7 +59,7 @@ def test_given_setting_of_apicv_is_the_only_one(kernel, name):
 
 def test_columns_of_several_processors_name_theirs(kernel):
     found = list(labels(kernel, "amd", "intel"))
-    assert found == ["amd", "intel enable_apicv=1", "intel enable_apicv=0"]
+    assert found == ["-amd", "-intel enable_apicv=1", "-intel enable_apicv=0"]
 
 
 def test_matrix_adds_the_setting_of_apicv_by_itself(kernel):
