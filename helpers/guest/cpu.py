@@ -308,10 +308,15 @@ class Cpu:
         return self._operate("RDMSR", msr)
 
     def wrmsr(self, msr: int, value: int) -> None:
+        self.prepare_wrmsr(msr, value)
+        self.step()
+
+    def prepare_wrmsr(self, msr: int, value: int) -> None:
+        """Have the guest write an MSR at the next entry."""
         if msr == IA32_APIC_BASE and value & APIC_BASE_X2APIC:
             self._system.require_x2apic()
         self._ledger.guest_writes_msr(self.vcpu.fd, msr, value, self.apic_mode)
-        self._operate("WRMSR", msr, value)
+        self._prepare("WRMSR", msr, value)
 
     def read_cr8(self) -> int:
         """Have the guest read CR8."""

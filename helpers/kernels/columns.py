@@ -110,7 +110,7 @@ def _on_cpu(column: Column, emulator: Emulator, cpus: Sequence[str]) -> Column:
     label = column.label
     if len(set(cpus)) > 1:
         kernel, space, settings = label.partition(" ")
-        label = f"{kernel} {emulator.cpu}{space}{settings}"
+        label = f"{kernel}-{emulator.cpu}{space}{settings}"
     return replace(column, label=label, options=[*column.options[:1], *asks, *column.options[1:]])
 
 

@@ -134,7 +134,7 @@ class ResultsPlugin:
             if tally.kernel is None:
                 raise NoResults("the kernel did not report its release")
             if not _is_file(path):
-                path /= f"{tally.column or tally.kernel.release}.json"
+                path /= results.file_name(tally.kernel, tally.column)
             elif kernels > 1:
                 raise NoResults(_ONE_KERNEL)
             self._require_whole(path, tally)
