@@ -73,7 +73,8 @@ def pytest_kvm_launcher(session: pytest.Session) -> Callable[[Boot], Guest] | No
     if not session.items:
         raise KernelError("--program has none of the chosen tests")
     report = reporter(session)
-    return lambda boot: ProgramGuest(boot, program, report)
+    maxfail = session.config.option.maxfail_each
+    return lambda boot: ProgramGuest(boot, program, report, maxfail)
 
 
 class Reproducers:
