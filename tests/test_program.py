@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.program.booted import ProgramGuest
 from helpers.program.prune import defined, paragraphs, pruned
 from helpers.program.text import register, statement, string
 from helpers.record.forms import form_of, number_of
@@ -130,6 +131,16 @@ def test_booted_kernel_runs_the_program_in_place_of_python(source):
     assert re.search(r"\d+ passed", done.output), done.output
     assert done.exit_code == 0
     assert "kvm_amd" in done.output or "kvm_intel" in done.output
+
+
+def test_column_is_left_after_its_failures():
+    guest = object.__new__(ProgramGuest)
+    guest._maxfail, guest._failures = 1, 0
+    failed = [{"outcome": "failed"}]
+    said = [("ended", 0, failed), ("begin", 1), ("ended", 1, failed), ("done",)]
+    said += [("column", {}), ("begin", 0)]
+    passed_on = [message[0] for message in guest._within_maxfail(iter(said))]
+    assert passed_on == ["ended", "done", "column", "begin"]
 
 
 # --- reproducers ----------------------------------------------------------------------------------
