@@ -188,9 +188,7 @@ class Cpu:
 
     def take(self) -> list[Taken]:
         """Step until the guest takes no further interrupt. Return the new records, oldest first."""
-        if recording.active:
-            return self._take_recorded()[0]
-        return self._take()[0]
+        return self._take_recorded()[0] if recording.active else self._take()[0]
 
     def _take(self, exit_by_eoi: bool = False) -> tuple[list[Taken], list[int]]:
         taken: list[Taken] = []
@@ -214,9 +212,7 @@ class Cpu:
 
     def take_with_exits(self) -> tuple[list[Taken], list[int]]:
         """Do as :meth:`take`. Return the vectors of all KVM_EXIT_IOAPIC_EOI, too."""
-        if recording.active:
-            return self._take_recorded(exit_by_eoi=True)
-        return self._take(exit_by_eoi=True)
+        return self._take_recorded(True) if recording.active else self._take(True)
 
     def log(self) -> list[Taken]:
         """Return the records since the last call, oldest first, and empty the log.
