@@ -87,6 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--new", action="store_true", help="judge only mutants that have no row in the report"
     )
+    _add_random(parser)
+    parser.add_argument("--list", action="store_true", help="list the mutants and exit")
+    return parser
+
+
+def _add_random(parser: argparse.ArgumentParser) -> None:
+    """Add the options of mutants that a seed chooses."""
     parser.add_argument(
         "--random", type=int, metavar="NUM", help="judge NUM mutants that a seed chooses"
     )
@@ -97,8 +104,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="run few parameters of each test on random mutants"
     )
-    parser.add_argument("--list", action="store_true", help="list the mutants and exit")
-    return parser
 
 
 def _judge_random(given: argparse.Namespace) -> int:
