@@ -122,7 +122,7 @@ class ProgramGuest(Guest):
     def _load(self, directory: int, modules: Sequence[str], settings: dict[str, str]) -> None:
         self._errors_said.clear()
         self._parameters.clear()
-        lines = [f"unload {name}" for name in reversed(self._loaded)]
+        lines = ["stop", *(f"unload {name}" for name in reversed(self._loaded))]
         lines += [f"load {directory} {name} {given_to(name, settings)}" for name in modules]
         numbers = " ".join(map(str, CAPABILITIES.values()))
         self._say(*lines, f"facts {numbers}")
