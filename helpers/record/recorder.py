@@ -28,7 +28,6 @@ from helpers.record.tape import (
     Owed,
     Run,
     SendEach,
-    Signal,
     Snapshots,
     Step,
     Take,
@@ -151,10 +150,6 @@ class Recorder(Checks):
             self.leave_out("messages of a sweep")
             return
         self._append(SendEach(self._target(fd).machine, content, word, values, *results))
-
-    def irqfd_raised(self, fd: int, gsi: int) -> None:
-        """Note that an irqfd of ``gsi`` was assigned, signalled and deassigned."""
-        self._append(Signal(self._target(fd).machine, gsi))
 
     def before(self, fd: int, request: abi.Request, argument: Any) -> int | bytes:
         """Return the argument of an ioctl that is about to be called, as the tape keeps it."""
