@@ -28,10 +28,17 @@ pytest_plugins = [
     "helpers.races.soak_plugin",
     "helpers.races.scale_plugin",
     "helpers.report.html_plugin",
+    "helpers.report.paths_plugin",
     "helpers.report.results_plugin",
     "helpers.kernels.plugin",
     "helpers.program.plugin",
     "helpers.record.plugin",
+    "helpers.ci.selection_plugin",
+    "helpers.ci.junit_plugin",
+    "helpers.ci.logs_plugin",
+    "helpers.ci.kcidb_plugin",
+    "helpers.ci.ktap_plugin",
+    "helpers.ci.exit_plugin",
 ]
 
 

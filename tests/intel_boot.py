@@ -26,9 +26,9 @@ def test_one_report_has_columns_of_amd_and_intel(tmp_path):
     parameters = {name: each["kernel"]["parameters"] for name, each in results.items()}
     apicv = {name: parameters[name].get("kvm_intel.enable_apicv") for name in parameters}
     assert apicv == {
-        "6.12 amd": None,
-        "6.12 intel enable_apicv=1": "Y",
-        "6.12 intel enable_apicv=0": "N",
+        "6.12-amd": None,
+        "6.12-intel enable_apicv=1": "Y",
+        "6.12-intel enable_apicv=0": "N",
     }
     verdicts = [each["results"] for each in results.values()]
     assert verdicts[0] == verdicts[1] == verdicts[2]

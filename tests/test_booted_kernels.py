@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -18,6 +19,7 @@ from helpers.kernels import oops
 from helpers.kernels.oops import last_words
 from helpers.kernels.packages import Archive
 from helpers.report.results import read
+from tests.ci_outputs import check_ktap, kcidb_of, statuses
 from tests.copy_of_the_suite import ROOT, run_pytest
 from tests.kernel_files import RELEASE, builtin_modules, bzimage, kvm_modules
 
@@ -90,17 +92,26 @@ def test_after(): pass
 @pytest.mark.timeout(900)
 def test_kernel_that_dies_costs_the_test_that_ran(suite):
     suite.add(DYING)
-    run = suite.run("--kernel=6.12", "--timeout=5", "-rA")
+    suite.write("list", "suites/test_it.py  # all\n")
+    files = ["--tests=list", "--ktap=run.ktap", "--kcidb=run.json", "--logs=logs"]
+    run = suite.run("--kernel=6.12", "--timeout=5", "-rA", *files)
     passed = [line.split("::")[1] for line in run.lines_with("PASSED suites")]
-    failed = [line.split("::")[1].split()[0] for line in run.lines_with("FAILED suites")]
-    assert (sorted(passed), sorted(failed)) == (
-        ["test_after", "test_before", "test_between"],
-        ["test_hang", "test_oops"],
-    )
+    assert sorted(passed) == ["test_after", "test_before", "test_between"]
+    assert run.lines_with("FAILED suites/test_it.py::test_oops")
+    assert run.lines_with("TIMED OUT suites/test_it.py::test_hang")
     assert run.lines_with("the kernel died in this test")
     assert run.lines_with("Kernel panic - not syncing: Fatal exception")
     assert run.lines_with("no sign of life for too long: the kernel hangs in this test")
     assert run.exit_code == pytest.ExitCode.TESTS_FAILED
+    text = (suite.path / "run.ktap").read_text()
+    check_ktap(text)
+    assert re.search("not ok . test_hang # TIMEOUT 20 seconds", text)
+    assert "Kernel panic - not syncing: Fatal exception" in text
+    found = statuses(kcidb_of(suite.path / "run.json"), "6.12")
+    assert {found["test_oops"], found["test_hang"], found[""]} == {"FAIL"}
+    log = (suite.path / "logs/6.12/test_it.test_oops.log").read_text()
+    assert "--- console\n" in log
+    assert "Linux version 6.12" in log.partition("--- console\n")[2]
 
 
 PARAMETERS = """
@@ -191,11 +202,18 @@ def test_kernel_that_fails_often_is_left_for_the_others(suite):
         "@pytest.mark.parametrize('n', range(100))\n"
         "@clause('msi.pad')\ndef test_it(kernel, n): assert kernel.version != (6, 1) or n < 2"
     )
-    run = suite.run("--kernel=6.1", "--kernel=6.12", "--maxfail-each=3", "--results=found")
+    files = ["--ktap=run.ktap", "--kcidb=run.json", "--results=found"]
+    run = suite.run("--kernel=6.1", "--kernel=6.12", "--maxfail-each=3", *files)
     assert run.outcomes == {"failed": 3, "passed": 102}
     assert run.lines_with("6.1 left after --maxfail-each, 95 tests not run")
     assert len(read(suite.path / "found/6.1.json").verdicts) == 5
     assert len(read(suite.path / "found/6.12.json").verdicts) == 100
+    text = (suite.path / "run.ktap").read_text()
+    check_ktap(text)
+    assert text.count(" # SKIP not run: --maxfail-each\n") == 95
+    content = kcidb_of(suite.path / "run.json")
+    assert [*statuses(content, "6.1").values()].count("MISS") == 95
+    assert set(statuses(content, "6.12").values()) == {"PASS"}
 
 
 @pytest.mark.timeout(600)

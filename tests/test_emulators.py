@@ -57,9 +57,22 @@ def test_given_setting_of_apicv_is_the_only_one(kernel, name):
     }
 
 
+def test_kernel_with_both_kvms_built_in_takes_a_boot_for_each_setting_of_apicv(tmp_path):
+    modules = tmp_path / "lib/modules" / RELEASE
+    modules.mkdir(parents=True)
+    builtin_modules(modules, "kvm", "kvm-amd", "kvm-intel")
+    (modules / "modules.builtin.modinfo").write_text("kvm_intel.parmtype=enable_apicv:bool\0")
+    kernel = str(bzimage(tmp_path / "bzImage"))
+    found = columns.boots([kernel], [], Choices.parse([]), emulators.chosen(["intel"]), ["intel"])
+    lines = ["kvm_intel.enable_apicv=1", "kvm_intel.enable_apicv=0"]
+    assert [(boot.emulator.parallel, boot.command_line) for boot in found] == [
+        (parallel, line) for parallel in (False, True) for line in lines
+    ]
+
+
 def test_columns_of_several_processors_name_theirs(kernel):
     found = list(labels(kernel, "amd", "intel"))
-    assert found == ["amd", "intel enable_apicv=1", "intel enable_apicv=0"]
+    assert found == ["-amd", "-intel enable_apicv=1", "-intel enable_apicv=0"]
 
 
 def test_matrix_adds_the_setting_of_apicv_by_itself(kernel):
@@ -79,7 +92,7 @@ def test_processor_is_the_machines_own_where_its_kvm_nests(monkeypatch):
 def test_cpu_without_a_kernel_to_boot_is_an_error(suite):
     suite.add("def test_it(): pass")
     run = suite.run("--cpu=intel")
-    assert run.lines_with("--cpu, --kvm-modules and --kvm-param are for kernels that are booted")
+    assert run.lines_with("--cpu, --kvm-modules, --kvm-param and --program are for kernels")
 
 
 # --- Bochs ----------------------------------------------------------------------------------------

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import core
 from hypothesis.internal.conjecture import engine, providers
 
-from helpers.apic import DeliveryMode, ioapic, model
-from helpers.apic.topology import VcpuState
-from helpers.guest import Mismatch, journal
+from helpers.apic import ApicMode, DeliveryMode, Register, ioapic, model
+from helpers.apic.topology import MpState, VcpuState
+from helpers.guest import Cpu, Mismatch, journal
 from helpers.kvm import System
 from helpers.sweep import host_steps, sequence, sequences
 from helpers.sweep.sequences import STEPS, Campaign, run_sequences
+from helpers.sweep.state_machine import AnySequence
 from helpers.verdicts.session import KernelComplaint
 from tests.copy_of_the_suite import ROOT, run_pytest
 
@@ -98,6 +99,81 @@ def test_wrong_irqchip_is_noticed(campaign, monkeypatch, name, wrong, subject):
     monkeypatch.setattr(sequences, "SHRINKING_SECONDS", 1)
     with pytest.raises(Mismatch, match=rf"^{subject}: expected "):
         run_seeds(campaign, 50)
+
+
+# --- a LAPIC that is enabled again ----------------------------------------------------------------
+
+
+@pytest.fixture
+def held(campaign):
+    """A sequence whose vCPU 0 has vector 0x31 pending, below TPR, and a disabled LAPIC."""
+    state = AnySequence(campaign)
+    state.start(irqchip="split", x2apic_api=0, ids=[0], boot=None, apic_mode=ApicMode.XAPIC)
+    state.host_sets_cr8(nth=0, cr8=4, contents=[(0x31, DeliveryMode.FIXED, {}, {})])
+    state.guest_switches_mode(nth=0, which=1)
+    yield state
+    state.teardown()
+
+
+def tpr_and_irr(state):
+    page = state.look()[0].lapic
+    return page[Register.TPR], page.irr
+
+
+def change_at_wrmsr(monkeypatch, change):
+    """Have ``change(cpu)`` happen right after the WRMSR that enables a LAPIC."""
+
+    def take_with_exits(cpu):
+        cpu.step()
+        if cpu.apic_mode is not ApicMode.DISABLED:
+            change(cpu)
+        return original(cpu)
+
+    original = Cpu.take_with_exits
+    monkeypatch.setattr(Cpu, "take_with_exits", take_with_exits)
+
+
+def test_vector_is_held_until_the_lapic_is_enabled(held):
+    held.host_sets_cr8(nth=0, cr8=0, contents=[])
+    held.enter(nth=0)
+    held.guest_switches_mode(nth=0, which=0)
+    held.enter(nth=0)
+    assert tpr_and_irr(held) == (0, set())
+
+
+def test_vector_may_be_taken_as_soon_as_the_lapic_is_enabled(held, monkeypatch):
+    held.host_sets_cr8(nth=0, cr8=0, contents=[])
+    # As with APICv: KVM_SET_MP_STATE has KVM look for pending vectors.
+    change_at_wrmsr(monkeypatch, lambda cpu: setattr(cpu, "mp_state", MpState.RUNNABLE))
+    held.guest_switches_mode(nth=0, which=0)
+    assert tpr_and_irr(held) == (0, set())
+
+
+def test_vector_that_is_lost_when_the_lapic_is_enabled_is_noticed(held, monkeypatch):
+    held.host_sets_cr8(nth=0, cr8=0, contents=[])
+    change_at_wrmsr(monkeypatch, lambda cpu: setattr(cpu, "lapic", held.reset_pages[0]))
+    with pytest.raises(Mismatch, match=r"^vCPU 0 after WRMSR: expected .*/irr=0x31, got "):
+        held.guest_switches_mode(nth=0, which=0)
+
+
+def test_tpr_is_not_lowered_where_a_disabled_lapic_delivers(held):
+    held.campaign.switches = replace(model.REFERENCE, disabled_lapics_hold=False)
+    held.host_sets_cr8(nth=0, cr8=0, contents=[])
+    held.host_writes(nth=0, write=(Register.TPR, 0))
+    assert tpr_and_irr(held) == (0x40, {0x31})
+    held.host_sets_cr8(nth=0, cr8=3, contents=[])
+    assert tpr_and_irr(held) == (0x30, {0x31})
+
+
+def test_lapic_with_a_vector_is_not_disabled_where_a_disabled_lapic_delivers(held):
+    held.campaign.switches = replace(model.REFERENCE, disabled_lapics_hold=False)
+    held.reset_vcpu(nth=0, apic_mode=ApicMode.XAPIC)
+    held.send_to_one(nth=0, contents=[(0x51, DeliveryMode.FIXED, {}, {})])
+    held.host_switches_mode(nth=0, apic_mode=ApicMode.DISABLED)
+    assert held.nth(0).apic_mode is ApicMode.XAPIC
+    held.enter(nth=0)
+    held.host_switches_mode(nth=0, apic_mode=ApicMode.DISABLED)
+    assert held.nth(0).apic_mode is ApicMode.DISABLED
 
 
 # --- complaints of the kernel ---------------------------------------------------------------------

@@ -166,6 +166,14 @@ def test_eoi_of_a_moved_route_is_lost():
     assert run("0/irr=0x61 1", [level()], due(), switches=LOSES).exits == []
 
 
+def test_overlooked_vector_is_not_taken(ioapic):
+    program(ioapic, LEVEL | REMOTE_IRR | 0x61)
+    eois, topology = due(), Topology.parse("0/irr=0x61/tmr=0x61")
+    entry = Entry(topology, 0, eois, ioapic.level_routes(), ioapic, is_overlooked=True)
+    assert (entry.vectors, entry.vcpu, eois.is_due) == ([], topology.vcpus[0], False)
+    assert ioapic.entries[PIN] & REMOTE_IRR
+
+
 def test_disabled_lapic_is_not_scanned():
     eois = due()
     run("0/disabled/irr=0x61", [level(destination=0)], eois)

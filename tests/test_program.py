@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.program.booted import ProgramGuest
 from helpers.program.prune import defined, paragraphs, pruned
 from helpers.program.text import register, statement, string
 from helpers.record.forms import form_of, number_of
@@ -18,7 +19,12 @@ from helpers.spec.kernels import DEFAULT_KERNEL
 from tests.copy_of_the_suite import ROOT, run_pytest
 from tests.test_liar import CAUGHT_BY
 
-FILES = ("return_value", "capability", "flags", "destination", "guest", "message")
+TESTS = (
+    *("suites/test_return_value.py", "suites/test_capability.py", "suites/test_flags.py"),
+    *("suites/test_guest.py", "suites/test_message.py::test_vector_is_raised"),
+    "suites/test_message.py::test_tmr_is_the_trigger_mode",
+    "suites/test_destination.py::test_physical_destination_is_one_lapic",
+)
 LIES = (
     *("always-1", "always-0", "always-einval", "flags-not-checked", "delivers-to-all"),
     *("never-delivers", "next-vector", "wrong-vcpu", "tmr-wrong"),
@@ -41,11 +47,10 @@ def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The program of several files of suites/, recorded on the running kernel."""
+    """The program of several tests of suites/, recorded on the running kernel."""
     path = tmp_path_factory.mktemp("program") / "msi_test.c"
-    files = [f"suites/test_{name}.py" for name in FILES]
     command = [sys.executable, "-m", "helpers.program", "-o", str(path), "-p", "no:cacheprovider"]
-    done = subprocess.run([*command, *files], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, *TESTS], cwd=ROOT, capture_output=True, text=True, check=False)
     assert path.exists(), done.stdout + done.stderr
     return path
 
@@ -67,7 +72,7 @@ def verdicts(ktap: str) -> dict[str, str]:
 def test_verdicts_are_those_of_pytest(program, tmp_path):
     results = tmp_path / "results.json"
     options = ["-q", "-n", "2", f"--results={results}"]
-    run_pytest(ROOT, *(f"suites/test_{name}.py" for name in FILES), *options)
+    run_pytest(ROOT, *(test.partition("::")[0] for test in TESTS), *options)
     expected = {
         name.removeprefix("suites/"): verdict.split(":")[0].split(",")[0]
         for name, verdict in read(results).verdicts.items()
@@ -76,7 +81,7 @@ def test_verdicts_are_those_of_pytest(program, tmp_path):
     words = {"ok": "passed", "XFAIL": "xfailed", "not ok": "failed", "SKIP": "skipped"}
     got = {name: words[verdict] for name, verdict in verdicts(done.stdout).items()}
     assert got == {name: expected[name] for name in got}
-    assert len(got) > 0.9 * sum(verdict != "skipped" for verdict in expected.values())
+    assert len(got) > 400
     assert done.returncode == 0
 
 
@@ -130,6 +135,16 @@ def test_booted_kernel_runs_the_program_in_place_of_python(source):
     assert re.search(r"\d+ passed", done.output), done.output
     assert done.exit_code == 0
     assert "kvm_amd" in done.output or "kvm_intel" in done.output
+
+
+def test_column_is_left_after_its_failures():
+    guest = object.__new__(ProgramGuest)
+    guest._maxfail, guest._failures = 1, 0
+    failed = [{"outcome": "failed"}]
+    said = [("ended", 0, failed), ("begin", 1), ("ended", 1, failed), ("done",)]
+    said += [("column", {}), ("begin", 0)]
+    passed_on = [message[0] for message in guest._within_maxfail(iter(said))]
+    assert passed_on == ["ended", "done", "column", "begin"]
 
 
 # --- reproducers ----------------------------------------------------------------------------------

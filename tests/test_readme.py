@@ -32,8 +32,8 @@ def blocks(text: str, containing: str) -> list[str]:
 
 
 def test_readme_is_short():
-    assert len(README.splitlines()) <= 185
-    assert len(README.encode()) <= 11_000
+    assert len(README.splitlines()) <= 190
+    assert len(README.encode()) <= 11_300
 
 
 @pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["readme", "contributing"])

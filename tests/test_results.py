@@ -9,7 +9,8 @@ from platform import release
 
 import pytest
 
-from helpers.report.results import read
+from helpers.report.results import file_name, read
+from helpers.verdicts.kernel import Kernel
 from tests.copy_of_the_suite import Run, Suite, run_pytest
 from tests.result_files import (
     EVERY,
@@ -31,9 +32,26 @@ def test_file_has_the_kernel_and_every_verdict(suite, workers):
     write(suite, "-n", str(workers))
     written = json.loads((suite.path / "a.json").read_text())
     assert written["kernel"]["release"] == release()
-    assert set(written["kernel"]) == {"release", "vendor", "parameters"}
+    assert set(written["kernel"]) == {"release", "vendor", "processor", "parameters"}
     expected = {f"test_{name}": {"": verdict} for name, verdict in EVERY.items()}
     assert written["results"] == {"test_it.py": expected}
+
+
+@pytest.mark.parametrize(
+    "vendor, column, name",
+    [
+        ("kvm_amd", "", "6.12.9.json"),
+        ("kvm_intel", "", "6.12.9.json"),
+        ("kvm_amd", "6.12", "6.12.json"),
+        ("kvm_amd", "6.12-amd avic=N", "6.12-amd avic=N.json"),
+        ("kvm_intel", "6.12", "6.12-intel.json"),
+        ("kvm_intel", "6.12 enable_apicv=1", "6.12-intel enable_apicv=1.json"),
+        ("kvm_intel", "6.12-intel enable_apicv=1", "6.12-intel enable_apicv=1.json"),
+    ],
+)
+def test_file_of_an_intel_names_the_processor(vendor, column, name):
+    kernel = Kernel("6.12.9", (6, 12), vendor, "some processor", {}, {})
+    assert file_name(kernel, column) == name
 
 
 def test_file_that_is_read_has_the_node_ids(suite):

@@ -147,7 +147,8 @@ class Entry:
 
     ``vectors`` in the order of taking, ``exits`` the vectors of KVM_EXIT_IOAPIC_EOI, ``topology``
     the state afterwards. ``routes`` are the level-triggered routes to pins. ``ioapic`` is None in a
-    split irqchip. Lines of level-triggered pins must be low: a high line would send for ever.
+    split irqchip. Lines of level-triggered pins must be low: a high line would send for ever. With
+    ``is_overlooked`` the vCPU takes nothing: KVM does not look for pending vectors.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class Entry:
         routes: Iterable[Message],
         ioapic: Ioapic | None,
         switches: Switches = REFERENCE,
+        is_overlooked: bool = False,
     ) -> None:
         self.topology, self._index, self._ioapic = topology, index, ioapic
         self.vectors: list[int] = []
@@ -167,7 +169,7 @@ class Entry:
         while True:
             if eois.is_due:
                 eois.scan(self.vcpu, routes, model, moved)
-            if not (vectors := deliverable(self.vcpu)):
+            if is_overlooked or not (vectors := deliverable(self.vcpu)):
                 return
             vector = vectors[0]
             self.vectors.append(vector)

@@ -76,6 +76,7 @@ class Switches:
     moved_routes_exit: bool = True
     stale_eois_exit_once: bool = True
     disabled_lapics_run: bool = True
+    disabled_lapics_hold: bool = True
 
 
 REFERENCE = Switches()

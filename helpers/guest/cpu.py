@@ -188,9 +188,7 @@ class Cpu:
 
     def take(self) -> list[Taken]:
         """Step until the guest takes no further interrupt. Return the new records, oldest first."""
-        if recording.active:
-            return self._take_recorded()[0]
-        return self._take()[0]
+        return self._take_recorded()[0] if recording.active else self._take()[0]
 
     def _take(self, exit_by_eoi: bool = False) -> tuple[list[Taken], list[int]]:
         taken: list[Taken] = []
@@ -214,9 +212,7 @@ class Cpu:
 
     def take_with_exits(self) -> tuple[list[Taken], list[int]]:
         """Do as :meth:`take`. Return the vectors of all KVM_EXIT_IOAPIC_EOI, too."""
-        if recording.active:
-            return self._take_recorded(exit_by_eoi=True)
-        return self._take(exit_by_eoi=True)
+        return self._take_recorded(True) if recording.active else self._take(True)
 
     def log(self) -> list[Taken]:
         """Return the records since the last call, oldest first, and empty the log.
@@ -308,10 +304,15 @@ class Cpu:
         return self._operate("RDMSR", msr)
 
     def wrmsr(self, msr: int, value: int) -> None:
+        self.prepare_wrmsr(msr, value)
+        self.step()
+
+    def prepare_wrmsr(self, msr: int, value: int) -> None:
+        """Have the guest write an MSR at the next entry."""
         if msr == IA32_APIC_BASE and value & APIC_BASE_X2APIC:
             self._system.require_x2apic()
         self._ledger.guest_writes_msr(self.vcpu.fd, msr, value, self.apic_mode)
-        self._operate("WRMSR", msr, value)
+        self._prepare("WRMSR", msr, value)
 
     def read_cr8(self) -> int:
         """Have the guest read CR8."""

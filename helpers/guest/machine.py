@@ -198,14 +198,13 @@ class Machine(Closing):
         before = self.latest_snapshots()
         with recording.hidden():
             setting = self.setting()
-        recorder = recording.active
-        with recorder.observing(self.fd) if recorder else contextlib.nullcontext() as step:
+        with recording.observing(self.fd) as step:
             result, code = inject()
         with recording.hidden():
             after = self.snapshots()
         injection = Injection(msi, result, code, before, after, setting)
-        if recorder and step:
-            recorder.injected(injection, step)
+        if recording.active and step:
+            recording.active.injected(injection, step)
         journal.append(injection)
         return injection
 
@@ -216,18 +215,14 @@ class Machine(Closing):
     def raise_irqfd(self, gsi: int) -> list[Effect]:
         """Signal an irqfd of ``gsi``. Return the effect on each vCPU: an irqfd has no status."""
         before = self.latest_snapshots()
-        recorder = recording.active
-        with recorder.observing(self.fd) if recorder else contextlib.nullcontext() as step:
-            with recording.hidden():
-                fd = self.vm.irqfd(gsi)
-                os.eventfd_write(fd, 1)
-                self.vm.deassign_irqfd(fd, gsi)  # waits for the injection
-                after = self.snapshots()
-            if recorder:
-                recorder.irqfd_raised(self.fd, gsi)
+        with recording.observing(self.fd) as step, recording.hidden():
+            fd = self.vm.irqfd(gsi)
+            os.eventfd_write(fd, 1)
+            self.vm.deassign_irqfd(fd, gsi)  # waits for the injection
+            after = self.snapshots()
         effects = [effect_between(b, a) for b, a in zip(before, after, strict=True)]
-        if recorder and step:
-            recorder.irqfd_effects(effects, step)
+        if recording.active and step:
+            recording.active.irqfd_raised(step, gsi, effects)
         return effects
 
     # --- starting an AP ---------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def _on_cpu(column: Column, emulator: Emulator, cpus: Sequence[str]) -> Column:
     label = column.label
     if len(set(cpus)) > 1:
         kernel, space, settings = label.partition(" ")
-        label = f"{kernel} {emulator.cpu}{space}{settings}"
+        label = f"{kernel}-{emulator.cpu}{space}{settings}"
     return replace(column, label=label, options=[*column.options[:1], *asks, *column.options[1:]])
 
 
@@ -144,6 +144,8 @@ def _module_set(text: str, vendor: str) -> _ModuleSet:
         )
     modules = {name: found[name] for name in ("kvm", vendor)}
     built_for = {name: vermagic(module) for name, module in modules.items()}
+    if nothing := [name for name, magic in built_for.items() if not magic]:
+        raise KernelError(f"--kvm-modules={path}: {_file(nothing[0])} is no kernel module")
     if len(set(built_for.values())) > 1:
         each = ", ".join(f"{_file(name)} for {magic!r}" for name, magic in built_for.items())
         raise KernelError(f"--kvm-modules={path} has modules of different builds: {each}")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,7 +80,10 @@ def _release(image: Path) -> str:
     """
     with image.open("rb") as file:
         head = file.read(0x10000)
-    if head[0x202:0x206] != b"HdrS":
+    if head[0x202:0x206] != b"HdrS" or len(head) < 0x210:
         raise KernelError(f"{image} is no bzImage (a vmlinux cannot be booted)")
     (offset,) = struct.unpack_from("<H", head, 0x20E)
-    return head[0x200 + offset :].split(b"\0", 1)[0].split()[0].decode()
+    release = head[0x200 + offset :].partition(b"\0")[0].partition(b" ")[0]
+    if not re.fullmatch(rb"\d[\w.+~-]*", release):
+        raise KernelError(f"{image} is a damaged bzImage: it does not name its release")
+    return release.decode()

@@ -7,6 +7,7 @@ import gzip
 import lzma
 import re
 import subprocess
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -83,16 +84,20 @@ def _name(stem: str) -> str:
 
 
 def _read(path: Path) -> bytes:
-    if path.suffix == ".zst":
-        return subprocess.run(["zstd", "-dcq", path], capture_output=True, check=True).stdout
-    decompress = {".xz": lzma.decompress, ".gz": gzip.decompress}.get(path.suffix, bytes)
-    return decompress(path.read_bytes())
+    """Return a module, uncompressed. Raises KernelError."""
+    try:
+        if path.suffix == ".zst":
+            return subprocess.run(["zstd", "-dcq", path], capture_output=True, check=True).stdout
+        decompress = {".xz": lzma.decompress, ".gz": gzip.decompress}.get(path.suffix, bytes)
+        return decompress(path.read_bytes())
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, subprocess.SubprocessError) as error:
+        raise KernelError(f"{path} cannot be read: {error}") from None
 
 
 def modinfo(module: bytes, key: str) -> list[str]:
     """Return the values of a key of the .modinfo section: ``key=value`` that end with a NUL."""
     found = re.findall(rb"\0" + key.encode() + rb"=([^\0]*)(?=\0)", module)
-    return [value.decode() for value in found]
+    return [value.decode(errors="replace") for value in found]
 
 
 def depends(module: bytes) -> list[str]:

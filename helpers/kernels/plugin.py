@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from helpers.kernels.run import BootedRun, Reports
 from helpers.spec.kernels import DEFAULT_KERNEL, REFERENCE_KERNELS
 from helpers.spec.parameters import PARAMETERS
 from helpers.verdicts.kernel import is_x86_64
-from helpers.verdicts.session import VERDICTS, is_parallel, judges_suites
+from helpers.verdicts.session import CANNOT_RUN, VERDICTS, is_parallel, judges_suites
 
 REFERENCES = "references"
 """The value of --kernel that stands for all reference kernels."""
@@ -76,11 +77,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--maxfail-each",
         metavar="NUM",
-        type=int,
+        type=_count,
         default=0,
         help="leave a booted kernel after NUM failures, and go on with the others",
     )
     _add_kvm_options(group)
+
+
+def _count(text: str) -> int:
+    """Return the value of an option that counts."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number")
+    return int(text)
 
 
 def _add_kvm_options(group: pytest.OptionGroup) -> None:
@@ -130,8 +138,10 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
                 emulator.require()
             found = boots(option.kernel, option.kvm_modules, choices, chosen, option.cpu)
     except KernelError as reason:
-        no_kvm = "no /dev/kvm on this machine, and: " if is_default else ""
-        raise pytest.UsageError(f"{no_kvm}{reason}") from None
+        text = f"no /dev/kvm on this machine, and: {reason}" if is_default else str(reason)
+        if is_default:
+            config.stash[CANNOT_RUN] = text
+        raise pytest.UsageError(text) from None
     wanted = option.numprocesses if isinstance(option.numprocesses, int) else None
     option.numprocesses, option.dist, option.tx = None, "no", []
     booted = BootedKernels(found, slots(wanted, found), choices.matrix, is_default)
@@ -175,8 +185,8 @@ class BootedKernels:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionstart(self, session: pytest.Session) -> None:
         """Make the columns known to the reports, in order."""
-        for label in self.columns:
-            session.config.stash[VERDICTS].tally(label)
+        for label, boot in self.columns.items():
+            session.config.stash[VERDICTS].tally(label).tree = boot.kernel.tree
 
     def pytest_report_header(self) -> list[str]:
         lines = [

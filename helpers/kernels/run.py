@@ -13,18 +13,21 @@ import selectors
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 from helpers.kernels.boot import Guest, without_interrupts
+from helpers.kernels.checks import check_kernel, check_message, check_reports
 from helpers.kernels.columns import Boot, Column
+from helpers.kernels.frames import Garbage
 from helpers.kernels.oops import last_words
 from helpers.kernels.parameters import part_of
-from helpers.kernels.schedule import Action, GuestState, Schedule
+from helpers.kernels.schedule import HANGS, Action, GuestState, Schedule
 from helpers.verdicts.kernel import Kernel
-from helpers.verdicts.reports import put_column
-from helpers.verdicts.session import Verdicts, is_parallel, needs_of
+from helpers.verdicts.reports import CONSOLE, put_column
+from helpers.verdicts.session import Verdicts, clause_of, is_parallel, needs_of
 from helpers.verdicts.tally import Tally
 
 
@@ -53,24 +56,38 @@ class Reports:
         self._seen: set[str] = set()
         self._reported = 0
 
-    def receive(self, boot: Boot, column: Column, reports: Iterable[dict[str, Any]]) -> int:
-        """Log a test's reports, as its worker serialized them. Return the number of failed ones."""
-        failures = 0
-        for data in reports:
-            report = self.config.hook.pytest_report_from_serializable(config=self.config, data=data)
-            failures += report.failed
+    def receive(
+        self, boot: Boot, column: Column, test: str, serialized: Iterable[dict[str, Any]]
+    ) -> int:
+        """Log a test's reports. Return the number of failed ones. Raises Garbage before any."""
+        decode = partial(self.config.hook.pytest_report_from_serializable, config=self.config)
+        clause = clause_of(self.items[test])
+        reports = check_reports(test, clause.id if clause else "", serialized, decode)
+        for report in reports:
             self._log(boot, column, report)
-        return failures
+        return sum(report.failed for report in reports)
 
-    def lose(self, boot: Boot, column: Column, test: str, text: str) -> None:
-        """Log a failure of a test whose guest died. ``text`` says how, and shows the console."""
+    def lose(
+        self,
+        boot: Boot,
+        column: Column,
+        test: str,
+        text: str,
+        console: Sequence[str] = (),
+        timeout: float = 0.0,
+    ) -> None:
+        """Log a failure of a test whose guest died. ``text`` says how, and ends the ``console``.
+
+        ``timeout`` are the seconds after which a guest that hangs was ended.
+        """
         item = self.items[test]
         common: dict[str, Any] = {"nodeid": test, "location": item.location, "keywords": {}}
         for report in (
             pytest.TestReport(**common, outcome="failed", longrepr=text, when="call"),
             pytest.TestReport(**common, outcome="passed", longrepr=None, when="teardown"),
         ):
-            self.verdicts.add_verdict(item, report, column.options)
+            self.verdicts.add_verdict(item, report, column.options, timeout)
+            CONSOLE.put(report, list(console))
             self._log(boot, column, report)
 
     def _log(self, boot: Boot, column: Column, report: pytest.TestReport) -> None:
@@ -180,11 +197,15 @@ class BootedRun:
         guest = self.guests[number]
         try:
             for message in guest.receive():
+                check_message(message, self.schedule.guests[number], self.collected.get(number))
                 self._carry_out(self._handle(number, *message))
                 if number not in self.guests:
                     return
         except EOFError:
             self._carry_out(self.schedule.died(number, "the kernel died", guest.console()))
+        except Garbage as found:
+            how = f"the guest sent garbage ({found})"
+            self._carry_out(self.schedule.died(number, how, guest.console()))
 
     def _handle(self, number: int, kind: str, *arguments: Any) -> list[Action]:
         """Tell the schedule what a worker said; worker.py lists the messages."""
@@ -199,7 +220,7 @@ class BootedRun:
             case "done":
                 return self.schedule.ready(number, now)
             case "column":
-                kernel = Kernel(**arguments[0])
+                kernel = check_kernel(arguments[0])
                 return self.schedule.loaded(
                     number, {} if state.part else self._learn(state, kernel)
                 )
@@ -210,8 +231,9 @@ class BootedRun:
             case "ended":
                 boot = self.boots[state.boot]
                 column = boot.columns[state.column]
-                failures = self.reports.receive(boot, column, arguments[1])
-                return self.schedule.ended(number, self.collected[number][arguments[0]], failures)
+                test = self.collected[number][arguments[0]]
+                failures = self.reports.receive(boot, column, test, arguments[1])
+                return self.schedule.ended(number, test, failures)
             case "failed":
                 return self.schedule.failed(number, arguments[0])
         raise AssertionError(f"the worker said {kind}")
@@ -291,7 +313,9 @@ class BootedRun:
                     boot = self.boots[place]
                     words = last_words(console, boot.kernel.tree)
                     text = f"{how} in this test. Its last words:\n{words}"
-                    self.reports.lose(boot, boot.columns[column], test, text)
+                    limit = boot.emulator.patience * self.reports.time_limit(test)
+                    timeout = limit if how == HANGS else 0.0
+                    self.reports.lose(boot, boot.columns[column], test, text, console, timeout)
                 case "break", place, column, reason:
                     if self.boots[place].columns[column].label not in self.refused:
                         self._tally(place, column).broken = reason

@@ -62,6 +62,8 @@ WORTH_A_BOOT = 200
 """Tests per guest from which on another guest of the same boot saves time."""
 WORTH_A_LOAD = 40
 """The least number of tests for which a second guest of a boot loads the same modules."""
+HANGS = "no sign of life for too long: the kernel hangs"
+"""How a guest died whose test did not end in time."""
 _SENT_AHEAD = 3
 """Tests that a guest has at least: the running one, the next one, one on the way."""
 
@@ -242,7 +244,7 @@ class Schedule:
         """Handle a passed deadline. A boot whose console is not silent gets another one."""
         guest = self.guests[number]
         if guest.column >= 0:
-            return self.died(number, "no sign of life for too long: the kernel hangs", console)
+            return self.died(number, HANGS, console)
         silent, boot = (self.patience(guest.boot) * each for each in (SILENT_SECONDS, BOOT_SECONDS))
         if console == guest.console:
             how = f"nothing on its console for {silent:.0f} s: the kernel hangs"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """--program: a booted kernel whose only process is the C program of the suite.
 
-The schedule, the columns and the reports are those of helpers/kernels, which sends the messages of
-helpers/kernels/worker.py. A guest translates them for helpers/program/guest.c.
+helpers/kernels schedules the tests, makes the columns and the reports, and sends the messages of
+helpers/kernels/worker.py. :class:`ProgramGuest` translates them for helpers/program/guest.c.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from helpers.guest import Mismatch
 from helpers.guest.assemble import built
 from helpers.kernels.boot import Guest, add_modules
 from helpers.kernels.columns import Boot
+from helpers.kernels.frames import Garbage
 from helpers.kernels.image import Cpio
 from helpers.kernels.packages import KernelError
 from helpers.kernels.parameters import given_to, settings_of
@@ -85,15 +86,21 @@ def _of_suite() -> Path:
 
 
 class ProgramGuest(Guest):
-    """A guest that runs the program. ``report`` makes the reports of a test, serialized."""
+    """A guest that runs the program. ``report`` makes the reports of a test, serialized.
+
+    A column is left after ``maxfail`` failures, as by helpers/kernels/worker.py; 0 means never.
+    """
 
     def __init__(
         self,
         boot: Boot,
         program: Program,
         report: Callable[[str, Kernel, str, Mismatch | None, str], list[dict[str, Any]]],
+        maxfail: int = 0,
     ) -> None:
         super().__init__(boot, program.image(boot))
+        self._maxfail = maxfail
+        self._failures = 0
         self._program = program
         self._report = report
         self._loaded: list[str] = []
@@ -115,7 +122,7 @@ class ProgramGuest(Guest):
     def _load(self, directory: int, modules: Sequence[str], settings: dict[str, str]) -> None:
         self._errors_said.clear()
         self._parameters.clear()
-        lines = [f"unload {name}" for name in reversed(self._loaded)]
+        lines = ["stop", *(f"unload {name}" for name in reversed(self._loaded))]
         lines += [f"load {directory} {name} {given_to(name, settings)}" for name in modules]
         numbers = " ".join(map(str, CAPABILITIES.values()))
         self._say(*lines, f"facts {numbers}")
@@ -128,7 +135,24 @@ class ProgramGuest(Guest):
         *lines, self._lines = (self._lines + self.read()).split(b"\n")
         for line in lines:
             word, _, rest = line.decode(errors="replace").partition(" ")
-            yield from self._translated(word, rest.split(_FS))
+            try:
+                yield from self._within_maxfail(self._translated(word, rest.split(_FS)))
+            except (AssertionError, LookupError, ValueError):
+                raise Garbage(f"no line of the program: {line[:80]!r}") from None
+
+    def _within_maxfail(self, messages: Iterator[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
+        """Pass messages on. Leave out those of tests that were sent before the column was left."""
+        for message in messages:
+            is_left = 0 < self._maxfail <= self._failures
+            if message[0] == "column":
+                self._failures = 0
+            elif is_left and message[0] in ("begin", "ended", "done"):
+                continue
+            yield message
+            if message[0] == "ended":
+                self._failures += sum(report["outcome"] == "failed" for report in message[2])
+                if 0 < self._maxfail <= self._failures:
+                    yield ("done",)
 
     def _translated(self, word: str, fields: list[str]) -> Iterator[tuple[Any, ...]]:
         match word, fields:

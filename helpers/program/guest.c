@@ -5,6 +5,7 @@
  * The host sends commands by line, and this process answers, one or more lines
  * each; fields are separated by FS. helpers/program/booted.py is the other end.
  *
+ *	stop				close the VMs that wait for a next test
  *	load DIRECTORY NAME PARAMETERS	"error REASON" if the module is refused
  *	unload NAME			"error REASON" if the module stays
  *	facts CAPABILITY...		"facts" and what the host asks of the kernel
@@ -259,6 +260,8 @@ static void be_init(void)
 			tell_facts(argument);
 		else if (!strncmp(command, "run ", 4) && atoi(argument) < NR_TESTS)
 			run_one(atoi(argument));
+		else if (!strcmp(command, "stop"))
+			stop_runner();
 		else if (!strcmp(command, "end")) {
 			stop_runner();
 			say("done");

@@ -26,7 +26,7 @@ from helpers.verdicts.reports import Verdict
 from helpers.verdicts.tally import CLAUSE_STATES, Tally
 
 TEMPLATES = Path(__file__).with_name("templates")
-OUTCOMES = ("failed", "error", "xfailed", "passed", "skipped")
+OUTCOMES = ("failed", "timeout", "error", "xfailed", "passed", "skipped")
 
 
 class Writer:
@@ -100,6 +100,8 @@ class Writer:
         number = self._numbers.setdefault(key, str(len(self._numbers)))
         # No markup inside of a cell: pytest-html unfolds the parent of the element clicked.
         test = Markup('<td class="col-testId">{}</td>').format(phase.name)
+        if phase.outcome == "timeout":
+            outcome = '<td class="col-result">Timeout</td>'
         clause = Markup('<td class="col-clause" data-test="{}" data-deviation="{}">{}</td>').format(
             number, verdict.deviation, verdict.clause
         )

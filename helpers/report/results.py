@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Result files: the verdicts of one kernel, to be committed, diffed and compared.
 
-    {"kernel": {"release": "6.12.9", "vendor": "kvm_amd", "parameters": {"kvm_amd.avic": "N"}},
+    {"kernel": {"release": "6.12.9", "vendor": "kvm_amd", "processor": "AMD EPYC 9654",
+                "parameters": {"kvm_amd.avic": "N"}},
      "results": {"test_flags.py": {"test_undefined_flag_is_rejected": {"[bit1]": "passed"}}}}
 
 File, function and parameters make the node id of a test. Each verdict has a line of its own, so
@@ -22,7 +23,7 @@ from helpers.spec.parameters import PARAMETERS
 from helpers.verdicts.kernel import Kernel
 from helpers.verdicts.session import SUITES
 
-RANKS = {"passed": 0, "xfailed": 1, "skipped": 2, "failed": 3, "error": 3}
+RANKS = {"passed": 0, "xfailed": 1, "skipped": 2, "failed": 3, "timeout": 3, "error": 3}
 """Outcomes, from best to worst."""
 
 GROUPS = ("worse", "better", "changed", "new", "gone")
@@ -48,6 +49,17 @@ class RecordedVerdicts:
     verdicts: Mapping[str, str]
 
 
+def file_name(kernel: Kernel, column: str) -> str:
+    """Return the name of a kernel's file, which names the processor unless it is an AMD.
+
+    ``column`` is the label of a booted kernel; empty for the running kernel.
+    """
+    booted, space, settings = column.partition(" ")
+    processor = "-intel" * (kernel.vendor == "kvm_intel")
+    stem = f"{booted.removesuffix(processor)}{processor}{space}{settings}"
+    return f"{stem if column else kernel.release}.json"
+
+
 def serialize(kernel: Kernel, verdicts: Mapping[str, str]) -> str:
     """Return the text of a result file."""
     tests: dict[str, dict[str, dict[str, str]]] = {}
@@ -56,7 +68,10 @@ def serialize(kernel: Kernel, verdicts: Mapping[str, str]) -> str:
         name, bracket, parameters = test.partition("[")
         tests.setdefault(file, {}).setdefault(name, {})[bracket + parameters] = verdict
     given = {name: kernel.parameters[name] for name in PARAMETERS if name in kernel.parameters}
-    facts = {"release": kernel.release, "vendor": kernel.vendor, "parameters": given}
+    facts = {
+        **{"release": kernel.release, "vendor": kernel.vendor, "processor": kernel.cpu},
+        "parameters": given,
+    }
     # Indentation would be a tenth of the file.
     return json.dumps({"kernel": facts, "results": tests}, indent=0, sort_keys=True) + "\n"
 

@@ -44,8 +44,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Check the options before a kernel is fetched or booted, and register the plugin."""
     option = config.option
-    if not (option.results or option.compare) or option.collectonly:
+    if (option.results is None and option.compare is None) or option.collectonly:
         return
+    for name in ("results", "compare"):
+        if getattr(option, name) == "":
+            raise pytest.UsageError(f"--{name}= is empty: name a file")
     if hasattr(config, "workerinput"):
         config.pluginmanager.register(DeselectionRelay(config), "kvm-deselection-relay")
         return
@@ -131,7 +134,7 @@ class ResultsPlugin:
             if tally.kernel is None:
                 raise NoResults("the kernel did not report its release")
             if not _is_file(path):
-                path /= f"{tally.column or tally.kernel.release}.json"
+                path /= results.file_name(tally.kernel, tally.column)
             elif kernels > 1:
                 raise NoResults(_ONE_KERNEL)
             self._require_whole(path, tally)

@@ -11,7 +11,7 @@ from typing import Any
 
 from helpers.report.details import Details
 from helpers.verdicts.reports import Verdict
-from helpers.verdicts.tally import Tally
+from helpers.verdicts.tally import FAILURES, Tally
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class JudgedRun:
     @property
     def failing(self) -> list[str]:
         """The columns with failures."""
-        return [tally.column for tally in self.tallies if tally.totals.keys() & {"failed", "error"}]
+        return [tally.column for tally in self.tallies if tally.totals.keys() & FAILURES]
 
     @property
     def known_failures(self) -> int:

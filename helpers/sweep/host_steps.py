@@ -19,6 +19,7 @@ from helpers.apic.host import (
     after_events,
     after_mp_state,
     after_register,
+    deliverable,
 )
 from helpers.apic.ioapic import EoiFilter, Ioapic
 from helpers.apic.lapic import APIC_BASE_BSP, SVR_ENABLE, SVR_RESET
@@ -198,6 +199,8 @@ class HostSteps(MessageSteps):
         cpu, before = self.nth(nth), self.look()
         is_forced = cpu.apic_mode is ApicMode.X2APIC and apic_mode is ApicMode.XAPIC
         old = self.vcpu(cpu.index, before[cpu.index])
+        if self._would_take(replace(old, apic_mode=apic_mode)):
+            return
         cpu.apic_mode = apic_mode
         if is_forced and not self.switches.x2apics_keep_their_ids:
             # Such a kernel leaves the xAPIC ID and the LAPIC map as they were (052c3b99cbc8).
@@ -231,10 +234,16 @@ class HostSteps(MessageSteps):
             new = replace(new, mp_state=MpState.RUNNABLE)
         self.expect_changes("KVM_SET_SREGS", before, {cpu.index: new})
 
-    def _stops_the_vcpu(self, vcpu: VcpuState, tpr: int) -> bool:
-        """Return whether the vCPU of some kernels cannot run with the new TPR."""
+    def _goes_wrong(self, vcpu: VcpuState, tpr: int) -> bool:
+        """Return whether the vCPU of some kernels runs wrongly, or not at all, with the new TPR."""
         is_lowered = vcpu.apic_mode is ApicMode.DISABLED and tpr < vcpu.tpr
-        return is_lowered and not self.switches.disabled_lapics_run
+        stops = is_lowered and not self.switches.disabled_lapics_run
+        return stops or self._would_take(replace(vcpu, tpr=tpr))
+
+    def _would_take(self, vcpu: VcpuState) -> bool:
+        """Return whether the vCPU of some kernels takes vectors although the LAPIC is disabled."""
+        holds = vcpu.hardware_enabled or self.switches.disabled_lapics_hold
+        return not holds and bool(deliverable(replace(vcpu, apic_mode=ApicMode.XAPIC)))
 
     @WITH_VCPUS
     @step(nth=NTH, cr8=draws.CR8, contents=CONTENT)
@@ -244,7 +253,7 @@ class HostSteps(MessageSteps):
         old = self.vcpu(cpu.index, before[cpu.index])
         sregs = cpu.vcpu.get_sregs()
         expect("CR8", sregs.cr8, old.tpr >> 4)
-        if self._stops_the_vcpu(old, cr8 << 4):
+        if self._goes_wrong(old, cr8 << 4):
             return
         sregs.cr8 = cr8
         cpu.vcpu.set_sregs(sregs)
@@ -258,7 +267,7 @@ class HostSteps(MessageSteps):
         cpu, before = self.nth(nth), self.look()
         old = self.vcpu(cpu.index, before[cpu.index])
         register, value = write
-        if register is Register.TPR and self._stops_the_vcpu(old, value):
+        if register is Register.TPR and self._goes_wrong(old, value):
             return
         page = before[cpu.index].lapic.copy()
         page[register] = value

@@ -7,7 +7,7 @@ after each other step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hypothesis import strategies as st
@@ -24,7 +24,7 @@ from helpers.apic.lapic import (
     SVR_SUPPRESS_EOI,
     VERSION_SUPPRESSES_EOI,
 )
-from helpers.apic.topology import MpState, VcpuState
+from helpers.apic.topology import MpState, Topology, VcpuState
 from helpers.guest import Cpu, Snapshot, expect
 from helpers.guest.ledger import IA32_APIC_BASE
 from helpers.sweep.draws import NTH, REGISTER_WRITE
@@ -34,6 +34,9 @@ from helpers.sweep.sequence import step
 __tracebackhide__ = True  # A failure's traceback ends at the line of the test.
 
 NMI_VECTOR = 2
+
+Write = Callable[[VcpuState], VcpuState]
+"""Prepare a write of the guest; return the state of the vCPU after the write."""
 
 # The APIC modes that a guest may switch to (Intel SDM vol. 3, "x2APIC State Transitions").
 _SWITCHES = {
@@ -63,25 +66,22 @@ class AnySequence(IrqchipSteps):
     def run_guest(self, cpu: Cpu) -> None:
         self._take(cpu)
 
-    def _take(self, cpu: Cpu, tpr: int | None = None) -> None:
-        """Do as :meth:`run_guest`. ``tpr``: a value that the guest first writes to TPR."""
+    def _take(self, cpu: Cpu, write: Write | None = None, what: str = "running") -> None:
+        """Do as :meth:`run_guest`. ``write``: what the guest first writes."""
         self.lower_lines()
         before = self.look()
-        topology = self.topology(before)
-        vcpu = topology.vcpus[cpu.index]
+        vcpu = self.topology(before).vcpus[cpu.index]
         self._wake(cpu, vcpu)
-        if tpr is not None:
-            vcpu = replace(vcpu, tpr=tpr)
-            cpu.prepare_write(Register.TPR, tpr)
-            topology = topology.with_vcpu(cpu.index, vcpu)
+        if write:
+            vcpu = write(vcpu)
         smis = self.machine.smis_handled
         records, exits = cpu.take_with_exits()
-        if not records and (vcpu.shadow or tpr is not None):
+        if not records and (vcpu.shadow or write):
             # kvm_pvm looks for interrupts when the vCPU is entered, and not while it runs.
             records, exits = cpu.take_with_exits()
         self._note_map_builds()
-        eois, routes = self.hidden.eois[cpu.index], self.level_routes()
-        entry = Entry(topology, cpu.index, eois, routes, self.ioapic, self.switches)
+        topology = self.topology(before).with_vcpu(cpu.index, vcpu)
+        entry = self._entry(cpu, topology, taken=bool(records))
         handled = 0 if vcpu.smm else vcpu.smi
         expect("SMIs handled", self.machine.smis_handled - smis, handled)
         taken = [record.vector for record in records]
@@ -100,8 +100,20 @@ class AnySequence(IrqchipSteps):
         )
         changes = dict(enumerate(entry.topology.vcpus))
         self.learn_sent()
-        self.expect_changes("running", before, changes | {cpu.index: new})
-        self.expect_ioapic("running")
+        self.expect_changes(what, before, changes | {cpu.index: new})
+        self.expect_ioapic(what)
+
+    def _entry(self, cpu: Cpu, topology: Topology, taken: bool) -> Entry:
+        """Return the entry of a vCPU that has taken vectors, or has not.
+
+        A processor with APICv looks at a LAPIC that is enabled again at once, KVM after an event.
+        """
+        overlooked = self.hidden.overlooked
+        if taken:
+            overlooked.discard(cpu.index)
+        eois, routes = self.hidden.eois[cpu.index], self.level_routes()
+        is_overlooked = cpu.index in overlooked
+        return Entry(topology, cpu.index, eois, routes, self.ioapic, self.switches, is_overlooked)
 
     def _wake(self, cpu: Cpu, vcpu: VcpuState) -> None:
         """Make a vCPU runnable that KVM_RUN would put to sleep."""
@@ -133,14 +145,9 @@ class AnySequence(IrqchipSteps):
     ) -> None:
         """Hold the machine to the model after the guest's write of a register."""
         self.expect_changes(what, before, {cpu.index: new}, {cpu.index: page})
-        self._scan(cpu)
-
-    def _scan(self, cpu: Cpu) -> None:
-        """Scan the routes if the guest has rebuilt the map, as KVM does in the same KVM_RUN."""
         self._note_map_builds()
-        eois, topology = self.hidden.eois[cpu.index], self.topology(self.look())
-        if eois.is_due:
-            Entry(topology, cpu.index, eois, self.level_routes(), self.ioapic, self.switches)
+        # KVM scans the routes in the same KVM_RUN if the guest has rebuilt the map.
+        self._entry(cpu, self.topology(self.look()), taken=False)
 
     @precondition(lambda self: self.in_probe())
     @step(nth=NTH, which=st.integers(0, 1))
@@ -148,13 +155,14 @@ class AnySequence(IrqchipSteps):
         """Switch the APIC mode by WRMSR of IA32_APIC_BASE."""
         cpu = self.nth(nth, self.in_probe())
         self._take(cpu)
-        before = self.look()
-        old = self.vcpu(cpu.index, before[cpu.index])
-        mode = _SWITCHES[old.apic_mode][which % len(_SWITCHES[old.apic_mode])]
-        base = cpu.apic_base & ~(APIC_BASE_ENABLE | APIC_BASE_X2APIC)
-        cpu.wrmsr(IA32_APIC_BASE, base | mode.value)
-        self.expect_changes("WRMSR", before, {cpu.index: self.switched(cpu, old, mode)})
-        self._scan(cpu)
+
+        def write(old: VcpuState) -> VcpuState:
+            mode = _SWITCHES[old.apic_mode][which % len(_SWITCHES[old.apic_mode])]
+            base = cpu.apic_base & ~(APIC_BASE_ENABLE | APIC_BASE_X2APIC)
+            cpu.prepare_wrmsr(IA32_APIC_BASE, base | mode.value)
+            return self.switched(cpu, old, mode)
+
+        self._take(cpu, write, "WRMSR")
 
     @precondition(lambda self: self._with_registers())
     @step(nth=NTH, write=REGISTER_WRITE)
@@ -166,7 +174,12 @@ class AnySequence(IrqchipSteps):
             return  # An x2APIC's ID and LDR cannot be written, and there is no DFR.
         self._take(cpu)
         if register is Register.TPR:
-            self._take(cpu, tpr=value)
+
+            def write_tpr(old: VcpuState) -> VcpuState:
+                cpu.prepare_write(Register.TPR, value)
+                return replace(old, tpr=value)
+
+            self._take(cpu, write_tpr)
             return
         before = self.look()
         page = before[cpu.index].lapic

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ _COMPLAINT = re.compile(
 # FILE:LINE at FUNCTION+OFFSET/SIZE [MODULE], CPU#0: COMM/PID". gcc appends ".isra.0" to a function.
 _WARNING_IN = re.compile(r"WARNING: .*?\b(\w+)(?:\.\w+)*\+0x[0-9a-f]+/0x[0-9a-f]+")
 _TRACE = "Call Trace:"
+_RECENT = 400
 
 
 def normalized(complaints: Sequence[str]) -> str:
@@ -44,9 +46,11 @@ class KernelLog:
     A WARN_ON_ONCE logs once per boot, or once per load of its module. Each complaint re-arms all of
     them, so that the next test that raises a WARNING shows it. ``muted`` is True where a WARNING
     was logged and debugfs does not let this user re-arm: a silent kernel then proves nothing.
+    ``recent`` are the last lines that were read, for a log of a failed test.
     """
 
     def __init__(self, path: str = "/dev/kmsg") -> None:
+        self.recent: deque[str] = deque(maxlen=_RECENT)
         # Open for the whole run: opening the file takes several times as long as reading.
         self._taint_fd = _open(TAINT)
         self._taint = self._read_taint()
@@ -112,6 +116,7 @@ class KernelLog:
                 break  # Some containers have /dev/null in place of the kernel log.
             # A record is "priority,sequence,time,flags;text", then lines of " KEY=value".
             lines.append(record.partition(";")[2].split("\n", 1)[0])
+        self.recent += lines
         return lines
 
     def _read_taint(self) -> int:

@@ -16,6 +16,7 @@ import pytest
 from helpers.kvm import MissingPart
 from helpers.verdicts.judge import explanation
 from helpers.verdicts.kernel import running_kernel
+from helpers.verdicts.reports import outcome_of
 from helpers.verdicts.session import VERDICTS, Verdicts, deviations_of, judges_suites, skip
 
 
@@ -34,6 +35,11 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(MissingParts(), "kvm-missing-parts")
     if not verdicts.strict:
         config.pluginmanager.register(ExpectedInOneLine(), "kvm-expected-in-one-line")
+
+
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """Tell a test that timed out from other failures: T and TIMED OUT."""
+    return ("failed", "T", "TIMED OUT") if outcome_of(report) == "timeout" else None
 
 
 _MOST_WORKERS = 8

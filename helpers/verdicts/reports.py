@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Carried(Generic[T]):
-    """An attribute of test reports. ``T`` is plain data: dicts, lists, strings and numbers."""
+    """An attribute of test reports. ``T`` is plain data: dicts, lists, strings, bytes, numbers."""
 
     def __init__(self, name: str) -> None:
         self._name = f"kvm_{name}"
@@ -32,7 +32,8 @@ class Verdict(NamedTuple):
 
     ``clause`` is the id of a clause. ``deviation`` is the id of the known deviation that the test
     showed, or, with ``backport``, did not show. ``note`` is for the reader. ``repeat`` is the
-    command that repeats the test.
+    command that repeats the test. ``timeout`` is the time limit in seconds that ended the test; 0
+    for a test that ended by itself.
     """
 
     clause: str
@@ -40,8 +41,11 @@ class Verdict(NamedTuple):
     backport: bool = False
     note: str = ""
     repeat: str = ""
+    timeout: float = 0.0
 
 
+CONSOLE = Carried[list[str]]("console")
+"""The whole console of a kernel that died in a test."""
 _COLUMN = Carried[str]("column")
 _VERDICT = Carried[dict[str, Any]]("verdict")
 
@@ -75,9 +79,11 @@ def skip_reason_of(report: pytest.TestReport) -> str:
 
 
 def outcome_of(report: pytest.TestReport) -> str:
-    """Return passed, failed, error, skipped or xfailed."""
+    """Return passed, failed, timeout, error, skipped or xfailed."""
     if hasattr(report, "wasxfail"):
         return "xfailed"
+    if report.failed and (verdict := verdict_of(report)) and verdict.timeout:
+        return "timeout"
     if report.failed and report.when != "call":
         return "error"
     return str(report.outcome)

@@ -15,6 +15,7 @@ from helpers.guest import Mismatch, journal
 from helpers.kvm.ioctl import trace
 from helpers.spec import DEVIATIONS, KERNEL_LOG, Clause, Deviation
 from helpers.spec.kernels import DEFAULT_KERNEL
+from helpers.verdicts import timeouts
 from helpers.verdicts.judge import explanation, judge
 from helpers.verdicts.kernel import (
     Kernel,
@@ -36,6 +37,9 @@ from helpers.verdicts.tally import Result, Tally
 
 VERDICTS = pytest.StashKey["Verdicts"]()
 """The key of the session's verdicts in ``config.stash``."""
+
+CANNOT_RUN = pytest.StashKey[str]()
+"""The key of the reason why this machine cannot run the tests in ``config.stash``."""
 
 REPEAT = pytest.StashKey[list[str]]()
 """The key of the arguments that repeat a test in ``item.stash``; absent: the node id repeats it."""
@@ -126,6 +130,7 @@ class Verdicts:
             try:
                 require_testable()
             except Untestable as reason:
+                self.config.stash[CANNOT_RUN] = str(reason)
                 raise pytest.UsageError(str(reason)) from None
             self.tally("").kernel = running_kernel()
 
@@ -149,6 +154,7 @@ class Verdicts:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         journal.clear()
         trace.clear()
+        self.log.recent.clear()
         for name, value in needs_of(item).items():
             found = running_kernel().parameters.get(name)
             if found is None:
@@ -212,6 +218,8 @@ class Verdicts:
             if self.reloaded_with:
                 note = f"judged with {self.reloaded_with}\n{note}".strip()
             verdict = verdict._replace(deviation=deviation, backport=backport, note=note)
+        if call.excinfo and (seconds := timeouts.seconds_of(call.excinfo.value)):
+            verdict = _timed_out(item, call.excinfo.value, report, verdict, seconds)
         if report.failed:
             report.sections.append(("KVM_SIGNAL_MSI", explain(clause, verdict)))
         put_verdict(report, verdict)
@@ -223,11 +231,19 @@ class Verdicts:
         return Verdict(clause.id, repeat=shlex.join(["pytest", *tests, *options]))
 
     def add_verdict(
-        self, item: pytest.Item, report: pytest.TestReport, kernel_options: Sequence[str]
+        self,
+        item: pytest.Item,
+        report: pytest.TestReport,
+        kernel_options: Sequence[str],
+        timeout: float = 0.0,
     ) -> None:
-        """Attach a verdict to a report that no test made, because the kernel under test died."""
+        """Attach a verdict to a report that no test made, because the kernel died or hangs.
+
+        ``timeout`` are the seconds after which the host ended a kernel that hangs.
+        """
         if clause := clause_of(item):
-            put_verdict(report, self._verdict(item, clause, kernel_options))
+            verdict = self._verdict(item, clause, kernel_options)
+            put_verdict(report, verdict._replace(timeout=timeout))
 
     # --- counting ---------------------------------------------------------------------------------
 
@@ -253,7 +269,8 @@ class Verdicts:
     def insert(self, column: str, after: str) -> None:
         """Add the tally of a column behind another column's."""
         tallies = list(self.tallies.values())
-        tallies.insert(list(self.tallies).index(after) + 1, Tally(column))
+        place = list(self.tallies).index(after)
+        tallies.insert(place + 1, Tally(column, tree=tallies[place].tree))
         self.tallies = {tally.column: tally for tally in tallies}
         self.has_added = True
 
@@ -295,6 +312,22 @@ def _never_reloaded(_: str) -> str:
 def skip(reason: str) -> NoReturn:
     """Skip the running test. The report names the test's place, as pytest's marks do."""
     raise pytest.skip.Exception(reason, _use_item_location=True)
+
+
+def _timed_out(
+    item: pytest.Item,
+    error: BaseException,
+    report: pytest.TestReport,
+    verdict: Verdict,
+    seconds: float,
+) -> Verdict:
+    """Return the verdict on a test that its time limit ended; add the vCPUs to the report."""
+    fixtures = item.funcargs.values() if isinstance(item, pytest.Function) else ()
+    if vcpus := timeouts.describe_vcpus(error, fixtures):
+        report.sections.append(("vCPUs at the timeout", vcpus))
+    if crash := getattr(report.longrepr, "reprcrash", None):
+        crash.message = timeouts.text(seconds)
+    return verdict._replace(timeout=seconds)
 
 
 def explain(clause: Clause, verdict: Verdict) -> str:

@@ -6,10 +6,13 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from helpers.spec import CLAUSES, LEVELS
 from helpers.verdicts.kernel import Kernel
 
+FAILURES = frozenset({"failed", "timeout", "error"})
+"""The outcomes that fail a run."""
 CLAUSE_STATES = ("holds", "deviates", "broken", "not tested")
 
 
@@ -17,9 +20,9 @@ CLAUSE_STATES = ("holds", "deviates", "broken", "not tested")
 class Result:
     """One test's result.
 
-    ``outcome`` is passed, failed, error, skipped or xfailed. ``deviation`` is the id of the known
-    deviation that the test showed, or, with ``backport``, did not show. ``reason`` is why the test
-    was skipped.
+    ``outcome`` is passed, failed, timeout, error, skipped or xfailed. ``deviation`` is the id of
+    the known deviation that the test showed, or, with ``backport``, did not show. ``reason`` is why
+    the test was skipped.
     """
 
     outcome: str
@@ -38,13 +41,15 @@ class Tally:
     """One kernel's results.
 
     ``column`` names the kernel in a run over several kernels. ``kernel`` is None until the kernel
-    has reported the facts. ``broken`` is the reason why some or all tests could not be run.
-    ``left`` is the number of tests not run after --maxfail-each failures. ``results`` is
-    {node id: result}, ``outcomes`` {clause id: {outcome: number of tests}}.
+    has reported the facts. ``tree`` is the kernel's build tree, where there is one. ``broken`` is
+    the reason why some or all tests could not be run. ``left`` is the number of tests not run after
+    --maxfail-each failures. ``results`` is {node id: result}, ``outcomes`` {clause id: {outcome:
+    number of tests}}.
     """
 
     column: str = ""
     kernel: Kernel | None = None
+    tree: Path | None = None
     broken: str = ""
     left: int = 0
     results: dict[str, Result] = field(default_factory=dict)
@@ -89,7 +94,7 @@ class Tally:
         One failure makes a clause broken, else one known deviation makes the clause deviate.
         """
         outcomes = self.outcomes.get(clause, Counter())
-        if "failed" in outcomes or "error" in outcomes:
+        if outcomes.keys() & FAILURES:
             return "broken"
         if "xfailed" in outcomes:
             return "deviates"

@@ -67,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--cpu", choices=MODULES, default="amd", help="emulated; default: amd")
     parser.add_argument(
+        "--program",
+        type=Path,
+        metavar="FILE",
+        help="judge by this program of python -m helpers.program first, by Python what it lets "
+        "through",
+    )
+    parser.add_argument(
         "--jobs",
         type=int,
         default=len(os.sched_getaffinity(0)),
@@ -80,6 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--new", action="store_true", help="judge only mutants that have no row in the report"
     )
+    _add_random(parser)
+    parser.add_argument("--list", action="store_true", help="list the mutants and exit")
+    return parser
+
+
+def _add_random(parser: argparse.ArgumentParser) -> None:
+    """Add the options of mutants that a seed chooses."""
     parser.add_argument(
         "--random", type=int, metavar="NUM", help="judge NUM mutants that a seed chooses"
     )
@@ -90,8 +104,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick", action="store_true", help="run few parameters of each test on random mutants"
     )
-    parser.add_argument("--list", action="store_true", help="list the mutants and exit")
-    return parser
 
 
 def _judge_random(given: argparse.Namespace) -> int:
@@ -123,7 +135,7 @@ def _judge_all(every: Sequence[Mutant], given: argparse.Namespace) -> int:
     begun = time.monotonic()
     for batch in batches([mutant for mutant in chosen if mutant.id in modules]):
         given_to = [*options, *_apicv(given.cpu, batch[0].apicv)]
-        results |= judge(tree.name, modules, batch, given_to)
+        results |= judge(tree.name, modules, batch, given_to, given.program)
         for mutant in batch:
             cells[mutant.id] = results[mutant.id].cell(mutant.clause)
             log(f"{mutant.id}: {cells[mutant.id]}")

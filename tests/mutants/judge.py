@@ -64,14 +64,26 @@ def batches(chosen: Sequence[Mutant]) -> list[list[Mutant]]:
 
 
 def judge(
-    kernel: str, modules: Mapping[str, Path], batch: Sequence[Mutant], options: Sequence[str]
+    kernel: str,
+    modules: Mapping[str, Path],
+    batch: Sequence[Mutant],
+    options: Sequence[str],
+    program: Path | None = None,
 ) -> dict[str, MutantResult]:
     """Return {mutant id: MutantResult}; ``modules`` has the directory of each mutant's modules.
 
-    The tests of a mutant's clause run first. If none of them fails, the whole suite runs until the
-    first failure.
+    The tests of a mutant's clause run first, as C if there is a ``program``. If none of them fails,
+    they run in Python, and then the whole suite until the first failure.
     """
     clauses = {mutant.id: mutant.clause for mutant in batch}
+    caught = {}
+    if program:
+        by_program = [*options, f"--program={program}"]
+        results = run(kernel, {id: modules[id] for id in clauses}, clauses, by_program)
+        caught = {id: found for id, found in results.items() if found.failures and not found.error}
+        clauses = {id: clause for id, clause in clauses.items() if id not in caught}
+    if not clauses:
+        return caught
     # A kernel that dies in every test would cost a boot per test.
     leave = ["--maxfail-each=1"] if any(mutant.alone for mutant in batch) else []
     results = run(kernel, {id: modules[id] for id in clauses}, clauses, [*options, *leave])
@@ -83,7 +95,7 @@ def judge(
     if missed:
         once = [*options, "--maxfail-each=1"]
         results |= run(kernel, {id: modules[id] for id in missed}, {}, once)
-    return results
+    return caught | results
 
 
 @dataclass(frozen=True)

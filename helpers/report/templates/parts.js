@@ -2,6 +2,8 @@
 // Parts (see html.py), and functions that rows.js and matrix.js share.
 "use strict";
 
+document.documentElement.lang = "en";
+
 customElements.define("kvm-part", class extends HTMLElement {
   connectedCallback() {
     if (this.hasChildNodes() || this.closest(".extras-row.hidden")) return;

@@ -17,8 +17,10 @@
     const [key, value] = linked();
     const words = wordsOf(search);
     let shown = 0;
+    for (const head of document.querySelectorAll("th.sortable")) head.tabIndex = 0;
     for (const row of rows()) {
       const text = row.querySelector(".collapsible").textContent.toLowerCase();
+      row.querySelector(".collapsible").tabIndex = 0;
       row.hidden = !(words.every((word) => text.includes(word))
         && (!key || key === "test" || matchesLink(row)));
       shown += !row.hidden;
@@ -50,6 +52,17 @@
     event.stopPropagation();
     fold(row);
   }, true);
+
+  // pytest-html has no keys.
+  document.addEventListener("keydown", (event) => {
+    const isKey = event.key === "Enter" || event.key === " ";
+    if (!isKey || !event.target.matches("tr.collapsible, th.sortable")) return;
+    event.preventDefault();
+    event.target.click();
+  });
+  for (const box of document.querySelectorAll("input.filter")) {
+    box.ariaLabel = box.dataset.testResult;
+  }
 
   // pytest-html replaces the whole table whenever it draws.
   new MutationObserver(filter).observe(document.body, { childList: true });

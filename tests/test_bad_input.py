@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Bad input is one clear line and an exit code that is not 0; nothing is lost or left behind.
+
+The table of options and files that are nonsense, damaged or not writable. Other tests of bad input
+stand beside what they are about: test_compare.py, test_results.py, test_kernels.py,
+test_parameters.py, test_channel.py. test_booted_kernels.py has a machine without QEMU,
+test_kernels.py one without apt, test_untestable.py one without gcc. Nothing calls sudo.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from helpers.kernels.locate import resolve
+from helpers.kernels.modules import Modules
+from helpers.kernels.packages import KernelError
+from tests.copy_of_the_suite import Suite, run_pytest
+
+HOLDS = "@clause('msi.flags')\ndef test_it():\n    pass\n"
+GARBAGE = random.Random(20).randbytes(5000)
+
+
+@pytest.fixture(scope="module")
+def holding(tmp_path_factory) -> Suite:
+    """A suite of one test that passes, beside files that are none of its own."""
+    suite = Suite(tmp_path_factory.mktemp("bad") / "suite")
+    suite.add(HOLDS)
+    (suite.path / "garbage").write_bytes(GARBAGE)
+    (suite.path / "directory").mkdir()
+    (suite.path / "modules").mkdir()
+    (suite.path / "modules/kvm.ko").write_bytes(b"\x7fELF" + GARBAGE)
+    (suite.path / "modules/kvm-amd.ko").touch()
+    return suite
+
+
+def left_behind(suite: Suite) -> set[str]:
+    return {file.name for file in suite.path.iterdir()} - {"__pycache__"}
+
+
+@pytest.mark.timeout(600)  # the package lists may have to be fetched
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (["--html="], "--html= is empty: name a file"),
+        (["--html=directory"], "--html=directory: Is a directory"),
+        (["--html=/proc/no/report.html"], "--html=/proc/no/report.html: No such file or directory"),
+        (["--html=garbage/report.html"], "--html=garbage/report.html: File exists"),
+        (["--junitxml="], "--junitxml= is empty: name a file"),
+        (["--junitxml=directory"], "--junitxml must be a filename, given: directory"),
+        (["--junitxml=/proc/no/x.xml"], "--junitxml=/proc/no/x.xml: No such file or directory"),
+        (["--results="], "--results= is empty: name a file"),
+        (["--results=/proc/no/a.json"], "--results=/proc/no/a.json: cannot make the directory"),
+        (["--compare="], "--compare= is empty: name a file"),
+        (["--kernel=garbage"], "garbage is no bzImage"),
+        (["--kernel=directory"], "directory is no built x86 kernel tree"),
+        (["--kernel=6.12", "--kvm-modules=modules"], "kvm.ko is no kernel module"),
+        (["-o", "minversion=99.0"], "pytest.ini: 'minversion' requires pytest-99.0, actual"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_nonsense_is_one_line_and_leaves_nothing(holding, options, says):
+    before = left_behind(holding)
+    run = holding.run(*options)
+    [line] = [line for line in run.output.splitlines() if line]
+    assert line.startswith("ERROR: ")
+    assert says in line
+    assert run.exit_code == pytest.ExitCode.USAGE_ERROR
+    assert left_behind(holding) == before
+
+
+@pytest.mark.parametrize(
+    "option, says",
+    [
+        ("--maxfail-each=-1", "argument --maxfail-each: '-1' is no number"),
+        ("--nonsense", "unrecognized arguments: --nonsense"),
+    ],
+)
+def test_nonsense_that_argparse_refuses_is_named(holding, option, says):
+    run = holding.run(option)
+    assert run.lines_with(f"error: {says}")
+    assert run.exit_code == pytest.ExitCode.USAGE_ERROR
+
+
+# --- kernels and modules --------------------------------------------------------------------------
+
+
+def bzimage(version: bytes) -> bytes:
+    """Return the head of a bzImage with this version."""
+    head = bytearray(0x400)
+    head[0x202:0x206] = b"HdrS"
+    head[0x20E:0x210] = (0x100).to_bytes(2, "little")
+    return bytes(head[:0x300]) + version
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"", "no bzImage"),
+        (bzimage(b"6.12")[:0x207], "no bzImage"),
+        (bzimage(b""), "damaged bzImage: it does not name its release"),
+        (bzimage(b" \0"), "damaged bzImage"),
+        (bzimage(b"\xff\xfe\0"), "damaged bzImage"),
+        (bzimage(b"../../etc\0"), "damaged bzImage"),
+    ],
+    ids=["empty", "cut-off", "no-version", "blank", "binary", "path"],
+)
+def test_damaged_kernel_is_one_line(tmp_path, content, says):
+    (tmp_path / "bzImage").write_bytes(content)
+    with pytest.raises(KernelError, match=says) as raised:
+        resolve(str(tmp_path / "bzImage"))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("suffix", [".xz", ".gz", ".zst"])
+@pytest.mark.parametrize("content", [b"", GARBAGE, gzip.compress(GARBAGE)[:100]], ids=len)
+def test_damaged_module_is_one_line(tmp_path, suffix, content):
+    if suffix == ".gz" and not content:
+        pytest.skip("an empty .gz is the compression of nothing")
+    (tmp_path / f"kvm.ko{suffix}").write_bytes(content)
+    with pytest.raises(KernelError, match="cannot be read") as raised:
+        Modules(tmp_path)["kvm"]
+    assert "\n" not in str(raised.value)
+
+
+# --- the disk -------------------------------------------------------------------------------------
+
+ISOLATED = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+@pytest.fixture
+def mounted() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run pytest where ``mount`` has been run, which other processes do not see."""
+    if subprocess.run([*ISOLATED, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespace to be had: unshare --user --mount fails")
+
+    def run(suite: Suite, mount: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = f'{mount}\n"$0" -m pytest suites -p no:benchmark "$@"'
+        return subprocess.run(
+            [*ISOLATED, "sh", "-ec", command, sys.executable, *arguments],
+            cwd=suite.path,
+            env={name: value for name, value in os.environ.items() if "PYTEST" not in name},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+FULL = """
+mount -t tmpfs -o size=64k tmpfs small
+echo the older report > small/{0}
+trap 'echo; ls -A small; cat small/{0}' EXIT
+"""
+
+
+@pytest.mark.parametrize("option, name", [("--html", "a.html"), ("--junitxml", "a.xml")])
+def test_full_disk_keeps_the_older_report(suite, mounted, option, name):
+    suite.add("""
+@clause('msi.flags')
+@pytest.mark.parametrize("number", range(300))
+def test_it(number):
+    assert not number, "x" * 1000
+""")
+    (suite.path / "small").mkdir()
+    done = mounted(suite, FULL.format(name), f"{option}=small/{name}")
+    assert "no report written: No space left on device" in done.stdout
+    assert "Traceback" not in done.stdout
+    assert done.returncode == pytest.ExitCode.INTERNAL_ERROR
+    assert done.stdout.splitlines()[-2:] == [name, "the older report"]
+
+
+def test_full_disk_keeps_the_older_results(suite, mounted):
+    suite.add(HOLDS)
+    (suite.path / "small").mkdir()
+    full = FULL.format("a.json") + "cat /dev/zero > small/.zero 2> /dev/null || true"
+    done = mounted(suite, full, "--results=small/a.json")
+    assert "small/a.json not written: No space left on device" in done.stdout
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert done.stdout.splitlines()[-3:] == [".zero", "a.json", "the older report"]
+
+
+READ_ONLY = 'mount --bind . . && mount -o remount,bind,ro . && cd "$PWD"'
+
+
+def test_checkout_that_cannot_be_written_is_judged(suite, mounted):
+    suite.add(HOLDS)
+    done = mounted(suite, READ_ONLY)
+    assert "1 passed" in done.stdout.splitlines()[-1], done.stdout
+    assert done.returncode == 0
+
+
+def test_report_in_a_checkout_that_cannot_be_written_is_one_line(suite, mounted):
+    suite.add(HOLDS)
+    done = mounted(suite, READ_ONLY, "--html=report.html")
+    assert done.stdout.strip() == "ERROR: --html=report.html: Read-only file system"
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+
+
+# --- the cache ------------------------------------------------------------------------------------
+
+PROBED = """
+@clause("return.count")
+def test_it(machine):
+    machine.signal(Message(destination=1)).returns(1).accepted_by(1)
+"""
+
+
+def test_two_runs_at_once_share_a_checkout_and_an_empty_cache(suite, tmp_path):
+    suite.add(PROBED)
+    cache = str(tmp_path / "cache")
+
+    def run(name: str):
+        return run_pytest(
+            suite.path, "suites", f"--results={name}.json", remember=True, XDG_CACHE_HOME=cache
+        )
+
+    with ThreadPoolExecutor() as pool:
+        first, second = pool.map(run, "ab")
+    assert (first.outcomes, second.outcomes) == ({"passed": 1}, {"passed": 1}), first.output
+    files = [file.name for file in (tmp_path / "cache/kvm-signal-msi").iterdir()]
+    assert sorted(name.partition("-")[0] for name in files) == ["probe", "sender"]
+    assert (suite.path / "a.json").read_text() == (suite.path / "b.json").read_text()
