@@ -34,12 +34,14 @@ class Seen(NamedTuple):
 class Checks:
     """Writes what is owed to ``tape``.
 
-    ``explains`` tells which known deviation is the reason for a mismatch. ``seen`` are the fields
-    read since the last comparison, ``last`` is the last step. ``judged``: a kernel that behaves
-    otherwise would not pass.
+    ``explains`` tells which known deviation is the reason for a mismatch. ``ends``: the first
+    mismatch ends the test, and comparisons before it need not be on the tape. ``seen`` are the
+    fields read since the last comparison, ``last`` is the last step. ``judged``: a kernel that
+    behaves otherwise would not pass.
     """
 
     explains: Callable[[str, str, str], str | None]
+    ends: bool = False
     tape: Tape = field(default_factory=Tape)
     seen: list[Seen] = field(default_factory=list)
     last: Step | None = None
@@ -114,6 +116,8 @@ class Checks:
         if seen and _fields_owe(seen, subject, wanted, texts):
             return
         if self._outcome_owed(subject, actual, wanted, texts):
+            return
+        if matched and self.ends:
             return
         if not (seen and matched):
             self.leave_out(f"{subject}: the test computes the value")

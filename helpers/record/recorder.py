@@ -12,7 +12,7 @@ import ctypes
 import errno
 import mmap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from helpers.guest import layout
@@ -53,6 +53,11 @@ class Recorder(Checks):
     _hidden: int = 0
     _ports: Sequence[int] = (layout.PORT_IDLE,)
     _resets: list[Callable[[], bool]] = field(default_factory=list)
+
+    def successor(self) -> Recorder:
+        """Return a recorder of the same test that has recorded no step."""
+        tape = replace(self.tape, steps=[], left_out="", shown=[])
+        return Recorder(self.explains, self.ends, tape)
 
     # --- what the hooks tell ----------------------------------------------------------------------
 
