@@ -159,12 +159,15 @@ PADDING = "suites/test_padding.py::test_nonzero_padding_is_rejected[byte0-bit0]"
 
 
 def test_reproducer_of_a_deviation_fails_too(tmp_path):
-    done = run_pytest(ROOT, PADDING, "--strict", f"--reproducers={tmp_path}")
+    junit = tmp_path / "run.xml"
+    options = ["--strict", f"--reproducers={tmp_path}", f"--junitxml={junit}"]
+    done = run_pytest(ROOT, PADDING, *options)
     assert "the program fails, too: not ok: return value: expected -1 EINVAL, got 1" in done.output
     [path] = tmp_path.glob("*.c")
     text = path.read_text()
     assert PADDING in text
     assert ".pad[0] = 1" in text
+    assert f'<property name="reproducer" value="{path}" />' in junit.read_text()
 
 
 def test_reproducer_of_a_lie_passes(tmp_path):
