@@ -114,11 +114,15 @@ class Machine(Closing):
 
     def set_up_redistributors(self) -> None:
         """Give the redistributors their tables, enable each LPI, and LPIs altogether."""
-        self.write(layout.CONFIG, _ALL_ENABLED)
+        self.write_configuration()
         for cpu in self.cpus:
             for offset, value in self.lpi_tables(cpu).items():
                 cpu.set_gicr(offset, value, 64)
             cpu.lpis_enabled = True
+
+    def write_configuration(self) -> None:
+        """Enable each LPI in the configuration table."""
+        self.write(layout.CONFIG, _ALL_ENABLED)
 
     def lpi_tables(self, cpu: Cpu) -> dict[int, int]:
         """Return {offset: value} of the registers that name the tables of a redistributor."""

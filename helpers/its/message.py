@@ -37,3 +37,12 @@ class Message:
         msi = abi.kvm_msi(low, high, self.event, self.flags, self.devid)
         msi.pad[:] = self.pad
         return msi
+
+    def route(self, gsi: int) -> abi.kvm_irq_routing_entry:
+        """Return the routing entry from ``gsi`` to this message."""
+        flags, kind = self.flags, abi.KVM_IRQ_ROUTING_MSI
+        entry = abi.kvm_irq_routing_entry(gsi=gsi, type=kind, flags=flags)
+        entry.u.msi.address_lo = self.address & 0xFFFFFFFF
+        entry.u.msi.address_hi = self.address >> 32
+        entry.u.msi.data, entry.u.msi.devid = self.event, self.devid
+        return entry
