@@ -15,7 +15,7 @@ from helpers.kvm.device import Device
 class ItsDevice(Device):
     """An ITS. ``address`` is where the guest sees its registers, once ``place()`` was called.
 
-    ``tables`` is the address of the memory that this ITS alone uses.
+    ``tables`` is the address of the memory that this ITS alone uses, up to ``end_of_tables``.
     """
 
     def __init__(self, vm_fd: int, memory: mmap.mmap, number: int) -> None:
@@ -23,7 +23,7 @@ class ItsDevice(Device):
         self.address = layout.ITS[number]
         self.tables = layout.TABLES + number * layout.TABLES_SIZE
         self._memory = memory
-        self._next_itt = self.tables + layout.ITTS
+        self.end_of_tables = self.tables + layout.ITTS
 
     @property
     def doorbell(self) -> int:
@@ -93,8 +93,8 @@ class ItsDevice(Device):
 
     def new_itt(self, bits: int) -> int:
         """Return the address of memory for a translation table of 2**``bits`` events."""
-        itt = self._next_itt
-        self._next_itt += max(256, registers.DEVICE_ENTRY << bits)
+        itt = self.end_of_tables
+        self.end_of_tables += max(256, registers.DEVICE_ENTRY << bits)
         return itt
 
     def map_device(self, devid: int, bits: int = 5) -> int:

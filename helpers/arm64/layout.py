@@ -13,15 +13,16 @@ EXITS = 0x0900_0000
 """A page without memory and without a device: an access exits to the host."""
 
 RAM = 0x4000_0000
-RAM_SIZE = 0x200_0000
+RAM_SIZE = 0xC0_0000
 CODE = RAM
 CONFIG = RAM + 0x1_0000
+CONFIG_END = CONFIG + 0xE000
 """The LPI configuration table: a byte for each LPI."""
 PENDING = RAM + 0x10_0000
 PENDING_SIZE = 0x1_0000
 """The LPI pending tables: one for each vCPU, a bit for each INTID."""
 TABLES = RAM + 0x40_0000
-TABLES_SIZE = 0x80_0000
+TABLES_SIZE = 0x40_0000
 """The tables of an ITS: devices, collections, command queue, translations."""
 DEVICES, COLLECTIONS, QUEUE, LEVEL2, ITTS = 0, 0x1_0000, 0x2_0000, 0x4_0000, 0x10_0000
 QUEUE_SIZE = 0x1_0000

@@ -23,13 +23,14 @@ class State:
     """A saved machine.
 
     ``itss``: {offset: value} of the registers of each ITS. ``cpus``: PROPBASER, PENDBASER and CTLR
-    of each redistributor. ``gicd``: GICD_CTLR. ``memory``: guest memory with the saved tables.
+    of each redistributor. ``gicd``: GICD_CTLR. ``memory``: {address: content} of guest memory with
+    the saved tables.
     """
 
     itss: list[dict[int, int]]
     cpus: list[tuple[int, int, int]]
     gicd: int
-    memory: bytes
+    memory: dict[int, bytes]
 
 
 def save(machine: Machine) -> State:
@@ -39,18 +40,20 @@ def save(machine: Machine) -> State:
     for its in machine.itss:
         its.control(arm.KVM_DEV_ARM_ITS_SAVE_TABLES)
     machine.vgic.set(arm.KVM_DEV_ARM_VGIC_GRP_CTRL, arm.KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES)
-    offsets = (registers.GITS_IIDR, *_TABLES, registers.GITS_CTLR)
+    offsets = (*_TABLES, registers.GITS_CTLR)
     return State(
-        itss=[{offset: its[offset] for offset in _saved(offsets)} for its in machine.itss],
+        itss=[{offset: its[offset] for offset in offsets} for its in machine.itss],
         cpus=[_redistributor(cpu) for cpu in machine.cpus],
         gicd=machine.vgic.get(arm.KVM_DEV_ARM_VGIC_GRP_DIST_REGS, registers.GICD_CTLR, 32),
-        memory=bytes(machine.memory),
+        memory={start: machine.read(start, size) for start, size in _used(machine)},
     )
 
 
-def _saved(offsets: tuple[int, ...]) -> tuple[int, ...]:
-    """Leave out GITS_IIDR, which KVM_SET_DEVICE_ATTR has at an offset of 4 only on 64-bit reads."""
-    return tuple(offset for offset in offsets if offset % 8 == 0)
+def _used(machine: Machine) -> list[tuple[int, int]]:
+    """Return the parts of guest memory in use: (address, size)."""
+    pending = len(machine.cpus) * layout.PENDING_SIZE
+    tables = [(its.tables, its.end_of_tables - its.tables) for its in machine.itss]
+    return [(layout.CODE, layout.CONFIG_END - layout.CODE), (layout.PENDING, pending), *tables]
 
 
 def _redistributor(cpu: Cpu) -> tuple[int, int, int]:
@@ -63,7 +66,8 @@ def _redistributor(cpu: Cpu) -> tuple[int, int, int]:
 
 def restore(machine: Machine, state: State) -> None:
     """Give a machine made by ``ready=False`` the state."""
-    machine.memory[:] = state.memory
+    for address, content in state.memory.items():
+        machine.write(address, content)
     machine.place()
     machine.initialize()
     machine.set_gicd(state.gicd)

@@ -50,17 +50,21 @@ idle:
 	operation OP_HPPIR1, hppir1
 	b	fault
 
-/* Masked, so that no interrupt is taken between the exit and the WFI. */
+/*
+ * Wait for an interrupt, unless more than x2 were taken: the message may precede the operation.
+ * Masked, so that no interrupt is taken between the comparison and the WFI.
+ */
 wfi:
 	msr	daifset, #2
+	cmp	x20, x2
+	b.ne	1f
 	wfi
-	msr	daifclr, #2
+1:	msr	daifclr, #2
 	isb
 	b	done
 spin:
-	mov	x1, x20
-1:	cmp	x1, x20
-	b.eq	1b
+	cmp	x20, x2
+	b.eq	spin
 	b	done
 mask:
 	msr	daifset, #2

@@ -34,7 +34,7 @@ def machine(machines: Callable[..., Machine]) -> Machine:
 
 
 @pytest.fixture(scope="session")
-def pool(system: System) -> Iterator[dict[str, Machine]]:
+def pool() -> Iterator[dict[str, Machine]]:
     """Machines that serve one test after another."""
     machines: dict[str, Machine] = {}
     yield machines
@@ -43,7 +43,7 @@ def pool(system: System) -> Iterator[dict[str, Machine]]:
 
 
 @pytest.fixture
-def shared(request: pytest.FixtureRequest, system: System, pool: dict[str, Machine]) -> Machine:
+def shared(system: System, pool: dict[str, Machine]) -> Machine:
     """As ``machine``, for tests that only send messages. Each event has been sent once."""
     kept = pool.pop("shared", None)
     if kept is None or kept.take() or kept.pending():

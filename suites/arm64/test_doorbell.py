@@ -31,7 +31,7 @@ OUTSIDE = [
     *(0, 0x40, GITS_TRANSLATER, layout.GICD, layout.GICR, layout.GICR + GITS_TRANSLATER),
     *(ITS - 1, ITS - 4, ITS + 0x20000, ITS + 0x20000 + GITS_TRANSLATER, layout.EXITS, layout.RAM),
     *(0xFEE00000, 0xFFFFFFFF, 1 << 32 | ITS + GITS_TRANSLATER, 1 << 63 | ITS + GITS_TRANSLATER),
-    *(0xFFFFFFFF << 32 | ITS + GITS_TRANSLATER, (1 << 64) - 1),
+    *(0xFFFFFFFF << 32 | ITS + GITS_TRANSLATER, (1 << 64) - 2),
 ]
 """Addresses that belong to no ITS."""
 
@@ -63,6 +63,20 @@ def test_upper_half_of_the_address_counts(machines, high, again):
         expect_delivery(machine, message, *FIRST.pending)
     else:
         expect_refused(machine, message)
+
+
+@clause("arm.doorbell")
+@deviation("arm-last-address-wraps")
+@HISTORY
+@pytest.mark.parametrize("base", [0x0700_0000, 0x0])
+def test_last_address_is_refused(machines, base, again):
+    """The ITS is the device with the lowest address."""
+    machine = machines(bases=(base,))
+    map_events(machine)
+    if again:
+        machine.send(Message(1, 0, base + GITS_TRANSLATER))
+        machine.take()
+    expect_refused(machine, replace(FIRST.message, address=(1 << 64) - 1))
 
 
 # --- arm.doorbell-translater ----------------------------------------------------------------------
@@ -98,7 +112,7 @@ def test_event_is_mapped_in_one_its_only(two_itss, event, again):
 @clause("arm.two-its")
 @HISTORY
 def test_each_its_has_a_table_of_its_own(two_itss, again):
-    first, second = two_itss.itss
+    second = two_itss.itss[1]
     second.map_device(FIRST.devid)
     other = two_itss.map(FIRST.devid, FIRST.event, 9000, 1, second)
     for _ in range(1 + again):

@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """An LPI that the guest does not take now stays pending, and is taken when the guest can.
 
-Clauses: arm.masked-pends, arm.configuration.
+Clauses: arm.masked-pends, arm.distributor-enable, arm.configuration.
 """
 
 import pytest
 
+from helpers.arm64 import layout
 from helpers.guest import expect
 from helpers.its import commands
-from helpers.its.registers import GICD_CTLR_ARE_DS, GICD_CTLR_ENABLE_GRP1
+from helpers.its.registers import GICD_CTLR, GICD_CTLR_ARE_DS, GICD_CTLR_ENABLE_GRP1
 from helpers.kvm import abi
-from helpers.verdicts import clause
+from helpers.verdicts import clause, deviation
 from suites import each
-from suites.arm64.common import EACH_EVENT, FIRST, HISTORY, deliver_before, expect_taken
+from suites.arm64.common import (
+    EACH_EVENT,
+    FIRST,
+    HISTORY,
+    deliver_before,
+    expect_delivery,
+    expect_taken,
+)
 
 # --- arm.masked-pends -----------------------------------------------------------------------------
 
@@ -33,12 +41,9 @@ def mask(machine, what):
         case "igrpen1":
             cpu.operate("IGRPEN1", value=0)
             return lambda: cpu.operate("IGRPEN1", value=1)
-        case "gicd":
-            machine.set_gicd(GICD_CTLR_ARE_DS)
-            return lambda: machine.set_gicd(GICD_CTLR_ARE_DS | GICD_CTLR_ENABLE_GRP1)
 
 
-WAYS = pytest.mark.parametrize("what", ["pstate", "pmr", "pmr-equal", "igrpen1", "gicd"])
+WAYS = pytest.mark.parametrize("what", ["pstate", "pmr", "pmr-equal", "igrpen1"])
 
 
 @clause("arm.masked-pends")
@@ -46,14 +51,15 @@ WAYS = pytest.mark.parametrize("what", ["pstate", "pmr", "pmr-equal", "igrpen1",
 @HISTORY
 def test_masked_lpi_pends_and_is_taken_when_unmasked(machine, what, again):
     deliver_before(machine, again)
+    cpu = machine[FIRST.vcpu]
+    before = len(cpu.taken)
     unmask = mask(machine, what)
     machine.signal(FIRST.message).delivered().pends(FIRST.pending)
     expect_taken(machine)
     expect("pending", machine.pending(), frozenset({FIRST.pending}))
     unmask()
-    taken = machine[FIRST.vcpu].taken[-1:] if what != "gicd" else []
     machine.take()
-    expect("INTID", (taken or machine[FIRST.vcpu].taken)[-1], FIRST.lpi)
+    expect("INTIDs", cpu.taken[before:], [FIRST.lpi])
     expect("pending", machine.pending(), frozenset())
 
 
@@ -89,6 +95,52 @@ def test_highest_pending_interrupt_is_the_lpi(machine, event):
     expect("ICC_HPPIR1_EL1", cpu.operate("HPPIR1"), event.lpi)
     cpu.operate("UNMASK")
     expect("INTIDs", cpu.taken, [event.lpi])
+
+
+# --- arm.distributor-enable -----------------------------------------------------------------------
+
+WRITERS = pytest.mark.parametrize("writer", ["host", "guest"])
+
+
+def set_group_1(machine, writer, enabled):
+    """Write GICD_CTLR, by KVM_SET_DEVICE_ATTR or by a store of vCPU 1."""
+    control = GICD_CTLR_ARE_DS | (GICD_CTLR_ENABLE_GRP1 if enabled else 0)
+    if writer == "host":
+        machine.set_gicd(control)
+    else:
+        machine[1].operate("WRITE32", layout.GICD + GICD_CTLR, control)
+
+
+@clause("arm.distributor-enable")
+@WRITERS
+@HISTORY
+def test_lpi_pends_while_the_distributor_is_disabled(machine, writer, again):
+    deliver_before(machine, again)
+    set_group_1(machine, writer, False)
+    machine.signal(FIRST.message).delivered().pends(FIRST.pending)
+    expect_taken(machine)
+
+
+@clause("arm.distributor-enable")
+@deviation("arm-distributor-enable-forgets")
+@WRITERS
+@HISTORY
+def test_lpi_made_pending_is_taken_when_the_distributor_is_enabled(machine, writer, again):
+    deliver_before(machine, again)
+    set_group_1(machine, writer, False)
+    machine.signal(FIRST.message).delivered()
+    set_group_1(machine, writer, True)
+    expect_taken(machine, FIRST.pending)
+
+
+@clause("arm.distributor-enable")
+@WRITERS
+@HISTORY
+def test_lpi_after_the_distributor_is_enabled_again_is_taken(machine, writer, again):
+    deliver_before(machine, again)
+    set_group_1(machine, writer, False)
+    set_group_1(machine, writer, True)
+    expect_delivery(machine, FIRST.message, *FIRST.pending)
 
 
 # --- arm.configuration ----------------------------------------------------------------------------

@@ -128,9 +128,8 @@ def test_machine_restored_twice_is_the_same(machine, migrated):
 
 @clause("arm.restore")
 def test_saved_tables_name_the_mapped_devices_only(machine):
-    state = save(machine)
-    start = machine.its.tables + layout.DEVICES - layout.RAM
-    entries = [devid for devid in range(8192) if state.memory[start + 8 * devid + 7] & 0x80]
+    table = save(machine).memory[machine.its.tables][layout.DEVICES :]
+    entries = [devid for devid in range(8192) if table[8 * devid + 7] & 0x80]
     expect("devices", entries, [1, 2])
 
 
