@@ -199,10 +199,11 @@ class Machine(Closing):
         Twice: a vCPU prunes its list of pending interrupts when entered, and so hands over an LPI
         that was moved to another vCPU.
         """
-        taken = self._step_all()
-        return taken + self._step_all() if self.pending() else taken
+        taken = self.step_all()
+        return taken + self.step_all() if self.pending() else taken
 
-    def _step_all(self) -> list[tuple[int, int]]:
+    def step_all(self) -> list[tuple[int, int]]:
+        """Step each vCPU until an entry takes nothing; return (vCPU, INTID) in order."""
         return [(cpu.index, intid) for cpu in self.cpus for intid in cpu.step()]
 
     def signal_irqfd(self, gsi: int) -> None:

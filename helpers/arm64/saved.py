@@ -76,6 +76,7 @@ def restore(machine: Machine, state: State) -> None:
         cpu.set_gicr(registers.GICR_PENDBASER, pending, 64)
         cpu.set_gicr(registers.GICR_CTLR, control)
     for its, saved in zip(machine.itss, state.itss, strict=True):
+        its.end_of_tables = its.tables + len(state.memory[its.tables])
         restore_its(its, saved)
 
 

@@ -2,7 +2,7 @@
 """The guest's enable bits, GITS_CTLR.Enabled and GICR_CTLR.EnableLPIs; the reset of an ITS.
 
 Clauses: arm.its-disabled-blocked, arm.its-enabled-again, arm.lpis-disabled-blocked,
-arm.lpis-disabled-others, arm.reset.
+arm.lpis-disabled-others, arm.lpis-disabled-silent, arm.reset.
 
 A guest that disables the ITS or its LPIs blocks the message: api.rst has 0 for that.
 """
@@ -114,6 +114,51 @@ def test_one_of_eight_vcpus_has_lpis_disabled(machines, disabled):
     for index, message in enumerate(messages):
         expect(f"vCPU {index} delivered", machine.signal(message).result > 0, index != disabled)
     expect_taken(machine, *((index, 9000 + index) for index in range(8) if index != disabled))
+
+
+@clause("arm.lpis-disabled-others")
+@deviation("arm-lpis-disabled-drops-moved")
+@HISTORY
+@pytest.mark.parametrize("how", ["movi", "movall"])
+def test_pending_lpi_that_was_moved_away_is_taken(machine, how, again):
+    deliver_before(machine, again)
+    machine.signal(FIRST.message).returns(1).pends(FIRST.pending)
+    move = commands.movi(FIRST.devid, FIRST.event, 1) if how == "movi" else commands.movall(0, 1)
+    machine.its.command(move)
+    machine[0].lpis_enabled = False
+    expect_taken(machine, (1, FIRST.lpi))
+
+
+# --- arm.lpis-disabled-silent ---------------------------------------------------------------------
+
+
+def retarget(machine, how):
+    """Give FIRST's event to vCPU 1."""
+    move = commands.movi(FIRST.devid, FIRST.event, 1) if how == "movi" else commands.mapc(0, 1)
+    machine.its.command(move)
+
+
+RETARGETED = pytest.mark.parametrize("how", ["movi", "mapc"])
+
+
+@clause("arm.lpis-disabled-silent")
+@RETARGETED
+def test_first_message_of_an_event_moved_to_a_vcpu_with_lpis_disabled(machine, how):
+    machine[1].lpis_enabled = False
+    retarget(machine, how)
+    machine.signal(FIRST.message)
+    expect_taken(machine)
+
+
+@clause("arm.lpis-disabled-silent")
+@deviation("arm-mapc-to-lpis-disabled")
+@RETARGETED
+def test_message_of_an_event_moved_to_a_vcpu_with_lpis_disabled(machine, how):
+    deliver_before(machine, True)
+    machine[1].lpis_enabled = False
+    retarget(machine, how)
+    machine.signal(FIRST.message)
+    expect_taken(machine)
 
 
 # --- arm.reset ------------------------------------------------------------------------------------

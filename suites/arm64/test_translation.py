@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The guest's tables decide: what is not mapped is blocked, what is moved has another target.
 
-Clauses: arm.unmapped-blocked, arm.out-of-range-blocked, arm.unmapping, arm.move, arm.commands.
+Clauses: arm.unmapped-blocked, arm.out-of-range-blocked, arm.unmapping,
+arm.discard-pending, arm.move, arm.commands.
 
 A message whose translation KVM has cached must notice each of these commands, too.
 """
@@ -12,7 +13,7 @@ from helpers.arm64 import layout
 from helpers.guest import expect
 from helpers.its import Message, commands
 from helpers.its.registers import VALID
-from helpers.verdicts import clause
+from helpers.verdicts import clause, deviation
 from suites import each
 from suites.arm64.common import (
     EACH_EVENT,
@@ -189,6 +190,16 @@ def test_discarded_event_is_blocked(machine, event, again):
     deliver_before(machine, again)
     machine.its.command(commands.discard(event.devid, event.event))
     expect_blocked(machine, event.message)
+
+
+@clause("arm.discard-pending")
+@deviation("arm-discard-keeps-pending")
+@HISTORY
+def test_discard_removes_the_pending_state(machine, again):
+    deliver_before(machine, again)
+    machine.signal(FIRST.message).returns(1).pends(FIRST.pending)
+    machine.its.command(commands.discard(FIRST.devid, FIRST.event))
+    expect_taken(machine)
 
 
 # --- arm.move -------------------------------------------------------------------------------------
