@@ -151,11 +151,12 @@ def test_first_message_of_an_event_moved_to_a_vcpu_with_lpis_disabled(machine, h
 
 
 @clause("arm.lpis-disabled-silent")
-@deviation("arm-mapc-to-lpis-disabled")
-@RETARGETED
+@pytest.mark.parametrize(
+    "how", ["movi", pytest.param("mapc", marks=deviation("arm-mapc-to-lpis-disabled"))]
+)
 def test_message_of_an_event_moved_to_a_vcpu_with_lpis_disabled(machine, how):
-    deliver_before(machine, True)
     machine[1].lpis_enabled = False
+    deliver_before(machine, True, FIRST)
     retarget(machine, how)
     machine.signal(FIRST.message)
     expect_taken(machine)

@@ -12,7 +12,7 @@ from helpers.arm64 import layout
 from helpers.arm64.saved import restore, save
 from helpers.guest import expect
 from helpers.its import Message, commands
-from helpers.verdicts import clause
+from helpers.verdicts import clause, deviation
 from suites.arm64.common import (
     EVENTS,
     FIRST,
@@ -140,6 +140,19 @@ def test_saving_changes_nothing(machine):
     expect_taken(machine, FIRST.pending)
     for event in EVENTS:
         expect_delivery(machine, event.message, *event.pending)
+
+
+@clause("arm.restore")
+@deviation("arm-discard-leaves-entry")
+@pytest.mark.parametrize("how", ["discard", "mapd"])
+def test_event_unmapped_after_an_earlier_save_is_blocked_after_restore(machine, migrated, how):
+    save(machine)
+    unmap = {
+        "discard": commands.discard(FIRST.devid, FIRST.event),
+        "mapd": commands.mapd(FIRST.devid, 0, 5, valid=False),
+    }
+    machine.its.command(unmap[how])
+    expect_blocked(migrated(machine), FIRST.message)
 
 
 @clause("arm.restore")
