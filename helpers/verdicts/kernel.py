@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from helpers.apic.topology import Topology
+from helpers.arm64 import assemble
 from helpers.guest import Injection
 from helpers.guest.assemble import AssemblyError, build_all
 from helpers.kvm import KvmError, System, abi
@@ -28,7 +29,7 @@ CAPABILITIES = {name: value for name, value in vars(abi).items() if name.startsw
 # arm64's KVM answers on the system's file descriptor with EINVAL.
 _OF_A_VM = {"KVM_CAP_MSI_DEVID"}
 
-_BUILDERS = {X86_64: build_all}
+_BUILDERS = {X86_64: build_all, ARM64: assemble.build_all}
 
 
 class Untestable(Exception):

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,9 +12,6 @@ import pytest
 from helpers.arm64 import Machine
 from helpers.kvm import System
 from suites.arm64.common import EVENTS, map_events
-
-if platform.machine() != "aarch64":
-    collect_ignore_glob = ["test_*"]
 
 
 @pytest.fixture
