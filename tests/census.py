@@ -11,6 +11,7 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--census", metavar="FILE", help="file for the ids, as JSON")
+    parser.addoption("--arch", help="the architecture whose tests are counted")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
