@@ -309,34 +309,34 @@ class First:
             self.name = report.nodeid
 
 
-def judge(lie: str) -> str:
-    """Run the suite under a lie in a child; return the test that fails first, or nothing."""
+def judge(lie: str) -> tuple[int, str]:
+    """Run the suite under a lie in a child; return the exit code, and the first test that fails."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        if lie != "none":
+        if lie:
             calls._libc = Liar(LIES[lie])  # type: ignore[assignment]
         first = First()
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             options = ["-x", "-p", "no:cacheprovider", "--timeout=20", "-p", "no:terminal"]
-            pytest.main([*options, TESTS], plugins=[first])
+            code = pytest.main([*options, TESTS], plugins=[first])
         os.write(writing, first.name.encode())
-        os._exit(0)
+        os._exit(code)
     os.close(writing)
     with open(reading) as pipe:
         name = pipe.read()
-    os.waitpid(child, 0)
-    return name
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), name
 
 
 def main(names: Iterable[str]) -> int:
     """Judge the lies, and return the number of those that the suite believes."""
-    if failed := judge("none"):
-        print(f"without a lie {failed} fails: no lie can be judged")
+    code, failed = judge("")
+    if code:
+        print(f"no lie can be judged: without a lie pytest exits with {code} {failed}")
         return 1
     believed = 0
     for lie in list(names) or LIES:
-        caught = judge(lie)
+        _, caught = judge(lie)
         believed += not caught
         print(f"{lie:28} {'caught' if caught else 'BELIEVED'} {caught}", flush=True)
     print(f"{believed} believed")

@@ -11,7 +11,6 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--census", metavar="FILE", help="file for the ids, as JSON")
-    parser.addoption("--arch", help="the architecture whose tests are counted")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

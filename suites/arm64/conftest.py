@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-import platform
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,13 +12,6 @@ import pytest
 from helpers.arm64 import Machine
 from helpers.kvm import System
 from suites.arm64.common import EVENTS, map_events
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the tests of a run that judges another architecture."""
-    arch = getattr(config.option, "arch", None) or platform.machine()
-    is_test = collection_path.name.startswith("test_")
-    return True if is_test and arch not in ("arm64", "aarch64") else None
 
 
 @pytest.fixture
