@@ -204,9 +204,7 @@ class Archive:
         """Return packages, with versions, that apt-get would install on an empty system."""
         simulated = ("install", "-s", "-q", "--no-install-recommends")
         # Packages that are installed here are listed, too.
-        listed = self._run(
-            "apt-get", *simulated, "-oDir::State::status=/dev/null", *arguments
-        )
+        listed = self._run("apt-get", *simulated, "-oDir::State::status=/dev/null", *arguments)
         packages = re.findall(r"^Inst (?!linux-)(\S+) \((\S+)", listed, re.MULTILINE)
         return [f"{each}={version}" for each, version in packages]
 

@@ -26,6 +26,4 @@ def pytest_configure(config: pytest.Config) -> None:
         for name, other in ARCHITECTURES.items():
             own = SUITES / name
             if name != config.option.arch and own.is_dir() and path.is_relative_to(own):
-                raise pytest.UsageError(
-                    f"{argument} judges {other.name}: add --arch={other.name}"
-                )
+                raise pytest.UsageError(f"{argument} judges {other.name}: add --arch={other.name}")
