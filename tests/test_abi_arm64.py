@@ -19,7 +19,7 @@ NUMBERS = {
     if name.startswith("KVM_") and isinstance(value, int | abi.Request)
 } | {
     "sizeof(struct kvm_vcpu_init)": ctypes.sizeof(arm.kvm_vcpu_init),
-    "KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE_REG(regs.pc)": arm.CORE_PC,
+    "KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE | KVM_REG_ARM_CORE_REG(regs.pc)": arm.CORE_PC,
 }
 
 
