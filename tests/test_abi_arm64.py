@@ -17,10 +17,11 @@ NUMBERS = {
     name: value.number if isinstance(value, abi.Request) else value
     for name, value in vars(arm).items()
     if name.startswith("KVM_") and isinstance(value, int | abi.Request)
-} | {
-    "sizeof(struct kvm_vcpu_init)": ctypes.sizeof(arm.kvm_vcpu_init),
-    "KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE | KVM_REG_ARM_CORE_REG(regs.pc)": arm.CORE_PC,
 }
+NUMBERS["sizeof(struct kvm_vcpu_init)"] = ctypes.sizeof(arm.kvm_vcpu_init)
+NUMBERS["KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE | KVM_REG_ARM_CORE_REG(regs.pc)"] = (
+    arm.CORE_PC
+)
 
 
 def compiler() -> str:
@@ -37,9 +38,8 @@ def numbers(tmp_path_factory: pytest.TempPathFactory) -> list[int]:
     directory = tmp_path_factory.mktemp("header")
     source, output = directory / "view.c", directory / "view.bin"
     values = ",\n".join(NUMBERS)
-    source.write_text(
-        f"#include <linux/kvm.h>\n#include <stddef.h>\nunsigned long numbers[] = {{\n{values}\n}};\n"
-    )
+    head = "#include <linux/kvm.h>\n#include <stddef.h>\n"
+    source.write_text(f"{head}unsigned long numbers[] = {{\n{values}\n}};\n")
     gcc = compiler()
     subprocess.run([gcc, "-c", str(source), "-o", str(directory / "view.o")], check=True)
     objcopy = gcc.replace("gcc", "objcopy")
