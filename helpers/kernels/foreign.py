@@ -13,6 +13,7 @@ import importlib.metadata
 import os
 import py_compile
 import shutil
+import stat
 import subprocess
 import sys
 import zipfile
@@ -50,7 +51,7 @@ def userland(project: Path, more: Iterable[Path], architecture: Architecture) ->
     python = _compiled(packages.fetch_python(VERSION))
     archive.add_tree(python, _needed(python))
     if not (python / "lib").exists():
-        archive.add("/lib", 0o120777, b"usr/lib")
+        archive.add("/lib", stat.S_IFLNK | 0o777, b"usr/lib")
     wheels = _wheels(packages, [path.name.partition(".")[0] for path in sorted(compiled)])
     archive.add_tree(wheels, (path for path in wheels.rglob("*") if path.is_file()))
     return archive.finish()
@@ -122,8 +123,8 @@ def _wheels(archive: Archive, modules: Sequence[str]) -> Path:
 
 def _download(pinned: Sequence[str], machine: str, directory: Path) -> None:
     """Fetch wheels for another machine. Raises KernelError."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", directory]
-    command += ["--only-binary=:all:", f"--python-version={VERSION}"]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--only-binary=:all:", f"--python-version={VERSION}", f"--dest={directory}"]
     command += [f"--platform={platform}_{machine}" for platform in _PLATFORMS]
     done = subprocess.run([*command, *pinned], capture_output=True, text=True, check=False)
     if done.returncode:

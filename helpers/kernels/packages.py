@@ -192,10 +192,13 @@ class Archive:
                 f"--arch={self.architecture.name} needs Python {' or '.join(_PYTHONS)} here, which "
                 f"Debian has for a booted kernel as well, not {version}"
             )
-        wanted = (f"python{version}-minimal", f"libpython{version}-stdlib")
+        name = f"python{version}"
+        if self.is_fetched(name):
+            return self.directory / name
+        wanted = (f"{name}-minimal", f"lib{name}-stdlib")
         with self._packages():
             needed = self._with_dependencies("-t", _PYTHONS[version], *wanted)
-            return self._unpacked(f"python{version}", needed)
+            return self._unpacked(name, needed)
 
     def _with_dependencies(self, *arguments: str) -> list[str]:
         """Return packages, with versions, that apt-get would install on an empty system."""

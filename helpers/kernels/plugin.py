@@ -175,14 +175,14 @@ def _check(config: pytest.Config, architecture: Architecture) -> None:
             )
     if architecture is not X86_64:
         given = {name: getattr(option, name, None) for name in _X86_ONLY}
-        for name in (name for name, value in given.items() if value not in (None, [], "", False)):
+        for name in (name for name, value in given.items() if value not in (None, [], False)):
             raise pytest.UsageError(
                 f"--{name.replace('_', '-')} is for x86-64: --arch={architecture.name} does not "
                 "have it"
             )
 
 
-_X86_ONLY = ("cpu", "kvm_modules", "kvm_param", "program")
+_X86_ONLY = ("cpu", "kvm_modules", "kvm_param", "program", "reproducers", "record", "exhaustive")
 
 
 def expand(specs: Sequence[str]) -> Iterator[str]:

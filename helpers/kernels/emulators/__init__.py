@@ -18,7 +18,8 @@ CPUS = ("host", "amd", "intel")
 def chosen(cpus: Sequence[str], architecture: Architecture = X86_64) -> list[Emulator]:
     """Return the emulators for the values of --cpu. Raises KernelError.
 
-    arm64 has one, without a choice. Without --cpu, kernels boot on this machine's KVM where it nests, else on an emulated AMD.
+    arm64 has one. Without --cpu, other kernels boot on this machine's KVM where it nests, else on
+    an emulated AMD.
     """
     if architecture is ARM64:
         return [Qemu.arm64()]
