@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
@@ -313,13 +314,17 @@ class Judge:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        """Judge the lies, unless a test fails without a lie."""
+        """Judge the lies, unless a test fails without a lie.
+
+        In random order, since most lies fail tests of one file only.
+        """
+        items = random.Random(1).sample(session.items, len(session.items))
         if failed := self.judge("", session.items):
             print(f"no lie can be judged: without a lie {failed} fails")
             return True
         self.believed = 0
         for lie in self.names:
-            caught = self.judge(lie, session.items)
+            caught = self.judge(lie, items)
             self.believed += not caught
             print(f"{lie:28} {'caught' if caught else 'BELIEVED'} {caught}", flush=True)
         print(f"{len(self.names)} lies, {self.believed} believed", flush=True)
