@@ -26,6 +26,8 @@ pytest_plugins = [
     "helpers.verdicts.architecture_plugin",
     "helpers.sweep.sequences_plugin",
     "helpers.sweep.messages_plugin",
+    "helpers.races.soak_plugin",
+    "helpers.races.scale_plugin",
     "helpers.report.html_plugin",
     "helpers.report.paths_plugin",
     "helpers.report.results_plugin",

@@ -21,8 +21,8 @@ class Bar:
         self._start = time.monotonic()
         self._shown = 0.0
 
-    def show(self, done: int) -> None:
-        """Show that ``done`` items of ``size`` are done, at most ten times a second."""
+    def show(self, done: int, more: str = "") -> None:
+        """Show that ``done`` items are done, and ``more``, at most ten times a second."""
         now = time.monotonic()
         if not sys.stderr.isatty() or now - self._shown < 0.1:
             return
@@ -30,7 +30,7 @@ class Bar:
         rate = (done - self._begun) / max(now - self._start, 1e-3)
         left = max(0, self._size - done) / max(rate, 1)
         text = f"{100 * done // self._size:3} % of {self._size // self._scale} {self._unit}, "
-        text += f"{rate / self._scale:.1f} {self._unit}/s, {left:.0f} s left  {self._name}"
+        text += f"{rate / self._scale:.1f} {self._unit}/s, {left:.0f} s left  {self._name} {more}"
         self._draw(text)
 
     def end(self) -> None:

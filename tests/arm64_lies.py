@@ -8,12 +8,13 @@ The exit code is the number of lies that were believed.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
+import random
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -299,48 +300,63 @@ LIES["route-devid-not-required"] = _route_gets_devid
 # --- judging --------------------------------------------------------------------------------------
 
 
-class First:
-    """Keeps the name of the first test that fails."""
+class Judge:
+    """A plugin that runs the collected tests once under each lie, in a child, up to a failure."""
 
-    name = ""
+    def __init__(self, names: Iterable[str]) -> None:
+        self.names = list(names) or list(LIES)
+        self.failed = ""
+        self.believed = -1
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.failed and not self.name:
-            self.name = report.nodeid
+        if report.failed and not self.failed:
+            self.failed = report.nodeid
 
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Judge the lies, unless a test fails without a lie.
 
-def judge(lie: str) -> tuple[int, str]:
-    """Run the suite under a lie in a child; return the exit code, and the first test that fails."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        if lie:
-            calls._libc = Liar(LIES[lie])  # type: ignore[assignment]
-        first = First()
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            options = ["-x", "-p", "no:cacheprovider", "--timeout=20", "-p", "no:terminal"]
-            code = pytest.main([*options, TESTS], plugins=[first])
-        os.write(writing, first.name.encode())
-        os._exit(code)
-    os.close(writing)
-    with open(reading) as pipe:
-        name = pipe.read()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), name
+        In random order, since most lies fail tests of one file only.
+        """
+        items = random.Random(1).sample(session.items, len(session.items))
+        if failed := self.judge("", session.items):
+            print(f"no lie can be judged: without a lie {failed} fails")
+            return True
+        self.believed = 0
+        for lie in self.names:
+            caught = self.judge(lie, items)
+            self.believed += not caught
+            print(f"{lie:28} {'caught' if caught else 'BELIEVED'} {caught}", flush=True)
+        print(f"{len(self.names)} lies, {self.believed} believed", flush=True)
+        return True
+
+    def judge(self, lie: str, items: Sequence[pytest.Item]) -> str:
+        """Return the id of the first test that fails under a lie; empty if none does."""
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            if lie:
+                calls._libc = Liar(LIES[lie])  # type: ignore[assignment]
+            for item, following in pairwise([*items, None]):
+                assert item
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+                if self.failed:
+                    break
+            os.write(writing, self.failed.encode())
+            os._exit(0)
+        os.close(writing)
+        with open(reading) as pipe:
+            failed = pipe.read()
+        status = os.waitpid(child, 0)[1]
+        return failed or (f"exit status {status}" if status else "")
 
 
 def main(names: Iterable[str]) -> int:
-    """Judge the lies, and return the number of those that the suite believes."""
-    code, failed = judge("")
-    if code:
-        print(f"no lie can be judged: without a lie pytest exits with {code} {failed}")
-        return 1
-    believed = 0
-    for lie in list(names) or LIES:
-        _, caught = judge(lie)
-        believed += not caught
-        print(f"{lie:28} {'caught' if caught else 'BELIEVED'} {caught}", flush=True)
-    print(f"{believed} believed")
-    return believed
+    """Judge the lies. Return the number of those that the suite believes; -1 for no judgement."""
+    judge = Judge(names)
+    options = ["-p", "no:cacheprovider", "-p", "no:terminal", "--timeout=20"]
+    pytest.main([*options, TESTS], plugins=[judge])
+    return judge.believed
 
 
 if __name__ == "__main__":

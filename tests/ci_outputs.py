@@ -107,7 +107,7 @@ def check_ktap(text: str) -> dict[str, Any]:
 
 
 def _take(level: _Level, below: _Level | None, words: str) -> None:
-    """Take a result line; ``below`` are its subtests."""
+    """Add a result line to ``level``. ``below`` holds its subtests."""
     result = re.fullmatch(r"(ok|not ok) (\d+) ([^#]*[^# ])(?: # (\S.*))?", words)
     assert result, words
     is_ok, name, directive = result[1] == "ok", result[3], result[4] or ""

@@ -71,7 +71,7 @@ def new_process() -> Iterator[Callable[[], None]]:
 
     def forget() -> None:
         assemble.probe.cache_clear()
-        assemble.sender.cache_clear()
+        assemble.library.cache_clear()
 
     forget()
     yield forget
@@ -85,7 +85,7 @@ def test_all_is_built_for_where_there_is_no_compiler(new_process, monkeypatch, c
     commands.clear()
     monkeypatch.setenv("PATH", "")
     assert assemble.probe()
-    assert assemble.sender().exists()
+    assert all(assemble.library(source).exists() for source in assemble.SOURCES)
     assert commands == []
 
 

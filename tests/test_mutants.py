@@ -15,7 +15,7 @@ import pytest
 
 from helpers.kernels.edits import Edit, EditError
 from helpers.spec.kernels import DEFAULT_KERNEL
-from helpers.spec.table import SpecError
+from helpers.spec.table import SpecError, read
 from tests.copy_of_the_suite import ROOT
 from tests.mutants import __main__ as program
 from tests.mutants.foreign import wrap
@@ -223,3 +223,11 @@ def test_every_mutant_is_judged_on_the_default_kernel():
     release = report.read_text().split()[4]
     every = [each for each in mutants() if each.is_for(release)]
     assert program.read(report).keys() == {each.id for each in every if each.cpu == "amd"}
+
+
+def test_race_mutants_break_clauses_of_races():
+    found = read(ROOT / "tests/mutants/races.toml", Mutant)
+    assert len(found) >= 8
+    assert {mutant.clause for mutant in found.values()} == {
+        *("race.settled", "race.once", "race.teardown")
+    }

@@ -94,11 +94,17 @@ def test_output_is_ktap(program):
     assert lines[-1].startswith("# Totals: pass:")
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_program_catches_a_lie(program, tmp_path, lie):
-    library = tmp_path / "lies.so"
+@pytest.fixture(scope="module")
+def lies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library of tests/lies.c, to be preloaded."""
+    library = tmp_path_factory.mktemp("lies") / "lies.so"
     gcc("-shared", "-fPIC", *WARNINGS, "-o", library, ROOT / "tests/lies.c", "-ldl")
-    done = run(program, "-j", 8, LD_PRELOAD=str(library), LIE=lie)
+    return library
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_program_catches_a_lie(program, lies, lie):
+    done = run(program, "-j", 8, LD_PRELOAD=str(lies), LIE=lie)
     assert done.returncode == 1
     failed = [name for name, verdict in verdicts(done.stdout).items() if verdict == "not ok"]
     assert any(f"{name}[".startswith(f"{CAUGHT_BY[lie]}[") for name in failed)
@@ -166,6 +172,25 @@ def test_reproducer_of_a_lie_passes(tmp_path):
     liar = ["-p", "tests.liar", "--lie=flags-not-checked", f"--caught={tmp_path}/caught.json"]
     done = run_pytest(ROOT, test, *liar, f"--reproducers={tmp_path}")
     assert "the program passes: ok" in done.output
+
+
+@pytest.mark.parametrize(
+    ("test", "expected", "got"),
+    [
+        ("test_sweep.py::test_one_message_of_each_kind[xapic-flat]", "0x41", "0x40"),
+        ("test_generated.py::test_any_sequence_is_answered_as_the_model_says[0]", "0x00", "0x01"),
+    ],
+    ids=["swept", "generated"],
+)
+def test_reproducer_is_the_smallest_case_alone(tmp_path, lies, monkeypatch, test, expected, got):
+    for name, value in {"LD_PRELOAD": str(lies), "LIE": "next-vector"}.items():
+        monkeypatch.setenv(name, value)
+    done = run_pytest(ROOT, f"suites/{test}", f"--reproducers={tmp_path}")
+    effects = f"effect on vCPU 0: expected IRR SET {{{expected}}}, got IRR SET {{{got}}}"
+    assert f"the program fails, too: not ok: {effects}" in done.output
+    [path] = tmp_path.glob("*.c")
+    assert path.read_text().count("\tsignal_msi(m, ") == 1
+    assert run(path.with_suffix("")).returncode == 0
 
 
 def test_reproducers_do_not_change_a_verdict(tmp_path):

@@ -57,7 +57,7 @@ class Group:
 
 @dataclass
 class _Parent:
-    """The document, or the open column: a test with files as subtests."""
+    """A test whose subtests are files: the document, or the column being written."""
 
     name: str
     level: int
@@ -114,7 +114,7 @@ class Ktap:
                 group.uncollectable = reason
 
     def note(self, text: str) -> None:
-        """Write a line for the reader."""
+        """Write ``text`` as a diagnostic line of the document."""
         self._write(f"# {one_line(text)}\n")
 
     def add(self, ended: Ended) -> None:

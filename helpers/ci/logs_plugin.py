@@ -11,6 +11,7 @@ import pytest
 
 from helpers.ci.ended import Ended
 from helpers.ci.watch import Watch
+from helpers.directories import made_directory
 from helpers.kvm.ioctl import trace
 from helpers.report.details import collapse
 from helpers.verdicts.reports import CONSOLE, Carried
@@ -48,12 +49,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     config.pluginmanager.register(Collector(config), "kvm-log-collector")
     if hasattr(config, "workerinput"):
         return
-    path = Path(option.logs).expanduser()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise pytest.UsageError(f"--logs={path} cannot be made: {error.strerror}") from None
-    logs = Logs(config, path)
+    logs = Logs(config, made_directory("--logs", option.logs))
     config.pluginmanager.register(Watch(config, [logs]), "kvm-logs-watch")
     config.pluginmanager.register(logs, "kvm-logs")
 

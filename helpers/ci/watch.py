@@ -17,7 +17,7 @@ Plan = dict[str, dict[str, list[str]]]
 
 
 _ENOUGH = "stopping after "
-"""How pytest begins to say that it obeys --maxfail."""
+"""The start of pytest's reason for a stop by --maxfail."""
 
 
 class Missing(NamedTuple):
@@ -142,7 +142,7 @@ class Watch:
 
     @property
     def missing(self) -> dict[tuple[str, str], Missing]:
-        """The tests without a result: {(column, node id): why}."""
+        """The tests without a result: {(column, node id): reason}."""
         return {key: self._why(*key) for key in sorted(self._missing)}
 
     def _why(self, column: str, nodeid: str) -> Missing:

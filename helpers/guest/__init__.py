@@ -13,6 +13,7 @@ from helpers.guest.injection import (
     msi_of,
     msi_route,
     sint_route,
+    start_over,
 )
 from helpers.guest.machine import Machine
 from helpers.guest.running import GuestError
@@ -34,4 +35,5 @@ __all__ = [
     "msi_of",
     "msi_route",
     "sint_route",
+    "start_over",
 ]

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Build probe.S and sender.c. The cache directory keeps the output, by content of the source."""
+"""Build probe.S and the C libraries of helpers/.
+
+The cache directory keeps the output, by content of the source.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,8 @@ from helpers.cache import cache_directory
 from helpers.guest import layout
 
 PROBE = Path(__file__).with_name("probe.S")
-SENDER = Path(__file__).with_name("sender.c")
+_HELPERS = Path(__file__).parents[1]
+SOURCES = [_HELPERS / name for name in ("guest/sender.c", "races/race.c", "races/traffic.c")]
 
 
 class AssemblyError(RuntimeError):
@@ -34,15 +38,16 @@ def probe() -> bytes:
 
 
 @cache
-def sender() -> Path:
-    """Return the path of the shared library made of sender.c. Raises AssemblyError."""
-    return built(SENDER, ["-shared", "-fPIC", "-O2", "-Wall", "-Werror"], "so")
+def library(source: Path) -> Path:
+    """Return the path of the shared library made of a C file. Raises AssemblyError."""
+    return built(source, ["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-pthread"], "so")
 
 
 def build_all() -> None:
     """Fill the cache, for a guest without a compiler. Raises AssemblyError."""
     probe()
-    sender()
+    for source in SOURCES:
+        library(source)
 
 
 def built(source: Path, options: list[str], suffix: str) -> Path:

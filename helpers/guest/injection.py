@@ -261,6 +261,12 @@ journal: deque[Injection] = deque(maxlen=64)
 """The latest injections, oldest first. The report shows the injections of one test."""
 
 
+def start_over() -> None:
+    """Forget what the test has done: what follows, on machines of its own, stands for the test."""
+    journal.clear()
+    recording.active = recording.active and recording.active.successor()
+
+
 def msi_of(message: Message, flags: int = 0, devid: int = 0, pad: bytes = bytes(12)) -> abi.kvm_msi:
     """Return the argument of KVM_SIGNAL_MSI."""
     words = (message.address_lo, message.address_hi, message.data)

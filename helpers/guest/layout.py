@@ -39,6 +39,7 @@ DATA = 0x10
 # Offsets into the area of a vCPU.
 LOG = 0x1000
 LOG_RECORDS = 128
+COUNTS = 0x5000  # a Count for each vector
 STACK_TOP = AREA_SIZE
 
 # Ports of the exits to the host. No device in the kernel claims them.
@@ -56,6 +57,7 @@ FLAG_EOI = 1 << 0  # the handler writes EOI
 FLAG_PAUSE = 1 << 1  # the handler exits to PORT_HANDLER before the EOI
 FLAG_NEST = 1 << 2  # the handler enables interrupts for the exit to PORT_HANDLER
 FLAG_PV_EOI = 1 << 3  # the handler starts with an EOI, written if bit 0 of Control.pv_eoi is clear
+FLAG_COUNT = 1 << 4  # the handler counts the vector in COUNTS, and writes no record
 
 
 class Control(ctypes.Structure):
@@ -86,13 +88,23 @@ class Record(ctypes.Structure):
     ]
 
 
+class Count(ctypes.Structure):
+    """What FLAG_COUNT notes of a vector. A sender raises ``sent`` before each message.
+
+    The handler copies ``sent`` to ``seen``: after the last interrupt, both are equal. ``taken``
+    counts the interrupts.
+    """
+
+    _fields_ = fields(c_uint32, "sent", "seen", "taken", "unused")
+
+
 def defines() -> dict[str, int]:
     """Return every constant of probe.S, by name."""
     named = vars(lapic) | globals()
     constants = {name: value for name, value in named.items() if isinstance(value, int)}
-    for struct in (Control, Record):
+    for struct in (Control, Record, Count):
         for name, *_ in struct._fields_:
             constants[f"{struct.__name__}_{name}".upper()] = getattr(struct, name).offset
-    constants["RECORD_SIZE"] = ctypes.sizeof(Record)
+    constants |= {"RECORD_SIZE": ctypes.sizeof(Record), "COUNT_SIZE": ctypes.sizeof(Count)}
     constants |= {f"OP_{name}": number for number, name in enumerate(OPERATIONS)}
     return constants | {f"REG_{register.name}": register for register in Register}

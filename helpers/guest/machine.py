@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from helpers.apic import ApicMode, DeliveryMode, Message
 from helpers.apic.effect import Effect
@@ -20,9 +21,12 @@ from helpers.guest.cpu import Cpu
 from helpers.guest.injection import Injection, Setting, Snapshot, effect_between, journal, msi_of
 from helpers.guest.ledger import Ledger, apic_mode_in
 from helpers.guest.memory import add_memory
-from helpers.kvm import System, abi, recording
+from helpers.kvm import System, Vcpu, abi, recording
 from helpers.kvm.closing import Closing
 from helpers.kvm.ioctl import attempt, ioctl
+
+UnseenCall = tuple[int, int, Any, int]
+"""An ioctl as the ledger takes it: file descriptor, number, argument, return value."""
 
 
 def default_irqchip(system: System) -> Irqchip:
@@ -92,10 +96,25 @@ class Machine(Closing):
 
     def add_cpu(self, vcpu_id: int) -> Cpu:
         """Create a vCPU and leave it as KVM_CREATE_VCPU makes it."""
-        vcpu = self.vm.create_vcpu(vcpu_id)
+        return self._add(self.vm.create_vcpu(vcpu_id))
+
+    def adopt_cpu(self, vcpu_id: int, fd: int) -> Cpu:
+        """Add a vCPU that other code has created."""
+        return self._add(self.vm.adopt(fd, vcpu_id))
+
+    def _add(self, vcpu: Vcpu) -> Cpu:
         cpu = Cpu(len(self.cpus), vcpu, self.memory, self._system, self._ledger)
         self.cpus.append(cpu)
         return cpu
+
+    def called_elsewhere(self, calls: Iterable[UnseenCall]) -> None:
+        """Note ioctls that other code has made."""
+        for call in calls:
+            self._ledger.called(*call)
+
+    def require_x2apic(self) -> None:
+        """Raise MissingPart if CPUID offers no x2APIC."""
+        self._system.require_x2apic()
 
     def reset(self) -> bool:
         """Return all vCPUs to the power-on state. Return False if a call cannot be undone."""
@@ -179,14 +198,13 @@ class Machine(Closing):
         before = self.latest_snapshots()
         with recording.hidden():
             setting = self.setting()
-        recorder = recording.active
-        with recorder.observing(self.fd) if recorder else contextlib.nullcontext() as step:
+        with recording.observing(self.fd) as step:
             result, code = inject()
         with recording.hidden():
             after = self.snapshots()
         injection = Injection(msi, result, code, before, after, setting)
-        if recorder and step:
-            recorder.injected(injection, step)
+        if recording.active and step:
+            recording.active.injected(injection, step)
         journal.append(injection)
         return injection
 
@@ -197,18 +215,14 @@ class Machine(Closing):
     def raise_irqfd(self, gsi: int) -> list[Effect]:
         """Signal an irqfd of ``gsi``. Return the effect on each vCPU: an irqfd has no status."""
         before = self.latest_snapshots()
-        recorder = recording.active
-        with recorder.observing(self.fd) if recorder else contextlib.nullcontext() as step:
-            with recording.hidden():
-                fd = self.vm.irqfd(gsi)
-                os.eventfd_write(fd, 1)
-                self.vm.deassign_irqfd(fd, gsi)  # waits for the injection
-                after = self.snapshots()
-            if recorder:
-                recorder.irqfd_raised(self.fd, gsi)
+        with recording.observing(self.fd) as step, recording.hidden():
+            fd = self.vm.irqfd(gsi)
+            os.eventfd_write(fd, 1)
+            self.vm.deassign_irqfd(fd, gsi)  # waits for the injection
+            after = self.snapshots()
         effects = [effect_between(b, a) for b, a in zip(before, after, strict=True)]
-        if recorder and step:
-            recorder.irqfd_effects(effects, step)
+        if recording.active and step:
+            recording.active.irqfd_raised(step, gsi, effects)
         return effects
 
     # --- starting an AP ---------------------------------------------------------------------------

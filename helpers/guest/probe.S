@@ -251,7 +251,17 @@ handler:
 	call	write_eoi
 	jmp	7f
 6:	incl	CTL(PV_EOIS)
-7:	mov	CTL(TAKEN), %edi
+7:	testl	$FLAG_COUNT, CTL(FLAGS)
+	jz	8f
+	mov	%ebx, %edi
+	imul	$COUNT_SIZE, %edi, %edi
+	add	$COUNTS, %edi
+	add	CTL(SELF_ADDRESS), %rdi
+	mov	COUNT_SENT(%rdi), %eax
+	mov	%eax, COUNT_SEEN(%rdi)
+	incl	COUNT_TAKEN(%rdi)
+	jmp	4f
+8:	mov	CTL(TAKEN), %edi
 	and	$(LOG_RECORDS - 1), %edi
 	imul	$RECORD_SIZE, %edi, %edi
 	add	$LOG, %edi

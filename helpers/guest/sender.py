@@ -9,11 +9,12 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 from helpers.apic import Message
 from helpers.apic.lapic import bits
-from helpers.guest.assemble import sender
+from helpers.guest.assemble import library
 from helpers.guest.injection import Injection, msi_of
 from helpers.guest.machine import Machine
 from helpers.kvm import abi, recording
@@ -59,11 +60,11 @@ def send_values(fd: int, msi: abi.kvm_msi, word: Word, values: Values, expected:
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(sender()))
+    loaded = ctypes.CDLL(str(library(Path(__file__).with_suffix(".c"))))
     number, pointer = ctypes.c_int, ctypes.c_void_p
     call = (number, ctypes.c_ulong, pointer, pointer)
-    library.send_values.argtypes = (*call, pointer, number, pointer, pointer)
-    return library
+    loaded.send_values.argtypes = (*call, pointer, number, pointer, pointer)
+    return loaded
 
 
 def signal_each(

@@ -2,7 +2,7 @@
 """System calls on KVM file descriptors: ioctl(2) with named requests, named errors and a trace.
 
 ``ioctl()`` and ``attempt()`` record each call in ``trace``. ``raw_ioctl()``, ``compat_ioctl()``
-(helpers/kvm/compat.py) and the sender of helpers/guest do not.
+(helpers/kvm/compat.py) and the C files of helpers/ do not.
 """
 
 from __future__ import annotations

@@ -71,6 +71,14 @@ class UserPages(Closing):
         self._size = mmap.PAGESIZE
 
 
+def fork() -> int:
+    """Return the process ID of a forked child, and 0 in the child."""
+    with warnings.catch_warnings():
+        # Python 3.12 warns of a fork among threads. The children take no lock of the parent.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def in_forked_child(function: Callable[[], tuple[int, int]]) -> tuple[int, int]:
     """Call ``function`` in a forked child and return its (return value, errno or 0).
 
@@ -79,10 +87,7 @@ def in_forked_child(function: Callable[[], tuple[int, int]]) -> tuple[int, int]:
     """
     recording.leave_out("a forked child")
     reader, writer = os.pipe()
-    with warnings.catch_warnings():
-        # Python 3.12 warns of a fork among threads. The child only makes a system call.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
+    child = fork()
     if child == 0:
         try:
             os.write(writer, struct.pack("ii", *function()))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from helpers.record.recorder import Recorder
+    from helpers.record.tape import Observed
 
 S = TypeVar("S", bound=ctypes.Structure)
 
@@ -29,6 +30,11 @@ def hidden() -> contextlib.AbstractContextManager[None]:
 def making_machine(resets: Callable[[], bool]) -> contextlib.AbstractContextManager[None]:
     """Record the block as the steps that make a machine. ``resets`` returns whether it is reset."""
     return contextlib.nullcontext() if active is None else active.making_machine(resets)
+
+
+def observing(fd: int) -> contextlib.AbstractContextManager[Observed | None]:
+    """Record the block as an injection into the VM ``fd``. Return the step of the tape."""
+    return contextlib.nullcontext() if active is None else active.observing(fd)
 
 
 def setting_up(fd: int) -> contextlib.AbstractContextManager[None]:

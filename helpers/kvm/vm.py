@@ -14,6 +14,14 @@ from helpers.kvm.ioctl import Argument, KvmError, MissingPart, ioctl
 from helpers.kvm.vcpu import Vcpu
 
 
+def routing_table(routes: Iterable[abi.kvm_irq_routing_entry], flags: int = 0) -> abi.Bytes:
+    """Return the argument of KVM_SET_GSI_ROUTING."""
+    entries = list(routes)
+    header = abi.kvm_irq_routing(nr=len(entries), flags=flags)
+    table = bytes(header) + b"".join(map(bytes, entries))
+    return (ctypes.c_uint8 * len(table)).from_buffer_copy(table)
+
+
 class Vm(Closing):
     """One VM with its vCPUs, memory and irqfds; ``close()`` releases them all."""
 
@@ -22,14 +30,14 @@ class Vm(Closing):
         self.vcpus: list[Vcpu] = []
         self._vcpu_mmap_size = vcpu_mmap_size
         self._memory: list[mmap.mmap] = []
-        self._eventfds: list[int] = []
+        self.eventfds: list[int] = []
 
     def close(self) -> None:
         for vcpu in self.vcpus:
             vcpu.close()
-        for fd in self._eventfds:
+        for fd in self.eventfds:
             os.close(fd)
-        self._eventfds.clear()
+        self.eventfds.clear()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -72,7 +80,10 @@ class Vm(Closing):
         ioctl(self.fd, abi.KVM_SET_BOOT_CPU_ID, vcpu_id)
 
     def create_vcpu(self, vcpu_id: int) -> Vcpu:
-        fd = ioctl(self.fd, abi.KVM_CREATE_VCPU, vcpu_id)
+        return self.adopt(ioctl(self.fd, abi.KVM_CREATE_VCPU, vcpu_id), vcpu_id)
+
+    def adopt(self, fd: int, vcpu_id: int) -> Vcpu:
+        """Return the vCPU with this file descriptor, which is closed with the VM."""
         self.vcpus.append(Vcpu(fd, vcpu_id, self._vcpu_mmap_size))
         return self.vcpus[-1]
 
@@ -97,16 +108,12 @@ class Vm(Closing):
 
     def set_gsi_routing(self, routes: Iterable[abi.kvm_irq_routing_entry], flags: int = 0) -> None:
         """Replace the whole routing table (api.rst, KVM_SET_GSI_ROUTING)."""
-        entries = list(routes)
-        header = abi.kvm_irq_routing(nr=len(entries), flags=flags)
-        table = bytes(header) + b"".join(map(bytes, entries))
-        array = (ctypes.c_uint8 * len(table)).from_buffer_copy(table)
-        ioctl(self.fd, abi.KVM_SET_GSI_ROUTING, array)
+        ioctl(self.fd, abi.KVM_SET_GSI_ROUTING, routing_table(routes, flags))
 
     def eventfd(self) -> int:
         """Return a new eventfd, which is closed with the VM."""
         fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._eventfds.append(fd)
+        self.eventfds.append(fd)
         return fd
 
     def irqfd(self, gsi: int, resamplefd: int | None = None) -> int:

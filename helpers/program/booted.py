@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """--program: a booted kernel whose only process is the C program of the suite.
 
-The schedule, the columns and the reports are those of helpers/kernels, which sends the messages of
-helpers/kernels/worker.py. A guest translates them for helpers/program/guest.c.
+helpers/kernels schedules the tests, makes the columns and the reports, and sends the messages of
+helpers/kernels/worker.py. :class:`ProgramGuest` translates them for helpers/program/guest.c.
 """
 
 from __future__ import annotations

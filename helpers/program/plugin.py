@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from helpers.directories import made_directory
 from helpers.kernels.boot import Guest
 from helpers.kernels.columns import Boot
 from helpers.kernels.packages import KernelError
 from helpers.program.booted import Program, ProgramGuest, reporter
-from helpers.program.source import Case, reproducer, shown_id
+from helpers.program.source import Case, c_identifier, reproducer
 from helpers.program.statements import NotInC
 from helpers.record.reports import tape_of
 from helpers.record.tape import Tape
@@ -41,7 +42,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--reproducers",
         metavar="DIR",
-        type=Path,
         help="write a C program into DIR for each failed test, compile it, and run it if the "
         "running kernel was tested",
     )
@@ -50,14 +50,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Record the tests, in the workers and guests, too."""
-    directory: Path | None = config.option.reproducers
+    directory: str | None = config.option.reproducers
     if directory is None or hasattr(config, "workerinput"):
         return
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise pytest.UsageError(f"--reproducers={directory}: {error.strerror}") from None
-    config.pluginmanager.register(Reproducers(directory, bool(config.option.kernel)))
+    made = made_directory("--reproducers", directory)
+    config.pluginmanager.register(Reproducers(made, bool(config.option.kernel)))
 
 
 def pytest_kvm_launcher(session: pytest.Session) -> Callable[[Boot], Guest] | None:
@@ -94,13 +91,12 @@ class Reproducers:
 
     def _reproduce(self, report: pytest.TestReport, tape: Tape) -> str:
         """Write, compile and run the program of a failed test. Return what became of it."""
+        names = c_identifier(report.nodeid), re.sub(r"\W+", "_", column_of(report))
+        path = self.directory / f"{'-'.join(filter(None, names))}.c"
         try:
-            text = reproducer(Case(report.nodeid, tape), _about(report, tape))
+            text = reproducer(Case(report.nodeid, tape), _about(report, tape, path))
         except NotInC as missing:
             return f"no C program: {missing}"
-        name = re.sub(r"\W+", "_", shown_id(report.nodeid)).strip("_")
-        label = re.sub(r"\W+", "_", column_of(report))
-        path = self.directory / f"{'-'.join(filter(None, (name, label)))}.c"
         try:
             path.write_text(text)
         except OSError as error:
@@ -134,7 +130,7 @@ class Reproducers:
             terminalreporter.write_line(f"reproducer: {path}")
 
 
-def _about(report: pytest.TestReport, tape: Tape) -> str:
+def _about(report: pytest.TestReport, tape: Tape, path: Path) -> str:
     """Return the head comment of a reproducer: the test, its clause, and the failure."""
     clause = CLAUSES[tape.clause]
     verdict = verdict_of(report)
@@ -149,7 +145,7 @@ def _about(report: pytest.TestReport, tape: Tape) -> str:
         *_wrapped(str(getattr(crash, "message", "")).splitlines()[0] if crash else ""),
         "",
         f"Made while this test failed: {repeat or shlex.join(['pytest', report.nodeid])}",
-        f"  gcc -O2 -o test {Path(shown_id(report.nodeid)).stem}.c && ./test",
+        f"  gcc -O2 -o test {path.name} && ./test",
         "Exit code: 0 if the kernel behaves as the clause requires, 1 if not, 4 without /dev/kvm.",
     ]
     return "\n".join(line.replace("*/", "* /") for line in lines)

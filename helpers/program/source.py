@@ -119,13 +119,7 @@ def preamble() -> str:
 
 
 def _layout() -> str:
-    names = {
-        name: value
-        for name, value in vars(layout).items()
-        if name.isupper() and isinstance(value, int)
-    }
-    lines = [f"#define {name:<18} {value:#x}" for name, value in names.items()]
-    lines += [f"#define OP_{name:<15} {number}" for number, name in enumerate(layout.OPERATIONS)]
+    lines = [f"#define {name:<18} {value:#x}" for name, value in layout.defines().items()]
     return (
         "/* Guest-physical addresses, offsets and ports of the probe. */\n"
         + "\n".join(lines)
@@ -171,17 +165,13 @@ def _registers() -> str:
 def _probe() -> str:
     source = re.sub(r"/\*|\*/", "", PROBE.read_text())
     comment = "\n".join(f" * {line}".rstrip() for line in source.splitlines())
-    code = ", ".join(f"{byte:#04x}" for byte in _trimmed(probe()))
+    code = ", ".join(f"{byte:#04x}" for byte in probe())
     lines = textwrap.wrap(code, 90)
     body = "\n".join(f"\t{line}" for line in lines)
     return (
         f"/*\n * The code that all vCPUs run, at PROBE:\n *\n{comment}\n */\n"
         f"static const unsigned char probe[{len(probe())}] = {{\n{body}\n}};\n"
     )
-
-
-def _trimmed(code: bytes) -> bytes:
-    return code
 
 
 def part(name: str) -> str:

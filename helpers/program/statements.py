@@ -46,7 +46,7 @@ _KEPT = {
     "kvm_mp_state": "mp_state",
     "kvm_irqchip": "ioapic",
 }
-"""Structures that struct vcpu and struct machine keep, by the name of the member."""
+"""By name of a structure, the member of struct vcpu or struct machine that has the latest one."""
 
 _CHECKS = {"dec": "check", "hex": "check_hex", "bool": "check_bool", "mp_state": "check_mp_state"}
 _VECTORS = ("isr", "tmr", "irr")
@@ -112,8 +112,7 @@ class Statements:
             name = self._shared("set_up", "static void {}(struct vcpu *v)", inner.lines)
             self._add(f"{name}({self._vcpu(target)});")
             return
-        lines = [line for line in inner.lines if line != "\tm = create_vm();"]
-        body = ["\tstruct machine *m = create_vm();", "", *lines, "\treturn m;"]
+        body = ["\tstruct machine *m;", "", *inner.lines, "\treturn m;"]
         name = self._shared("machine", "static struct machine *{}(void)", body)
         self._add(f"{self._machine(block.machine)} = obtain({name});")
         self.machines = max(self.machines, block.machine + 1)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """What the kernel owes: each comparison of a test, as the value of a step on the tape.
 
-A comparison has two values and no hint where the actual value comes from. It is that of the fields
-that the test has read since the last comparison, or the outcome of the last step.
+A comparison has two values, and does not say where the actual value comes from. The recorder takes
+the value for that of the fields read since the last step, or for the outcome of the last step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from helpers.apic.effect import Effect
 from helpers.kvm import abi
 from helpers.kvm.ioctl import errno_name, show_result
 from helpers.record.forms import FORMS, form_of, number_of
-from helpers.record.tape import Call, Observed, Owed, Run, Step, Take, Tape
+from helpers.record.tape import Call, Observed, Owed, Run, Signal, Step, Take, Tape
 
 Texts = tuple[str, str]
 """The actual and the expected value as a failure shows them."""
@@ -34,12 +34,14 @@ class Seen(NamedTuple):
 class Checks:
     """Writes what is owed to ``tape``.
 
-    ``explains`` tells which known deviation is the reason for a mismatch. ``seen`` are the fields
-    read since the last comparison, ``last`` is the last step. ``judged``: a kernel that behaves
-    otherwise would not pass.
+    ``explains`` tells which known deviation is the reason for a mismatch. ``ends``: the first
+    mismatch ends the test, and comparisons before it need not be on the tape. ``seen`` are the
+    fields read since the last comparison, ``last`` is the last step. ``judged``: a kernel that
+    behaves otherwise would not pass.
     """
 
     explains: Callable[[str, str, str], str | None]
+    ends: bool = False
     tape: Tape = field(default_factory=Tape)
     seen: list[Seen] = field(default_factory=list)
     last: Step | None = None
@@ -66,8 +68,9 @@ class Checks:
         self._acceptors = None
         self._injections.append((injection, step))
 
-    def irqfd_effects(self, effects: list[Effect], step: Observed) -> None:
-        """Note the effects of an irqfd, which has no return value."""
+    def irqfd_raised(self, step: Observed, gsi: int, effects: list[Effect]) -> None:
+        """Note that ``step`` was a signal of an irqfd, which has effects and no return value."""
+        step.inner.append(Signal(step.machine, gsi))
         step.vcpus = len(effects)
         self._effects.append((effects, step))
 
@@ -105,7 +108,7 @@ class Checks:
     def expected(self, subject: str, actual: Any, wanted: Any, texts: Texts) -> None:
         """Note a comparison: the actual and the expected value, and the two as text.
 
-        The comparison concerns the fields read since the last one; else the last step.
+        The comparison concerns the fields read since the last step; else the outcome of that step.
         """
         self.judged = True
         seen, self.seen = self.seen, []
@@ -114,12 +117,14 @@ class Checks:
             return
         if self._outcome_owed(subject, actual, wanted, texts):
             return
+        if matched and self.ends:
+            return
         if not (seen and matched):
             self.leave_out(f"{subject}: the test computes the value")
             return
         for owed, place, value in seen:
             form = "vectors" if _is_form_of("vectors", place) else _FORMS_OF.get(place, "hex")
-            owed.append(Owed(f"{subject}: {place}", place, value, FORMS[form](value), form))
+            owed.append(Owed(f"{subject}: {place}", place, FORMS[form](value), form))
 
     def _outcome_owed(self, subject: str, actual: Any, wanted: Any, texts: Texts) -> bool:
         """Note that the outcome of the last step is owed."""
@@ -167,11 +172,11 @@ def _fields_owe(seen: Sequence[Seen], subject: str, wanted: Any, texts: Texts) -
     """Note that one field, which has the value that is compared, is owed."""
     found = [(each, form_of(each.value, texts[0])) for each in seen]
     shown = [(each, form) for each, form in found if _is_form_of(form, each.place)]
-    number = number_of(wanted)
-    if len({(id(each.owed), each.place) for each, _ in shown}) != 1 or number is None:
+    is_one = len({(id(each.owed), each.place) for each, _ in shown}) == 1
+    if not is_one or number_of(wanted) is None:
         return False
     (owed, place, _), form = shown[-1]
-    owed.append(Owed(subject, place, number, texts[1], form or "dec"))
+    owed.append(Owed(subject, place, texts[1], form or "dec"))
     return True
 
 
@@ -184,7 +189,7 @@ def _call_owes(step: Call, subject: str, actual: Any, wanted: Any, texts: Texts)
     elif isinstance(actual, str) and actual in (outcome, show_result(step.result, step.errno)):
         step.outcome = str(wanted).removeprefix("-1 ")
     elif type(actual) is int and status is not None and actual == status:
-        step.owed.append(Owed(subject, "status", int(wanted), texts[1]))
+        step.owed.append(Owed(subject, "status", texts[1]))
         return True
     elif type(actual) is int and actual == step.result and step.request in _WITH_RESULT:
         step.outcome = str(int(wanted))

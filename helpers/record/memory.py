@@ -41,7 +41,7 @@ class GuestMemory:
         self.copy = {start: self.content(start, end) for start, end in self.written}
 
     def changes(self, machines: Sequence[GuestMemory]) -> Iterator[Write | Copy]:
-        """Yield what the host has changed since the last call of :meth:`keep`.
+        """Yield a step for each range that the host changed since the last :meth:`keep`.
 
         ``machines`` are all machines: content may be a copy of another's.
         """

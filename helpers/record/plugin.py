@@ -55,7 +55,7 @@ class Recording:
             entry = explanation(known, running_kernel(), Mismatch(subject, expected, actual))
             return entry.id if entry else None
 
-        recording.active = Recorder(explains)
+        recording.active = Recorder(explains, ends=not self.tolerates)
         _describe(item, recording.active.tape)
         try:
             return (yield)

@@ -12,7 +12,7 @@ import ctypes
 import errno
 import mmap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from helpers.guest import layout
@@ -28,7 +28,6 @@ from helpers.record.tape import (
     Owed,
     Run,
     SendEach,
-    Signal,
     Snapshots,
     Step,
     Take,
@@ -54,6 +53,11 @@ class Recorder(Checks):
     _hidden: int = 0
     _ports: Sequence[int] = (layout.PORT_IDLE,)
     _resets: list[Callable[[], bool]] = field(default_factory=list)
+
+    def successor(self) -> Recorder:
+        """Return a recorder of the same test that has recorded no step."""
+        tape = replace(self.tape, steps=[], left_out="", shown=[])
+        return Recorder(self.explains, self.ends, tape)
 
     # --- what the hooks tell ----------------------------------------------------------------------
 
@@ -96,11 +100,11 @@ class Recorder(Checks):
     def taking(self, fd: int, *, runs: bool = True, exits: bool = False) -> Iterator[Take]:
         """Record the block as reads of the log of the guest; see Take."""
         target = self._target(fd)
-        self._write_memory(target.machine)
+        self._write_memory(target)
         step = Take(target, runs, exits=[] if exits else None)
         with self.hidden():
             yield step
-        self._machines[target.machine].keep()
+        self._memory(target).keep()
         self._append(step)
 
     @contextlib.contextmanager
@@ -108,11 +112,11 @@ class Recorder(Checks):
         """Record the block as the steps that set up a vCPU."""
         target = self._target(fd)
         block = Block(target.machine, target.vcpu)
-        self._write_memory(target.machine)
+        self._write_memory(target)
         self._append(block)
         with self._into(block.steps):
             yield
-            self._write_memory(target.machine)
+            self._write_memory(target)
 
     def snapshots_read(self, fd: int, vcpus: int) -> None:
         """Note a read of the state of all vCPUs."""
@@ -125,19 +129,19 @@ class Recorder(Checks):
     def memory_added(self, fd: int, memory: mmap.mmap, address: int) -> None:
         """Note new memory of a VM."""
         target = self._target(fd)
-        machine = self._machines[target.machine]
+        machine = self._memory(target)
         if machine.memory is not None or address:
             self.leave_out("a VM with several pieces of memory")
             return
         machine.memory = memory
-        self._machines[target.machine].keep()
+        machine.keep()
         self._append(Memory(target.machine, address, len(memory)))
 
     def guest_loaded(self, fd: int) -> None:
         """Note that the memory just added has the probe and its tables."""
         if isinstance(self.last, Memory):
             self.last.guest = True
-        self._machines[self._target(fd).machine].keep()
+        self._memory(self._target(fd)).keep()
 
     def cpuid_set(self, fd: int) -> None:
         """Note that the vCPU has all CPUID features that KVM supports."""
@@ -152,14 +156,10 @@ class Recorder(Checks):
             return
         self._append(SendEach(self._target(fd).machine, content, word, values, *results))
 
-    def irqfd_raised(self, fd: int, gsi: int) -> None:
-        """Note that an irqfd of ``gsi`` was assigned, signalled and deassigned."""
-        self._append(Signal(self._target(fd).machine, gsi))
-
     def before(self, fd: int, request: abi.Request, argument: Any) -> int | bytes:
         """Return the argument of an ioctl that is about to be called, as the tape keeps it."""
         if request == abi.KVM_RUN and fd in self._fds and not self._hidden:
-            self._write_memory(self._fds[fd].machine)
+            self._write_memory(self._fds[fd])
         if isinstance(argument, int):
             return argument
         return ctypes.string_at(ctypes.addressof(argument), ctypes.sizeof(argument))
@@ -182,7 +182,7 @@ class Recorder(Checks):
             self._fds[result] = Target(len(self._machines))
             self._machines.append(GuestMemory(len(self._machines)))
         elif request == abi.KVM_CREATE_VCPU and result >= 0:
-            machine = self._machines[target.machine]
+            machine = self._memory(target)
             self._fds[result] = Target(target.machine, machine.vcpus)
             machine.vcpus += 1
         if self._hidden:
@@ -298,7 +298,7 @@ class Recorder(Checks):
 
     def _ran(self, target: Target, fd: int, result: int, code: int) -> None:
         run = self._pages.get(fd)
-        self._machines[target.machine].keep()
+        self._memory(target).keep()
         if self._hidden or run is None:
             return
         if run.immediate_exit:
@@ -310,9 +310,13 @@ class Recorder(Checks):
             if result < 0:
                 self.leave_out("KVM_RUN fails")
 
-    def _write_memory(self, number: int) -> None:
+    def _memory(self, target: Target) -> GuestMemory:
+        """Return the memory of a machine; none if the machine was made before the recorder."""
+        return GuestMemory(SYSTEM) if target.machine == SYSTEM else self._machines[target.machine]
+
+    def _write_memory(self, target: Target) -> None:
         """Record the changes that the host made to guest memory since the last KVM_RUN."""
-        memory = self._machines[number]
+        memory = self._memory(target)
         for change in list(memory.changes(self._machines)):
             self._append(change)
         memory.keep()

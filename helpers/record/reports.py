@@ -9,18 +9,19 @@ import zlib
 import pytest
 
 from helpers.record.tape import Tape
+from helpers.verdicts.reports import Carried
 
-_ATTRIBUTE = "tape"
+_TAPE = Carried[bytes]("tape")
 
 
 def attach(report: pytest.TestReport, tape: Tape) -> None:
     """Put a tape into a report, in a form that pytest can send."""
-    setattr(report, _ATTRIBUTE, zlib.compress(pickle.dumps(tape), level=1))
+    _TAPE.put(report, zlib.compress(pickle.dumps(tape), level=1))
 
 
 def tape_of(report: pytest.TestReport) -> Tape | None:
     """Return the tape of a test; None for the report of another phase, or without --record."""
-    packed = getattr(report, _ATTRIBUTE, None)
+    packed = _TAPE.get(report)
     if packed is None:
         return None
     tape = pickle.loads(zlib.decompress(packed))

@@ -28,15 +28,14 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """A value that the kernel owes: of ``place``, named ``subject`` in a failure.
+    """A value that the kernel owes: that of ``place``, named ``subject`` in a failure.
 
     ``expected`` is the text of the value in a failure, as helpers.guest.expect shows it. ``show``
-    names the form in which the actual value becomes text: a key of helpers.record.shown.FORMS.
+    names the form in which the actual value becomes text: a key of helpers.record.forms.FORMS.
     """
 
     subject: str
     place: str
-    value: int
     expected: str
     show: str = "dec"
 
@@ -185,13 +184,14 @@ Step = Call | Run | Take | Write | Copy | Memory | Snapshots | Observed | Signal
 
 @dataclass(slots=True)
 class Tape:
-    """All that a test did. ``left_out`` says why the steps do not stand for the test, if so.
-    ``reusable``: Machine.reset() returns each machine of the test to its power-on state.
+    """All that a test did.
 
-    ``clause`` is the id of the clause. ``deviations`` are the ids of known deviations that the test
-    names; ``shown`` those that the recording kernel showed. ``preconditions`` are the conditions of
-    skipif marks, each with its reason; ``needs`` the module parameters of needs_parameter marks.
-    ``facts`` are capabilities by which the test chose what to do.
+    ``left_out`` says why the steps do not stand for the test, if so. ``reusable``: Machine.reset()
+    returns each machine of the test to its power-on state. ``clause`` is the id of the clause.
+    ``deviations`` are the ids of known deviations that the test names; ``shown`` those that the
+    recording kernel showed. ``preconditions`` are the conditions of skipif marks, each with its
+    reason; ``needs`` the module parameters of needs_parameter marks. ``facts`` are capabilities by
+    which the test chose what to do.
     """
 
     steps: list[Step] = field(default_factory=list)

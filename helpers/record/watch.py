@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from helpers.apic import LapicPage, Register
 from helpers.apic.lapic import VectorSet
+from helpers.record.forms import mask_of
 
 Look = Callable[[str, int], None]
 """Called with the place and the value of each field that a test reads."""
@@ -46,7 +47,7 @@ class WatchedPage(LapicPage):
     def vectors(self, register: Register) -> VectorSet:
         found = super().vectors(register)
         if register not in self._written:
-            self._look(f"vectors {int(register):#x}", sum(1 << vector for vector in found))
+            self._look(f"vectors {int(register):#x}", mask_of(found))
         return found
 
     def copy(self) -> WatchedPage:
@@ -145,7 +146,7 @@ class WatchedRecord:
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._record, name)
         if name != "vector":
-            number = value if isinstance(value, int) else sum(1 << vector for vector in value)
+            number = value if isinstance(value, int) else mask_of(value)
             self._look(name, number)
         return value
 

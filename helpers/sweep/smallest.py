@@ -11,7 +11,7 @@ from helpers.apic import Message
 from helpers.apic.lapic import bits
 from helpers.apic.model import Switches
 from helpers.apic.topology import Topology
-from helpers.guest import Mismatch, disagreement, journal
+from helpers.guest import Mismatch, disagreement, start_over
 from helpers.kvm import System
 
 __tracebackhide__ = True  # A failure's traceback ends at the line of the test.
@@ -30,7 +30,7 @@ def smallest(
 ) -> SmallestCase | None:
     """Reduce a case while kernel and model disagree. Return None if they agree on the whole case.
 
-    On return, the journal has the message of the smallest case and no other.
+    On return, the journal and the recorder have the smallest case alone.
     """
     case = None
     candidates = iter([(topology, message)])
@@ -43,7 +43,7 @@ def smallest(
             case = SmallestCase(mismatch, *candidate)
             candidates = _simpler(*candidate)
     if case:
-        journal.clear()
+        start_over()
         disagreement(system, case.topology, case.message, switches)
     return case
 

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Carried(Generic[T]):
-    """An attribute of test reports. ``T`` is plain data: dicts, lists, strings and numbers."""
+    """An attribute of test reports. ``T`` is plain data: dicts, lists, strings, bytes, numbers."""
 
     def __init__(self, name: str) -> None:
         self._name = f"kvm_{name}"

@@ -41,6 +41,7 @@ FILES = (
     *("arch/x86/kvm/smm.c", "arch/x86/kvm/svm/svm.c", "arch/x86/kvm/ioapic.c"),
     *("arch/x86/kvm/hyperv.c", "arch/x86/kvm/emulate.c", "arch/x86/kvm/regs.c"),
     *("arch/x86/kvm/cpuid.c", "arch/x86/kvm/lapic.h", "arch/x86/kvm/vmx/vmx.c"),
+    "virt/kvm/eventfd.c",
 )
 """Paths in a kernel tree of the files that mutants edit."""
 

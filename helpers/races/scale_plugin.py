@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``--scale``: measure what messages cost by the number of vCPUs."""
+
+from __future__ import annotations
+
+import pytest
+
+from helpers.verdicts.reports import column_of
+
+SCALED = "scaled"
+"""The property (record_property) with a line of the table."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --scale."""
+    parser.getgroup("races").addoption(
+        "--scale",
+        action="store_true",
+        help="measure what a message costs in VMs of 1 to KVM_CAP_MAX_VCPUS vCPUs "
+        "(suites/test_scale.py)",
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the table."""
+    for report in terminalreporter.getreports("passed"):
+        for name, text in report.user_properties:
+            if name == SCALED and report.when == "call":
+                on = f" on {column_of(report)}" if column_of(report) else ""
+                terminalreporter.write_line(f"scaled{on}: {text}")
