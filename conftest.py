@@ -23,6 +23,7 @@ pytest_plugins = [
     "helpers.sigterm_plugin",
     "helpers.verdicts.plugin",
     "helpers.verdicts.clause_plugin",
+    "helpers.verdicts.architecture_plugin",
     "helpers.sweep.sequences_plugin",
     "helpers.sweep.messages_plugin",
     "helpers.races.soak_plugin",

@@ -12,7 +12,11 @@ import pytest
 
 from tests.copy_of_the_suite import ROOT
 
-FILES = sorted((ROOT / "suites").glob("test_*.py"))
+FILES = sorted((ROOT / "suites").rglob("test_*.py"))
+
+
+def _name_of(file: Path) -> str:
+    return str(file.relative_to(ROOT / "suites").with_suffix(""))
 
 
 def clauses_stated(tree: ast.Module) -> list[str]:
@@ -35,7 +39,7 @@ def clauses_named(tree: ast.Module) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", FILES, ids=_name_of)
 def test_file_starts_with_its_clauses(file: Path) -> None:
     tree = ast.parse(file.read_text())
     stated, named = clauses_stated(tree), clauses_named(tree)

@@ -155,12 +155,14 @@ def test_test_cannot_name_a_deviation_that_is_not_in_the_table():
 @pytest.fixture(scope="module")
 def named(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     """Return {"clause": [id, ...], "deviation": [id, ...]} that the tests in suites/ name."""
-    file = tmp_path_factory.mktemp("census") / "census.json"
-    run = run_pytest(
-        ROOT, "suites", "--collect-only", "-q", "-p", "tests.census", f"--census={file}"
-    )
-    assert run.exit_code == 0, run.output
-    names: dict[str, list[str]] = json.loads(file.read_text())
+    names: dict[str, list[str]] = {"clause": [], "deviation": []}
+    for arch in ("x86_64", "arm64"):
+        file = tmp_path_factory.mktemp("census") / "census.json"
+        options = ["--collect-only", "-q", "-p", "tests.census", f"--census={file}"]
+        run = run_pytest(ROOT, "suites", *options, f"--arch={arch}")
+        assert run.exit_code == 0, run.output
+        for table, ids in json.loads(file.read_text()).items():
+            names[table] += ids
     return names
 
 

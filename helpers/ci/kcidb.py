@@ -15,6 +15,7 @@ from typing import Any
 
 from helpers.ci.ended import Ended
 from helpers.spec import CLAUSES, DEVIATIONS, Deviation
+from helpers.spec.architectures import X86_64
 from helpers.verdicts.tally import Tally
 from helpers.verdicts.timeouts import text as timeout_text
 
@@ -119,7 +120,7 @@ class Run:
             id=build,
             checkout_id=checkout,
             origin=self.given.origin,
-            architecture="x86_64",
+            architecture=tally.kernel.architecture if tally.kernel else X86_64.name,
             comment=f"Linux {release}",
             config_name=config.name if config else "",
             config_url=config.resolve().as_uri() if config else "",

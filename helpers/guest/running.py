@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import signal
 import threading
 import time
@@ -17,6 +18,9 @@ from helpers.kvm.closing import Closing
 
 DEADLINE = 10.0
 """Seconds that a vCPU in a thread may take to reach the state that a test waits for."""
+
+_IOCTL = 29 if platform.machine() == "aarch64" else 16
+"""The number of the system call ioctl(2)."""
 
 
 class GuestError(AssertionError):
@@ -38,7 +42,7 @@ def expect_port(vcpu: Vcpu, index: int, reason: int, *ports: int) -> int:
 class Running(Closing):
     """A vCPU inside KVM_RUN in a thread, until the next exit of the probe or a kick."""
 
-    def __init__(self, index: int, vcpu: Vcpu, control: layout.Control) -> None:
+    def __init__(self, index: int, vcpu: Vcpu, control: layout.Control | None) -> None:
         self._index = index
         self._vcpu = vcpu
         self._control = control
@@ -81,7 +85,7 @@ class Running(Closing):
     def wait_until_asleep(self) -> None:
         """Wait until the thread sleeps in KVM_RUN (proc_pid_syscall(5)), or has left KVM_RUN."""
         path = f"/proc/self/task/{self._thread.native_id}/syscall"
-        marker = f"16 {self._vcpu.fd:#x} {abi.KVM_RUN.number:#x} "
+        marker = f"{_IOCTL} {self._vcpu.fd:#x} {abi.KVM_RUN.number:#x} "
 
         def asleep() -> bool:
             try:
@@ -94,7 +98,9 @@ class Running(Closing):
 
     def wait_until_taken(self, count: int) -> None:
         """Wait until the log of the guest has ``count`` records."""
-        self.wait_for(lambda: self._control.taken >= count, f"interrupt number {count}")
+        control = self._control
+        assert control
+        self.wait_for(lambda: control.taken >= count, f"interrupt number {count}")
 
     def finish(self) -> None:
         """Wait for an exit to the idle port without a kick. Raises GuestError for another exit."""

@@ -19,6 +19,7 @@ from itertools import groupby
 from helpers.kernels.bisect_packages import bisect
 from helpers.kernels.emulators import bochs_build
 from helpers.kernels.packages import Archive, KernelError, series
+from helpers.spec.architectures import ARCHITECTURES, X86_64, running
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,15 +28,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         match given.command:
             case "list":
-                _list(Archive())
+                _list(Archive.of(ARCHITECTURES[given.arch]))
             case "fetch":
-                archive = Archive()
-                for name in [archive.newest(version) for version in given.version]:
-                    print(f"Linux {name} is in {archive.fetch(name)}")
+                archive = Archive.of(ARCHITECTURES[given.arch])
+                for name, place in map(archive.fetch_newest, given.version):
+                    print(f"Linux {name} is in {place}")
             case "emulator":
                 print(f"Bochs {bochs_build.VERSION} is in {bochs_build.build()}")
             case "bisect":
-                bisect(given.first, given.last, given.pytest)
+                bisect(given.first, given.last, given.pytest, ARCHITECTURES[given.arch])
     except KernelError as reason:
         print(f"error: {reason}", file=sys.stderr)
         return 1
@@ -51,15 +52,24 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m helpers.kernels", description="List, fetch and bisect Debian's kernels."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="list the packaged kernels; * marks the fetched ones")
+    listing = commands.add_parser(
+        "list", help="list the packaged kernels; * marks the fetched ones"
+    )
     fetch = commands.add_parser("fetch", help="fetch kernels ahead of time")
     fetch.add_argument("version", nargs="+", help="a version such as 6.12, or a kernel's full name")
     commands.add_parser("emulator", help="build the emulator of --cpu=intel ahead of time")
     search = commands.add_parser(
         "bisect",
         help="find the two neighbouring kernels between which a test's verdict changes",
-        usage="%(prog)s FIRST LAST -- TEST [PYTEST OPTION ...]",
+        usage="%(prog)s [--arch=ARCH] FIRST LAST -- TEST [PYTEST OPTION ...]",
     )
+    for command in (listing, fetch, search):
+        command.add_argument(
+            "--arch",
+            choices=ARCHITECTURES,
+            default=(running() or X86_64).name,
+            help="the architecture of the kernels; default: this machine's",
+        )
     search.add_argument("first", metavar="FIRST", help="a version such as 6.1")
     search.add_argument("last", metavar="LAST", help="a version such as 7.3; may be the older one")
     search.add_argument("pytest", nargs="+", metavar="TEST", help="the arguments of pytest")

@@ -9,14 +9,19 @@ import sys
 from collections.abc import Callable, Sequence
 
 from helpers.kernels.packages import Archive, KernelError, numbers
+from helpers.spec.architectures import X86_64, Architecture
 
 _VERDICTS = {0: "passes", 1: "fails"}
 _SUMMARY = re.compile(r"^=*\s*\d+ (failed|passed|xfailed).* in [\d.]+s", re.MULTILINE)
 
 
-def bisect(first: str, last: str, arguments: Sequence[str]) -> None:
+def bisect(
+    first: str, last: str, arguments: Sequence[str], architecture: Architecture = X86_64
+) -> None:
     """Print each step and the two neighbours. ``arguments`` are pytest's. Raises KernelError."""
-    archive = Archive()
+    archive = Archive.of(architecture)
+    if architecture is not X86_64:
+        arguments = [f"--arch={architecture.name}", *arguments]
     kernels = between(archive.kernels(), archive.newest(first), archive.newest(last))
     print(f"{len(kernels)} kernels from {kernels[0]} to {kernels[-1]}", flush=True)
     old, new, was, now = search(kernels, lambda kernel: _verdict(kernel, arguments))

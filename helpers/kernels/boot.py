@@ -16,19 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from helpers.cache import cache_directory
-from helpers.guest.assemble import build_all
+from helpers.kernels import foreign
 from helpers.kernels.columns import Boot
 from helpers.kernels.emulators.interface import MemoryFiles, path_of
 from helpers.kernels.frames import Unpacker, pack
 from helpers.kernels.image import Cpio, userland
 from helpers.kernels.init import MODULES, SETUP
 from helpers.kvm.closing import Closing
+from helpers.spec.architectures import X86_64, Architecture
+from helpers.verdicts.kernel import build_guest
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 # fmt: off
 COMMAND_LINE = (
-    "console=ttyS0",             # what the kernel says reaches the report
     "loglevel=6",                # notices tell a slow boot from one that hangs
     "oops=panic",                # an oops may leave a lock held: a test that hangs is found late
     "panic=-1",                  # a panic reboots at once, and that ends the emulator
@@ -44,15 +45,24 @@ class Images:
     """The initramfs of each boot of a run. All share one userland, made once.
 
     ``argv``, ``environ`` and ``worker`` are the worker's command line, environment variables and
-    ``config.workerinput``.
+    ``config.workerinput``. ``architecture`` is that of the kernels.
     """
 
     def __init__(
-        self, argv: Sequence[str], environ: Mapping[str, str], worker: Mapping[str, object]
+        self,
+        argv: Sequence[str],
+        environ: Mapping[str, str],
+        worker: Mapping[str, object],
+        architecture: Architecture = X86_64,
     ) -> None:
-        build_all()  # the guest has no compiler
+        build_guest(architecture)  # the guest has no compiler
         assembled = [file for file in cache_directory().iterdir() if file.is_file()]
-        self._userland = userland(PROJECT, assembled)
+        search_path = list(filter(os.path.isdir, sys.path))
+        if architecture is X86_64:
+            self._userland = userland(PROJECT, assembled)
+        else:
+            self._userland = foreign.userland(PROJECT, assembled, architecture)
+            search_path = foreign.search_path()
         self._setup = {
             "argv": list(argv),
             "worker": dict(worker),
@@ -62,7 +72,7 @@ class Images:
                 "HOME": "/tmp",
                 "PATH": os.environ.get("PATH", ""),
                 "PYTHONDONTWRITEBYTECODE": "1",
-                "PYTHONPATH": os.pathsep.join([str(PROJECT), *filter(os.path.isdir, sys.path)]),
+                "PYTHONPATH": os.pathsep.join([str(PROJECT), *search_path]),
                 "XDG_CACHE_HOME": str(cache_directory().parent),
             },
         }
@@ -100,7 +110,9 @@ class Guest(Closing):
         self._errors = os.memfd_create("errors")
         emulator = boot.emulator
         self.channel, theirs = emulator.channel()
-        line = " ".join((*COMMAND_LINE, *emulator.command_line, boot.command_line))
+        # The report has what the kernel says.
+        console = f"console={emulator.console}"
+        line = " ".join((console, *COMMAND_LINE, *emulator.command_line, boot.command_line))
         with MemoryFiles() as files:
             self._process = subprocess.Popen(
                 emulator.command(boot.kernel, line, image, path_of(self._console), files),

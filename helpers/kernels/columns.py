@@ -12,6 +12,7 @@ from helpers.kernels.locate import BootFiles, resolve
 from helpers.kernels.modules import Modules, parameters, vermagic
 from helpers.kernels.packages import KernelError
 from helpers.kernels.parameters import Choices, other_values, owned, short
+from helpers.spec.architectures import X86_64
 
 
 @dataclass(frozen=True)
@@ -163,9 +164,9 @@ def _boots(
     spec: str, sets: Sequence[_ModuleSet], choices: Choices, emulator: Emulator
 ) -> Sequence[Boot]:
     """Return the boots of a kernel: one, or if KVM is built in, one for each command line."""
-    kernel = resolve(spec)
+    kernel = resolve(spec, emulator.architecture)
     own = Modules(kernel.modules)
-    kvm = ("kvm", emulator.vendor)
+    kvm = emulator.kvm
     try:
         shared = own.closure([*emulator.modules, *kvm])
     except KeyError as missing:
@@ -183,10 +184,12 @@ def _boots(
         columns = [Column(label, stock, {}, [])]
     builtin = {name: own.builtin_parameters(name) for name in kvm if name not in stock}
     made: dict[str, Boot] = {}
+    asks = [f"--kernel={spec}"]
+    asks += [f"--arch={emulator.architecture.name}"] * (emulator.architecture is not X86_64)
     for column in (each for stem in columns for each in _chosen(stem, choices, builtin)):
         line = column.command_line
         boot = made.setdefault(line, Boot(kernel, emulator, shared, line))
-        boot.columns.append(replace(column, options=[f"--kernel={spec}", *column.options]))
+        boot.columns.append(replace(column, options=[*asks, *column.options]))
     return list(made.values())
 
 

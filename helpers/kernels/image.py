@@ -68,6 +68,14 @@ class Cpio:
             mtime = int(info.st_mtime)
             self.add(os.path.normpath(path), info.st_mode, path.read_bytes(), mtime=mtime)
 
+    def add_tree(self, root: Path, files: Iterable[Path]) -> None:
+        """Add files and links below ``root``, which is / in the archive."""
+        for path in files:
+            info, place = path.lstat(), str(path.relative_to(root))
+            is_link = stat.S_ISLNK(info.st_mode)
+            content = os.readlink(path).encode() if is_link else path.read_bytes()
+            self.add(place, info.st_mode, content, mtime=int(info.st_mtime))
+
     def finish(self) -> bytes:
         """Return the archive."""
         self._put("TRAILER!!!", 0, b"", 0, 0)
@@ -76,18 +84,24 @@ class Cpio:
 
 def userland(project: Path, more: Iterable[Path]) -> bytes:
     """Return an archive of ``project``, ``more``, this Python, the packages in use, and /init."""
-    archive = Cpio()
-    archive.add("/dev/console", stat.S_IFCHR | 0o600, rdev=os.makedev(5, 1))
-    archive.add("/tmp", stat.S_IFDIR | 0o1777)
-    archive.add(os.getcwd(), stat.S_IFDIR | 0o755)
-    init = f"#!{sys.executable} -S\nimport sys\nsys.path.insert(0, {str(project)!r})\n"
-    init += "from helpers.kernels.init import main\nmain()\n"
-    archive.add("/init", stat.S_IFREG | 0o755, init.encode())
-    packages = list(_packages())
+    archive = started(project, sys.executable)
+    packages = list(packages_in_use())
     extensions = [file for package in packages for file in package.rglob("*.so")]
     for path in (*_python(), *packages, *_libraries(extensions), project, *more):
         archive.add_path(path)
     return archive.finish()
+
+
+def started(project: Path, python: str) -> Cpio:
+    """Return an archive with /init, which the guest's ``python`` runs."""
+    archive = Cpio()
+    archive.add("/dev/console", stat.S_IFCHR | 0o600, rdev=os.makedev(5, 1))
+    archive.add("/tmp", stat.S_IFDIR | 0o1777)
+    archive.add(os.getcwd(), stat.S_IFDIR | 0o755)
+    init = f"#!{python} -S\nimport sys\nsys.path.insert(0, {str(project)!r})\n"
+    init += "from helpers.kernels.init import main\nmain()\n"
+    archive.add("/init", stat.S_IFREG | 0o755, init.encode())
+    return archive
 
 
 def _python() -> Iterator[Path]:
@@ -100,7 +114,7 @@ def _python() -> Iterator[Path]:
     yield from _libraries([Path(sys.executable).resolve(), *sorted(extensions.glob("*.so"))])
 
 
-def _packages() -> Iterator[Path]:
+def packages_in_use() -> Iterator[Path]:
     """Yield the packages that this process has imported, and the metadata of all packages."""
     for name in _IMPORTED_LATE:
         importlib.import_module(name)

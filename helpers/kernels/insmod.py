@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from pathlib import Path
 
-_INIT_MODULE, _DELETE_MODULE = 175, 176  # x86-64
+# The numbers of init_module(2) and delete_module(2).
+_INIT_MODULE, _DELETE_MODULE = (105, 106) if platform.machine() == "aarch64" else (175, 176)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.kernels.packages import Archive, KernelError
+from helpers.spec.architectures import ARM64, X86_64, Architecture
 
 _CHOICES = "give a version such as 6.12, a bzImage, or a kernel build tree"
 
@@ -23,35 +24,35 @@ class BootFiles:
     tree: Path | None = None
 
 
-def resolve(spec: str) -> BootFiles:
+def resolve(spec: str, architecture: Architecture = X86_64) -> BootFiles:
     """Return the files of a kernel; fetch a packaged one that is not here. Raises KernelError.
 
-    A path is a build tree with arch/x86/boot/bzImage, or an image with its modules in
-    lib/modules/RELEASE beside the image, one level up, or in /lib/modules.
+    A path is a build tree with its image, such as arch/x86/boot/bzImage, or an image with its
+    modules in lib/modules/RELEASE beside the image, one level up, or in /lib/modules.
     """
     if not spec:
         raise KernelError(f"--kernel= is empty: {_CHOICES}")
     path = Path(spec).expanduser()
     if path.is_dir():
-        return _of_tree(path)
+        return _of_tree(path, architecture)
     if path.is_file():
-        return _of_image(path)
+        return _of_image(path, architecture)
     if not spec[:1].isdigit():
         raise KernelError(f"--kernel={spec}: no such file or directory; {_CHOICES}")
-    archive = Archive()
-    name = archive.newest(spec)
-    return _of_package(name, archive.fetch(name))
+    return _of_package(*Archive.of(architecture).fetch_newest(spec))
 
 
-def _of_tree(tree: Path) -> BootFiles:
-    image = tree / "arch/x86/boot/bzImage"
+def _of_tree(tree: Path, architecture: Architecture) -> BootFiles:
+    image = tree / architecture.image
     if not image.exists():
-        raise KernelError(f"{tree} is no built x86 kernel tree: it has no arch/x86/boot/bzImage")
-    return BootFiles(_release(image), image.resolve(), tree.resolve(), tree.resolve())
+        kind = Path(architecture.image).parts[1]
+        raise KernelError(f"{tree} is no built {kind} kernel tree: it has no {architecture.image}")
+    release = _RELEASES[architecture](image)
+    return BootFiles(release, image.resolve(), tree.resolve(), tree.resolve())
 
 
-def _of_image(image: Path) -> BootFiles:
-    release = _release(image)
+def _of_image(image: Path, architecture: Architecture) -> BootFiles:
+    release = _RELEASES[architecture](image)
     image = image.resolve()
     above = (image.parent, image.parent.parent, Path("/"))
     places = (place / "lib/modules" / release for place in above)
@@ -73,7 +74,7 @@ def _of_package(name: str, unpacked: Path) -> BootFiles:
     raise KernelError(f"the packages of {name} lack its image or its modules: remove {unpacked}")
 
 
-def _release(image: Path) -> str:
+def _release_of_bzimage(image: Path) -> str:
     """Return what ``uname -r`` says on the kernel.
 
     Source: Documentation/arch/x86/boot.rst, "Details of Header Fields", kernel_version.
@@ -87,3 +88,21 @@ def _release(image: Path) -> str:
     if not re.fullmatch(rb"\d[\w.+~-]*", release):
         raise KernelError(f"{image} is a damaged bzImage: it does not name its release")
     return release.decode()
+
+
+def _release_of_arm64(image: Path) -> str:
+    """Return what ``uname -r`` says on the kernel.
+
+    Source: Documentation/arch/arm64/booting.rst, "Call the kernel image", the header. Only the
+    banner names the release.
+    """
+    content = image.read_bytes()
+    if content[56:60] != b"ARM\x64":
+        raise KernelError(f"{image} is no arm64 Image, or a compressed one")
+    banner = re.search(rb"Linux version (\d[\w.+~-]*) \(", content)
+    if banner is None:
+        raise KernelError(f"{image} is a damaged arm64 Image: it does not name its release")
+    return banner[1].decode()
+
+
+_RELEASES = {X86_64: _release_of_bzimage, ARM64: _release_of_arm64}

@@ -8,28 +8,37 @@ mirrors, every suite that has kernels, package lists in the cache directory. Any
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.error import HTTPError
 
 from helpers.cache import cache_directory
 from helpers.kernels.download import Download
+from helpers.spec.architectures import X86_64, Architecture
 from helpers.spec.kernels import DEBIAN_SUITES
 
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+_NOT_FOUND = 404
 _LISTS_AGE = 24 * 3600  # seconds after which package lists are fetched anew
-# Left out: other flavours, and kernels rebuilt for an older Debian, whose source is the same.
-_LEFT_OUT = r"(?!\S*(?:-cloud-|-rt-|\.deb11\.))"
-_KERNEL = re.compile(rf"linux-(?:image|binary)-{_LEFT_OUT}(\d+\.\d+\.\d+\S*-amd64)")
+# Left out: kernels rebuilt for an older Debian, whose source is the same, and -rt-.
+_LEFT_OUT = r"(?!\S*(?:-rt-|\.deb11\.))"
+# The Debian release that has a version of Python.
+_PYTHONS = {"3.11": "bookworm", "3.13": "trixie"}
 
 
 class KernelError(Exception):
     """A kernel cannot be fetched or booted. The message is one line and says what to do."""
+
+
+class Gone(KernelError):
+    """The archive lists a package, and no longer has its file."""
 
 
 class Archive:
@@ -37,7 +46,7 @@ class Archive:
 
     What is fetched is in the directory ``name`` of the cache. ``suites`` are those to look in, by
     archive. ``kinds`` are "deb" for packages and "deb-src" for their sources. ``instead`` says what
-    to do on a machine without an archive.
+    to do on a machine without an archive. ``architecture`` is that of the packages.
     """
 
     def __init__(
@@ -46,6 +55,7 @@ class Archive:
         suites: Mapping[str, Sequence[str]] = DEBIAN_SUITES,
         kinds: Sequence[str] = ("deb",),
         instead: str = "give a bzImage or a kernel build tree to --kernel",
+        architecture: Architecture = X86_64,
     ) -> None:
         if not shutil.which("apt-get"):
             raise KernelError(
@@ -56,6 +66,17 @@ class Archive:
         self._suites = suites
         self._kinds = kinds
         self._instead = instead
+        self.architecture = architecture
+
+    @classmethod
+    def of(cls, architecture: Architecture) -> Archive:
+        """Return the archive of an architecture's kernels. Raises KernelError."""
+        name = "kernels" if architecture is X86_64 else f"kernels-{architecture.name}"
+        return cls(name, architecture=architecture)
+
+    @property
+    def _names(self) -> Path:
+        return self._apt / "names"
 
     @contextmanager
     def _packages(self) -> Iterator[set[str]]:
@@ -63,11 +84,18 @@ class Archive:
         self._apt.mkdir(parents=True, exist_ok=True)
         with open(self._apt / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            names = self._apt / "names"
+            names = self._names
             if not names.exists() or time.time() - names.stat().st_mtime >= _LISTS_AGE:
                 self._update()
                 names.write_text(self._run("apt-cache", "pkgnames", "linux-"))
             yield set(names.read_text().split())
+
+    def _forget(self, packages: Set[str]) -> None:
+        """Leave packages out until the lists are fetched anew."""
+        with self._packages() as known:
+            age = self._names.stat().st_mtime
+            self._names.write_text("\n".join(sorted(known - packages)))
+            os.utime(self._names, (age, age))
 
     def _run(self, tool: str, *arguments: str) -> str:
         """Run one of apt's tools on this archive; return its output."""
@@ -78,6 +106,12 @@ class Archive:
             "Dir::Cache": self._apt / "cache",
             "APT::Sandbox::User": "root",
         }
+        if not self.architecture.is_running:
+            options |= {
+                "Dir::State::status": "/dev/null",
+                "APT::Architecture": self.architecture.debian,
+                "APT::Architectures": self.architecture.debian,
+            }
         return _run(tool, *(f"-o{name}={value}" for name, value in options.items()), *arguments)
 
     def _update(self) -> None:
@@ -99,8 +133,10 @@ class Archive:
 
     def kernels(self) -> list[str]:
         """Return the names of all kernels, such as ``6.12.107+deb13-amd64``, oldest first."""
+        name = rf"linux-(?:image|binary)-{_LEFT_OUT}(\d+\.\d+\.\d+{self.architecture.flavour})"
+        kernel = re.compile(name)
         with self._packages() as packages:
-            names = {found[1] for package in packages if (found := _KERNEL.fullmatch(package))}
+            names = {found[1] for package in packages if (found := kernel.fullmatch(package))}
         # The modules of newer kernels are a separate package, and some archives lack it.
         split = {name for name in names if f"linux-binary-{name}" in packages}
         lacking = {name for name in split if f"linux-modules-{name}" not in packages}
@@ -120,17 +156,57 @@ class Archive:
         matching = [name for name in names if re.match(rf"{re.escape(version)}(?![0-9])", name)]
         if not matching:
             known = ", ".join(dict.fromkeys(map(series, names)))
-            raise KernelError(f"no packaged kernel {version}; there are {known}")
+            what = "" if self.architecture is X86_64 else f"{self.architecture.name} "
+            raise KernelError(f"no packaged {what}kernel {version}; there are {known}")
         return matching
+
+    def fetch_newest(self, version: str) -> tuple[str, Path]:
+        """Return name and directory of the newest kernel of a version that can be fetched."""
+        while True:
+            name = self.newest(version)
+            try:
+                return name, self.fetch(name)
+            except Gone:
+                # Debian's archive lists kernels of old releases that it does not keep.
+                print(f"Linux {name} is gone from the archive", file=sys.stderr, flush=True)
+                shutil.rmtree(self.directory / f"{name}.part", ignore_errors=True)
+                self._forget(self._parts(name))
 
     def fetch(self, name: str) -> Path:
         """Return the directory of an unpacked kernel; fetch the kernel if need be.
 
         The terminal shows the progress. An interrupted fetch is resumed.
         """
-        wanted = {f"linux-{part}-{name}" for part in ("image", "binary", "modules", "base")}
         with self._packages() as packages:
-            return self._unpacked(name, sorted(wanted & packages))
+            return self._unpacked(name, sorted(self._parts(name) & packages))
+
+    @staticmethod
+    def _parts(name: str) -> set[str]:
+        """Return the packages that a kernel may consist of."""
+        return {f"linux-{part}-{name}" for part in ("image", "binary", "modules", "base")}
+
+    def fetch_python(self, version: str) -> Path:
+        """Return the directory of an unpacked Python, such as 3.11, and its libraries."""
+        if version not in _PYTHONS:
+            raise KernelError(
+                f"--arch={self.architecture.name} needs Python {' or '.join(_PYTHONS)} here, which "
+                f"Debian has for a booted kernel as well, not {version}"
+            )
+        name = f"python{version}"
+        if self.is_fetched(name):
+            return self.directory / name
+        wanted = (f"{name}-minimal", f"lib{name}-stdlib")
+        with self._packages():
+            needed = self._with_dependencies("-t", _PYTHONS[version], *wanted)
+            return self._unpacked(name, needed)
+
+    def _with_dependencies(self, *arguments: str) -> list[str]:
+        """Return packages, with versions, that apt-get would install on an empty system."""
+        simulated = ("install", "-s", "-q", "--no-install-recommends")
+        # Packages that are installed here are listed, too.
+        listed = self._run("apt-get", *simulated, "-oDir::State::status=/dev/null", *arguments)
+        packages = re.findall(r"^Inst (?!linux-)(\S+) \((\S+)", listed, re.MULTILINE)
+        return [f"{each}={version}" for each, version in packages]
 
     def fetch_sources(self, name: str) -> Path:
         """Return the directory of a kernel's unpacked sources, headers and build tools."""
@@ -144,15 +220,8 @@ class Archive:
         """Return a directory with the compiler of a kernel and all libraries of its build tools."""
         with self._packages():
             release = release_options(name, self._run("apt-cache", "policy"))
-            listed = self._run(
-                *("apt-get", "install", "-s", "-q", "--no-install-recommends", *release),
-                # Packages that are installed here are listed, too.
-                *("-oDir::State::status=/dev/null", f"linux-headers-{name}"),
-            )
-            packages = re.findall(r"^Inst (?!linux-)(\S+) \((\S+)", listed, re.MULTILINE)
-            return self._unpacked(
-                f"{name}-tools", [f"{each}={version}" for each, version in packages]
-            )
+            needed = self._with_dependencies(*release, f"linux-headers-{name}")
+            return self._unpacked(f"{name}-tools", needed)
 
     def fetch_packages(self, name: str, packages: Sequence[str]) -> Path:
         """Return the directory ``name`` of unpacked packages."""
@@ -205,7 +274,8 @@ def _download(line: str, directory: Path) -> Path:
     try:
         return Download.parse(line).fetch(directory)
     except (OSError, ValueError) as error:
-        raise KernelError(f"could not fetch {line.split(maxsplit=1)[0]}: {error}") from None
+        kind = Gone if isinstance(error, HTTPError) and error.code == _NOT_FOUND else KernelError
+        raise kind(f"could not fetch {line.split(maxsplit=1)[0]}: {error}") from None
 
 
 def _mirrors() -> list[str]:

@@ -19,9 +19,9 @@ from helpers.kernels.columns import Boot, boots
 from helpers.kernels.packages import KernelError
 from helpers.kernels.parameters import MATRIX, Choices
 from helpers.kernels.run import BootedRun, Reports
+from helpers.spec.architectures import ARCHITECTURES, X86_64, Architecture, running
 from helpers.spec.kernels import DEFAULT_KERNEL, REFERENCE_KERNELS
 from helpers.spec.parameters import PARAMETERS
-from helpers.verdicts.kernel import is_x86_64
 from helpers.verdicts.session import CANNOT_RUN, VERDICTS, is_parallel, judges_suites
 
 REFERENCES = "references"
@@ -54,8 +54,15 @@ _EACH: dict[str, Any] = {"action": "append", "default": []}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --kernel, --cpu, --kvm-modules, --kvm-param and --maxfail-each."""
+    """Add --kernel, --arch, --cpu, --kvm-modules, --kvm-param and --maxfail-each."""
     group = parser.getgroup("kernels")
+    group.addoption(
+        "--arch",
+        choices=ARCHITECTURES,
+        default=(running() or X86_64).name,
+        help="judge KVM of this architecture, by the tests for it; arm64 on another machine needs "
+        "--kernel, which boots an arm64 kernel in software emulation; default: this machine's",
+    )
     group.addoption(
         "--kernel",
         metavar="SPEC",
@@ -118,6 +125,8 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     option = config.option
     if hasattr(config, "workerinput") or option.collectonly:
         return
+    architecture = ARCHITECTURES[option.arch]
+    _check(config, architecture)
     is_default = not option.kernel and judges_suites(config) and not _has_kvm()
     if not (is_default or option.kernel):
         if option.cpu or option.kvm_modules or option.kvm_param or option.program is not None:
@@ -133,7 +142,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     try:
         with capture.global_and_fixture_disabled():  # apt shows its progress
             choices = Choices.parse(option.kvm_param)
-            chosen = emulators.chosen(option.cpu)
+            chosen = emulators.chosen(option.cpu, architecture)
             for emulator in chosen:
                 emulator.require()
             found = boots(option.kernel, option.kvm_modules, choices, chosen, option.cpu)
@@ -149,8 +158,31 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 def _has_kvm() -> bool:
-    """Return whether to judge this machine, which other machines than x86-64 refuse later."""
-    return Path("/dev/kvm").exists() or not is_x86_64()
+    """Return whether to judge this machine, which a machine of no known kind refuses later."""
+    return Path("/dev/kvm").exists() or running() is None
+
+
+def _check(config: pytest.Config, architecture: Architecture) -> None:
+    """Raise UsageError for what an architecture cannot do, here or at all."""
+    option = config.option
+    if architecture is not (running() or X86_64):
+        if architecture is X86_64:
+            raise pytest.UsageError("--arch=x86_64 needs an x86-64 machine")
+        if not option.kernel and judges_suites(config):
+            raise pytest.UsageError(
+                f"--arch={architecture.name} needs a kernel to boot on this machine, such as "
+                f"--kernel={DEFAULT_KERNEL}"
+            )
+    if architecture is not X86_64:
+        given = {name: getattr(option, name, None) for name in _X86_ONLY}
+        for name in (name for name, value in given.items() if value not in (None, [], False)):
+            raise pytest.UsageError(
+                f"--{name.replace('_', '-')} is for x86-64: --arch={architecture.name} does not "
+                "have it"
+            )
+
+
+_X86_ONLY = ("cpu", "kvm_modules", "kvm_param", "program", "reproducers", "record", "exhaustive")
 
 
 def expand(specs: Sequence[str]) -> Iterator[str]:
@@ -255,4 +287,4 @@ def _images(config: pytest.Config) -> Images:
     worker: dict[str, object] = {"workerid": "guest"}
     if configure := getattr(config.hook, "pytest_configure_node", None):
         configure(node=SimpleNamespace(config=config, workerinput=worker))
-    return Images(argv, environ, worker)
+    return Images(argv, environ, worker, ARCHITECTURES[config.option.arch])

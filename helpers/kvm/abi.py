@@ -226,6 +226,18 @@ class kvm_cpuid_entry2(ctypes.Structure):
     ]
 
 
+class kvm_create_device(ctypes.Structure):
+    _fields_ = fields(c_uint32, "type", "fd", "flags")
+
+
+class kvm_device_attr(ctypes.Structure):
+    _fields_ = [*fields(c_uint32, "flags", "group"), *fields(c_uint64, "attr", "addr")]
+
+
+class kvm_one_reg(ctypes.Structure):
+    _fields_ = fields(c_uint64, "id", "addr")
+
+
 class _exit_io(ctypes.Structure):
     _fields_ = [
         *fields(c_uint8, "direction", "size"),
@@ -357,7 +369,13 @@ KVM_MP_STATE_UNINITIALIZED = 1
 KVM_MP_STATE_INIT_RECEIVED = 2
 KVM_MP_STATE_HALTED = 3
 KVM_MP_STATE_SIPI_RECEIVED = 4
+KVM_MP_STATE_STOPPED = 5
 KVM_MP_STATE_AP_RESET_HOLD = 9
+
+
+KVM_DEV_TYPE_ARM_VGIC_V2 = 5
+KVM_DEV_TYPE_ARM_VGIC_V3 = 7
+KVM_DEV_TYPE_ARM_VGIC_ITS = 8
 
 
 # --- ioctl numbers -------------------------------------------------------------------------------
@@ -420,3 +438,9 @@ KVM_GET_VCPU_EVENTS = _ior("KVM_GET_VCPU_EVENTS", 0x9F, kvm_vcpu_events)
 KVM_SET_VCPU_EVENTS = _iow("KVM_SET_VCPU_EVENTS", 0xA0, kvm_vcpu_events)
 KVM_GET_SREGS2 = _ior("KVM_GET_SREGS2", 0xCC, kvm_sregs2)
 KVM_SET_SREGS2 = _iow("KVM_SET_SREGS2", 0xCD, kvm_sregs2)
+KVM_GET_ONE_REG = _iow("KVM_GET_ONE_REG", 0xAB, kvm_one_reg)
+KVM_SET_ONE_REG = _iow("KVM_SET_ONE_REG", 0xAC, kvm_one_reg)
+KVM_CREATE_DEVICE = _iowr("KVM_CREATE_DEVICE", 0xE0, kvm_create_device)
+KVM_SET_DEVICE_ATTR = _iow("KVM_SET_DEVICE_ATTR", 0xE1, kvm_device_attr)
+KVM_GET_DEVICE_ATTR = _iow("KVM_GET_DEVICE_ATTR", 0xE2, kvm_device_attr)
+KVM_HAS_DEVICE_ATTR = _iow("KVM_HAS_DEVICE_ATTR", 0xE3, kvm_device_attr)

@@ -5,6 +5,8 @@
                 "parameters": {"kvm_amd.avic": "N"}},
      "results": {"test_flags.py": {"test_undefined_flag_is_rejected": {"[bit1]": "passed"}}}}
 
+A kernel of another architecture than x86-64 has an "architecture", too.
+
 File, function and parameters make the node id of a test. Each verdict has a line of its own, so
 that a diff shows the verdicts that differ and nothing else. Times, paths and whatever else varies
 from run to run are left out.
@@ -19,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from helpers.spec.architectures import X86_64
 from helpers.spec.parameters import PARAMETERS
 from helpers.verdicts.kernel import Kernel
 from helpers.verdicts.session import SUITES
@@ -50,12 +53,14 @@ class RecordedVerdicts:
 
 
 def file_name(kernel: Kernel, column: str) -> str:
-    """Return the name of a kernel's file, which names the processor unless it is an AMD.
+    """Return the name of a kernel's file, which names arm64, or an Intel processor.
 
     ``column`` is the label of a booted kernel; empty for the running kernel.
     """
     booted, space, settings = column.partition(" ")
     processor = "-intel" * (kernel.vendor == "kvm_intel")
+    if kernel.architecture != X86_64.name:
+        processor = f"-{kernel.architecture}"
     stem = f"{booted.removesuffix(processor)}{processor}{space}{settings}"
     return f"{stem if column else kernel.release}.json"
 
@@ -68,7 +73,10 @@ def serialize(kernel: Kernel, verdicts: Mapping[str, str]) -> str:
         name, bracket, parameters = test.partition("[")
         tests.setdefault(file, {}).setdefault(name, {})[bracket + parameters] = verdict
     given = {name: kernel.parameters[name] for name in PARAMETERS if name in kernel.parameters}
+    # A file without an architecture is older than --arch, and of x86-64.
+    names = {} if kernel.architecture == X86_64.name else {"architecture": kernel.architecture}
     facts = {
+        **names,
         **{"release": kernel.release, "vendor": kernel.vendor, "processor": kernel.cpu},
         "parameters": given,
     }

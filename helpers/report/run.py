@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from helpers.report.details import Details
+from helpers.spec import Clause
 from helpers.verdicts.reports import Verdict
 from helpers.verdicts.tally import FAILURES, Tally
 
@@ -90,6 +91,11 @@ class JudgedRun:
     def tested(self) -> set[str]:
         """The ids of the clauses that have tests."""
         return {id for tally in self.tallies for id in tally.outcomes}
+
+    @property
+    def owed(self) -> dict[str, Clause]:
+        """The clauses of the kernels' architecture, by id."""
+        return {id: clause for tally in self.tallies for id, clause in tally.owed.items()}
 
     @property
     def capabilities(self) -> list[str]:

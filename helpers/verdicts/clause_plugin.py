@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 import pytest
 
 from helpers.spec import CLAUSES, Clause
+from helpers.spec.architectures import ARCHITECTURES
 from helpers.verdicts.session import clause_of
 
 
@@ -35,10 +36,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
     """Check the patterns, and make --clauses a kind of --collect-only, before other plugins."""
     for pattern in config.option.clause:
-        if not matching([pattern]):
+        found, arch = matching([pattern]), config.option.arch
+        if not found:
             raise pytest.UsageError(
                 f"--clause={pattern}: no clause matches; 'pytest suites/ --clauses' lists all"
             )
+        if not any(map(ARCHITECTURES[arch].owes, found)):
+            raise pytest.UsageError(f"--clause={pattern}: no clause of {arch} matches; see --arch")
     if config.option.clauses:
         config.option.collectonly = True
     return (yield)
@@ -72,7 +76,9 @@ def pytest_report_collectionfinish(
     if not config.option.clauses:
         return None
     tests = Counter(clause.id for item in items if (clause := clause_of(item)))
-    clauses = matching(config.option.clause or ["*"])
+    owes = ARCHITECTURES[config.option.arch].owes
+    chosen = matching(config.option.clause or ["*"])
+    clauses = {id: clause for id, clause in chosen.items() if owes(id)}
     wide = max(map(len, clauses))
     lines = [f"{'clause':{wide}}  {'level':13}  tests  source"]
     for id, clause in clauses.items():

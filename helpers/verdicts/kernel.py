@@ -12,13 +12,24 @@ from functools import cache
 from pathlib import Path
 
 from helpers.apic.topology import Topology
+from helpers.arm64 import assemble
 from helpers.guest import Injection
 from helpers.guest.assemble import AssemblyError, build_all
 from helpers.kvm import KvmError, System, abi
+from helpers.spec.architectures import ARM64, X86_64, Architecture, running
 
 VENDOR_MODULES = ("kvm_intel", "kvm_amd", "kvm_pvm")
 
+VENDORS = {ARM64: "kvm_arm"}
+"""The vendor of an architecture whose KVM has no vendor modules."""
+
 CAPABILITIES = {name: value for name, value in vars(abi).items() if name.startswith("KVM_CAP_")}
+
+
+# arm64's KVM answers on the system's file descriptor with EINVAL.
+_OF_A_VM = {"KVM_CAP_MSI_DEVID"}
+
+_BUILDERS = {X86_64: build_all, ARM64: assemble.build_all}
 
 
 class Untestable(Exception):
@@ -30,7 +41,8 @@ class Kernel:
     """A kernel under test.
 
     ``version`` is (major, minor), ``vendor`` the module that drives /dev/kvm. ``capabilities`` is
-    {name: KVM_CHECK_EXTENSION}, ``parameters`` {"module.name": value}.
+    {name: KVM_CHECK_EXTENSION}, ``parameters`` {"module.name": value}. ``architecture`` is a value
+    of --arch.
     """
 
     release: str
@@ -39,6 +51,7 @@ class Kernel:
     cpu: str
     capabilities: dict[str, int]
     parameters: dict[str, str]
+    architecture: str = X86_64.name
 
     def __str__(self) -> str:
         return f"Linux {self.release}, {self.vendor}, {self.cpu}"
@@ -62,18 +75,24 @@ class Kernel:
 @cache
 def running_kernel() -> Kernel:
     """Return the facts of the running kernel. Call :func:`require_testable` first."""
+    architecture = running() or X86_64
     with System() as system:
-        capabilities = {name: system.check_extension(cap) for name, cap in CAPABILITIES.items()}
+        capabilities = {
+            name: system.check_extension(cap)
+            for name, cap in CAPABILITIES.items()
+            if not (architecture is ARM64 and name in _OF_A_VM)
+        }
     release = platform.release()
     found = re.match(r"(\d+)\.(\d+)", release)
     modules = {name for name in VENDOR_MODULES if Path("/sys/module", name).exists()}
     return Kernel(
         release=release,
         version=(int(found[1]), int(found[2])) if found else (0, 0),
-        vendor=vendor_of(modules, set(_cpuinfo("flags").split())),
-        cpu=_cpuinfo("model name") or "unknown",
+        vendor=VENDORS.get(architecture) or vendor_of(modules, set(_cpuinfo("flags").split())),
+        cpu=_cpuinfo("model name") or _arm_cpu() or "unknown",
         capabilities=capabilities,
         parameters=_module_parameters(),
+        architecture=architecture.name,
     )
 
 
@@ -91,6 +110,12 @@ def vendor_of(modules: Set[str], flags: Set[str]) -> str:
 def _cpuinfo(field: str) -> str:
     found = re.search(rf"^{field}\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return found[1] if found else ""
+
+
+def _arm_cpu() -> str:
+    """Return the processor by its numbers in MIDR_EL1; arm64's /proc/cpuinfo has no name."""
+    implementer, part = _cpuinfo("CPU implementer"), _cpuinfo("CPU part")
+    return f"CPU implementer {implementer}, part {part}" if part else ""
 
 
 def _module_parameters() -> dict[str, str]:
@@ -119,17 +144,18 @@ def topology_before(injection: Injection) -> Topology | None:
         return None
 
 
-def is_x86_64() -> bool:
-    """Return whether this machine's KVM is the KVM of x86-64."""
-    return platform.machine() in ("x86_64", "AMD64")
+def build_guest(architecture: Architecture) -> None:
+    """Assemble the guest of an architecture, unless the cache has it. Raises AssemblyError."""
+    _BUILDERS[architecture]()
 
 
 def require_testable(path: str = "/dev/kvm") -> None:
     """Raise :class:`Untestable` unless this machine has a KVM the suite can judge."""
-    if not is_x86_64():
+    architecture = running()
+    if architecture is None:
         raise Untestable(
-            f"this suite tests KVM on x86-64, and this machine is {platform.machine()}: run the "
-            "suite on an x86-64 machine"
+            f"this suite tests KVM on x86-64 and arm64, and this machine is {platform.machine()}: "
+            "run the suite on one of those"
         )
     try:
         with System(path) as system:
@@ -148,7 +174,7 @@ def require_testable(path: str = "/dev/kvm") -> None:
             "that has one"
         )
     try:
-        build_all()
+        build_guest(architecture)
     except AssemblyError as error:
         raise Untestable(str(error)) from None
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from helpers.spec import CLAUSES, LEVELS
+from helpers.spec import CLAUSES, LEVELS, Clause
+from helpers.spec.architectures import ARCHITECTURES, X86_64
 from helpers.verdicts.kernel import Kernel
 
 FAILURES = frozenset({"failed", "timeout", "error"})
@@ -67,6 +68,12 @@ class Tally:
         return any(result.outcome != "skipped" for result in self.results.values())
 
     @property
+    def owed(self) -> dict[str, Clause]:
+        """The clauses of the kernel's architecture, by id."""
+        architecture = ARCHITECTURES[self.kernel.architecture] if self.kernel else X86_64
+        return {id: clause for id, clause in CLAUSES.items() if architecture.owes(id)}
+
+    @property
     def totals(self) -> Counter[str]:
         """{outcome: number of results}."""
         return sum(self.outcomes.values(), Counter())
@@ -103,7 +110,7 @@ class Tally:
     def levels(self) -> dict[str, Counter[str]]:
         """Return {level: {state: number of clauses}}."""
         return {
-            level: Counter(self.state(id) for id, entry in CLAUSES.items() if entry.level == level)
+            level: Counter(self.state(id) for id, each in self.owed.items() if each.level == level)
             for level in LEVELS
         }
 
@@ -116,7 +123,7 @@ class Tally:
             numbers = "  ".join(f"{counts[state]:3} {state}" for state in CLAUSE_STATES)
             yield f"{level:<14}{numbers}"
         not_run = 0
-        for id, entry in sorted(CLAUSES.items()):
+        for id, entry in sorted(self.owed.items()):
             outcomes = self.outcomes.get(id, Counter())
             counted = (f"{number} {outcome}" for outcome, number in sorted(outcomes.items()))
             if why := entry.unchecked or ", ".join(counted):

@@ -9,16 +9,20 @@ from helpers.kernels.emulators.bochs import Bochs
 from helpers.kernels.emulators.interface import Emulator
 from helpers.kernels.emulators.qemu import Qemu
 from helpers.kernels.packages import KernelError
+from helpers.spec.architectures import ARM64, X86_64, Architecture
 
 CPUS = ("host", "amd", "intel")
 """The values of --cpu."""
 
 
-def chosen(cpus: Sequence[str]) -> list[Emulator]:
+def chosen(cpus: Sequence[str], architecture: Architecture = X86_64) -> list[Emulator]:
     """Return the emulators for the values of --cpu. Raises KernelError.
 
-    Without --cpu, kernels boot on this machine's KVM where it nests, else on an emulated AMD.
+    arm64 has one. Without --cpu, other kernels boot on this machine's KVM where it nests, else on
+    an emulated AMD.
     """
+    if architecture is ARM64:
+        return [Qemu.arm64()]
     nested = Qemu.nested()
     if not cpus:
         return [nested or Qemu.software()]

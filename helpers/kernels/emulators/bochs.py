@@ -19,6 +19,7 @@ from helpers.kernels.emulators import bochs_build
 from helpers.kernels.emulators.interface import MemoryFiles
 from helpers.kernels.locate import BootFiles
 from helpers.kernels.packages import KernelError
+from helpers.spec.architectures import X86_64, Architecture
 
 MODEL = "corei7_skylake_x"
 """A processor with posted interrupts."""
@@ -44,7 +45,10 @@ class Bochs:
 
     cpu: str = "intel"
     name: str = f"Bochs {bochs_build.VERSION} ({MODEL})"
+    architecture: Architecture = X86_64
     vendor: str = "kvm_intel"
+    kvm: Sequence[str] = ("kvm", "kvm_intel")
+    console: str = "ttyS0"
     modules: Sequence[str] = ()
     parallel: bool = False
     memory: int = MEMORY

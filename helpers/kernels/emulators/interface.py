@@ -9,6 +9,7 @@ from typing import Protocol
 
 from helpers.kernels.locate import BootFiles
 from helpers.kvm.closing import Closing
+from helpers.spec.architectures import Architecture
 
 
 class MemoryFiles(Closing):
@@ -38,9 +39,12 @@ def path_of(file: int) -> str:
 class Emulator(Protocol):
     """Boots kernels on one kind of processor.
 
+    architecture  that of the kernels
     cpu           the value of --cpu
     name          the emulator and the processor, for the report's header
     vendor        the KVM module for the processor
+    kvm           the modules that KVM consists of, where it is not built in
+    console       the console that the kernel writes to
     modules       the modules that the kernel needs for the channel to the worker
     parallel      True if only tests with the mark of that name run here, False if only others do,
                   None if all tests do
@@ -51,11 +55,17 @@ class Emulator(Protocol):
     """
 
     @property
+    def architecture(self) -> Architecture: ...
+    @property
     def cpu(self) -> str: ...
     @property
     def name(self) -> str: ...
     @property
     def vendor(self) -> str: ...
+    @property
+    def kvm(self) -> Sequence[str]: ...
+    @property
+    def console(self) -> str: ...
     @property
     def modules(self) -> Sequence[str]: ...
     @property

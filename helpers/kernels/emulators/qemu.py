@@ -14,18 +14,27 @@ from pathlib import Path
 from helpers.kernels.emulators.interface import MemoryFiles
 from helpers.kernels.locate import BootFiles
 from helpers.kernels.packages import KernelError
+from helpers.spec.architectures import ARM64, X86_64, Architecture
 
 QEMU = "qemu-system-x86_64"
+QEMU_ARM64 = "qemu-system-aarch64"
+_PACKAGES = {QEMU: "qemu-system-x86", QEMU_ARM64: "qemu-system-arm"}
 
 
 @dataclass(frozen=True)
 class Qemu:
-    """QEMU with ``options`` for the guest's processors. See Emulator for the other attributes."""
+    """QEMU, of the name ``program``, with ``options`` for the guest's processors.
+
+    See Emulator for the other attributes.
+    """
 
     cpu: str
     name: str
     options: Sequence[str]
     vendor: str
+    architecture: Architecture = X86_64
+    program: str = QEMU
+    console: str = "ttyS0"
     modules: Sequence[str] = ("virtio_pci", "virtio_console")
     parallel: None = None
     memory: int = 1536
@@ -54,10 +63,32 @@ class Qemu:
         options = ("-accel", "tcg", "-cpu", "max,-cx16", "-smp", "1")
         return cls("amd", "QEMU (software emulation)", options, "kvm_amd")
 
+    @classmethod
+    def arm64(cls) -> Qemu:
+        """Return QEMU's emulation of an Arm processor with EL2, where KVM runs."""
+        # A processor without pointer authentication, which QEMU computes for each call.
+        # A virtual ITS needs no physical one: clause arm.no-physical-its.
+        machine = ("-M", "virt,virtualization=on,gic-version=3,its=off")
+        options = (*machine, "-accel", "tcg", "-cpu", "neoverse-n1", "-smp", "1")
+        return cls(
+            *("neoverse-n1", "QEMU (software emulation of arm64)", options, "kvm_arm"),
+            architecture=ARM64,
+            program=QEMU_ARM64,
+            console="ttyAMA0",
+            memory=1024,
+            patience=2,
+        )
+
+    @property
+    def kvm(self) -> Sequence[str]:
+        # arm64's KVM is never a module.
+        return () if self.architecture is ARM64 else ("kvm", self.vendor)
+
     def require(self) -> None:
-        if not shutil.which(QEMU):
+        if not shutil.which(self.program):
+            package = _PACKAGES[self.program]
             raise KernelError(
-                f"{QEMU} not found: it boots the kernel (apt-get install qemu-system-x86)"
+                f"{self.program} not found: it boots the kernel (apt-get install {package})"
             )
 
     def channel(self) -> tuple[int, int]:
@@ -69,7 +100,7 @@ class Qemu:
     ) -> list[str]:
         # fmt: off
         return [
-            QEMU,
+            self.program,
             "-nodefaults", "-no-user-config",             # the same machine everywhere
             "-display", "none",
             "-no-reboot",                                 # a dead kernel is a dead QEMU

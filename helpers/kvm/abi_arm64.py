@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The part of the KVM uapi of arm64 that the suite uses: arch/arm64/include/uapi/asm/kvm.h.
+
+``tests/test_abi_arm64.py`` compiles the header of a cross compiler and compares.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_uint32
+
+from helpers.kvm.abi import Request, ioc
+
+
+class kvm_vcpu_init(ctypes.Structure):
+    _fields_ = [("target", c_uint32), ("features", c_uint32 * 7)]
+
+
+KVM_VGIC_V2_ADDR_TYPE_DIST = 0
+KVM_VGIC_V2_ADDR_TYPE_CPU = 1
+KVM_VGIC_V3_ADDR_TYPE_DIST = 2
+KVM_VGIC_V3_ADDR_TYPE_REDIST = 3
+KVM_VGIC_ITS_ADDR_TYPE = 4
+KVM_DEV_ARM_VGIC_GRP_ADDR = 0
+KVM_DEV_ARM_VGIC_GRP_DIST_REGS = 1
+KVM_DEV_ARM_VGIC_GRP_NR_IRQS = 3
+KVM_DEV_ARM_VGIC_GRP_CTRL = 4
+KVM_DEV_ARM_VGIC_GRP_REDIST_REGS = 5
+KVM_DEV_ARM_VGIC_GRP_ITS_REGS = 8
+KVM_DEV_ARM_VGIC_CTRL_INIT = 0
+KVM_DEV_ARM_ITS_SAVE_TABLES = 1
+KVM_DEV_ARM_ITS_RESTORE_TABLES = 2
+KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES = 3
+KVM_DEV_ARM_ITS_CTRL_RESET = 4
+KVM_ARM_VCPU_PSCI_0_2 = 2
+
+KVM_ARM_VCPU_INIT = Request("KVM_ARM_VCPU_INIT", ioc(1, 0xAE, ctypes.sizeof(kvm_vcpu_init)))
+KVM_ARM_PREFERRED_TARGET = Request(
+    "KVM_ARM_PREFERRED_TARGET", ioc(2, 0xAF, ctypes.sizeof(kvm_vcpu_init))
+)
+
+CORE_PC = 0x6030_0000_0010_0040
+"""KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE_REG(regs.pc)."""
