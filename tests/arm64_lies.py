@@ -59,7 +59,7 @@ def fail(code: int) -> int:
 
 def read(kind: Any, address: Any) -> Any:
     """Return the structure at an address; None at an address that cannot be read."""
-    return kind.from_address(address) if 0x10000 < address < 1 << 47 else None
+    return kind.from_address(address) if 0x10000 < address < 1 << 48 else None
 
 
 LIES: dict[str, Callable[[Liar, int, int, Any], int]] = {}

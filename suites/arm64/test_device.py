@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from helpers.arm64.running import running
 from helpers.guest import expect
 from helpers.its import registers
 from helpers.kvm import KvmError, MissingPart
 from helpers.kvm import abi_arm64 as arm
-from helpers.verdicts import clause
+from helpers.verdicts import clause, parallel
 from suites import each
-from suites.arm64.common import EACH_EVENT, expect_delivery
+from suites.arm64.common import EACH_EVENT, ON_1, expect_delivery
 
 
 def outcome(call, *arguments):
@@ -69,6 +70,33 @@ def test_register_that_is_not_there_is_refused(machine, offset):
 @each.value("offset", [0x84, 0x8C, 0x104, 0x81])
 def test_register_that_is_not_aligned_is_refused(machine, offset):
     expect("register", outcome(machine.its.__getitem__, offset), "EINVAL")
+
+
+@clause("arm.its-attributes")
+@parallel
+@pytest.mark.parametrize("what", ["read", "write", "save", "restore", "reset", "save-pending"])
+def test_attribute_is_busy_while_a_vcpu_runs(machine, what):
+    its, vgic, control = machine.its, machine.vgic, arm.KVM_DEV_ARM_VGIC_GRP_CTRL
+    calls = {
+        "read": (its.__getitem__, registers.GITS_CTLR),
+        "write": (its.__setitem__, registers.GITS_CTLR, 0),
+        "save": (its.control, arm.KVM_DEV_ARM_ITS_SAVE_TABLES),
+        "restore": (its.control, arm.KVM_DEV_ARM_ITS_RESTORE_TABLES),
+        "reset": (its.control, arm.KVM_DEV_ARM_ITS_CTRL_RESET),
+        "save-pending": (vgic.set, control, arm.KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES),
+    }
+    with running(machine[ON_1.vcpu], "WFI") as thread:
+        thread.wait_until_asleep()
+        expect(what, outcome(*calls[what]), "EBUSY")
+        machine.send(ON_1.message)
+        thread.takes(ON_1.lpi)
+
+
+@clause("arm.its-attributes")
+@each.value("group", [1, 9, 0xFFFFFFFF])
+def test_group_that_is_not_there_is_refused(machine, group):
+    expect("group", outcome(machine.its.set, group, 0, 0), "ENXIO")
+    expect("group is there", machine.its.has(group, 0), False)
 
 
 @clause("arm.no-physical-its")

@@ -7,8 +7,9 @@ Clauses: arm.wakes.
 import pytest
 
 from helpers.arm64.running import running
+from helpers.its import Message
 from helpers.verdicts import clause, parallel
-from suites.arm64.common import EVENTS, FIRST, HISTORY, ON_1, deliver_before, expect_taken
+from suites.arm64.common import FIRST, HISTORY, ON_1, deliver_before, expect_taken
 
 EACH = pytest.mark.parametrize("event", [FIRST, ON_1], ids=["vcpu0", "vcpu1"])
 
@@ -56,7 +57,7 @@ def test_message_of_another_vcpu_does_not_wake(machine, again):
 def test_blocked_message_does_not_wake(machine, event):
     with running(machine[event.vcpu], "WFI") as thread:
         thread.wait_until_asleep()
-        machine.send(EVENTS[0].message.__class__(3, 0))
+        machine.send(Message(3, 0))
         thread.wait_until_asleep()
         machine.send(event.message)
         thread.takes(event.lpi)
