@@ -13,7 +13,7 @@ import pytest
 from helpers.apic import DeliveryMode, Register
 from helpers.apic.lapic import SVR_RESET
 from helpers.apic.topology import MpState
-from helpers.guest import Machine, expect
+from helpers.guest import expect
 from helpers.kvm import abi
 from helpers.verdicts import clause, deviation
 from suites import each
@@ -301,23 +301,17 @@ def states():
             yield pytest.param(state, events, id=f"{state.name}-{name}", marks=marks)
 
 
-@pytest.fixture(scope="module")
-def reused(system):
-    """Two vCPUs, of which the tests set the state but do not execute the guest."""
-    with Machine(system, vcpu_ids=range(2)) as machine:
-        yield machine
-
-
 @clause("kernel.no-warning")
 @pytest.mark.parametrize("state, events", list(states()))
-def test_no_message_raises_a_warning(reused, state, events):
-    cpu = reused[1]
+def test_no_message_raises_a_warning(machines, state, events):
+    machine = machines(vcpu_ids=range(2))
+    cpu = machine[1]
     for delivery_mode in DeliveryMode:
         # KVM refuses some combinations, depending on the order.
         outcome_of(cpu.vcpu.set_mp_state, state)
         outcome_of(set_events, cpu, **events)
         outcome_of(cpu.vcpu.set_mp_state, state)
-        reused.send(to(1, delivery_mode=delivery_mode))
+        machine.send(to(1, delivery_mode=delivery_mode))
         for ask in (cpu.vcpu.get_mp_state, cpu.vcpu.get_events, cpu.vcpu.enter_at_once):
             outcome_of(ask)
         set_events(cpu, **NO_EVENTS)

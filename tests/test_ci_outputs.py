@@ -132,7 +132,7 @@ def test_junit_has_properties(written):
     assert found["level"] == "documented"
     assert found["source"] == "api.rst, KVM_SIGNAL_MSI"
     assert found["deviation"] == "made-up"
-    assert found["reproducer"] == "pytest suites/test_it.py::test_deviates"
+    assert found["repeat"] == "pytest suites/test_it.py::test_deviates"
     assert {"kernel", "vendor", "processor"} <= found.keys()
     outcomes = {name: each["outcome"] for name, each in cases.items()}
     assert outcomes["test_hangs"] == "timeout"

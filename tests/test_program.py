@@ -31,6 +31,8 @@ LIES = (
 )
 WARNINGS = ("-Wall", "-Werror")
 
+pytestmark = pytest.mark.timeout(300)
+
 
 def gcc(*arguments: object) -> None:
     done = subprocess.run(
@@ -68,7 +70,6 @@ def verdicts(ktap: str) -> dict[str, str]:
     return {name: directive or result for result, name, directive in found}
 
 
-@pytest.mark.timeout(300)
 def test_verdicts_are_those_of_pytest(program, tmp_path):
     results = tmp_path / "results.json"
     options = ["-q", "-n", "2", f"--results={results}"]
@@ -133,7 +134,6 @@ def test_list_has_what_is_left_out(program):
     assert any(line.startswith("# left out: test_guest.py::") for line in listed)
 
 
-@pytest.mark.timeout(300)
 def test_booted_kernel_runs_the_program_in_place_of_python(source):
     files = ["suites/test_flags.py", "suites/test_capability.py"]
     options = [f"--kernel={DEFAULT_KERNEL}", "-n", "1", "-q", f"--program={source}"]
@@ -159,12 +159,15 @@ PADDING = "suites/test_padding.py::test_nonzero_padding_is_rejected[byte0-bit0]"
 
 
 def test_reproducer_of_a_deviation_fails_too(tmp_path):
-    done = run_pytest(ROOT, PADDING, "--strict", f"--reproducers={tmp_path}")
+    junit = tmp_path / "run.xml"
+    options = ["--strict", f"--reproducers={tmp_path}", f"--junitxml={junit}"]
+    done = run_pytest(ROOT, PADDING, *options)
     assert "the program fails, too: not ok: return value: expected -1 EINVAL, got 1" in done.output
     [path] = tmp_path.glob("*.c")
     text = path.read_text()
     assert PADDING in text
     assert ".pad[0] = 1" in text
+    assert f'<property name="reproducer" value="{path}" />' in junit.read_text()
 
 
 def test_reproducer_of_a_lie_passes(tmp_path):

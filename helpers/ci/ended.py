@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from helpers.verdicts.reports import (
+    REPRODUCER,
     Verdict,
     column_of,
     outcome_of,
@@ -36,6 +37,11 @@ class Ended:
     reports: Sequence[pytest.TestReport]
     start: float
     duration: float
+
+    @property
+    def reproducer(self) -> str:
+        """The path of the test's C program; empty without one."""
+        return "".join(filter(None, map(REPRODUCER.get, self.reports)))
 
     @property
     def file(self) -> str:

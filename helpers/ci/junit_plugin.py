@@ -49,6 +49,7 @@ def properties(ended: Ended, verdicts: Verdicts) -> dict[str, str]:
         "processor": kernel.cpu if kernel else "",
         "deviation": verdict.deviation,
         "fixed": entry.fixed if entry else "",
-        "reproducer": verdict.repeat,
+        "repeat": verdict.repeat,
+        "reproducer": ended.reproducer,
     }
     return {name: value for name, value in named.items() if value}

@@ -138,7 +138,7 @@ class Run:
         verdict = ended.verdict
         outcome = timeout_text(verdict.timeout) if verdict.timeout else ended.outcome
         misc = {"outcome": outcome, "clause": verdict.clause, "deviation": verdict.deviation}
-        misc["reproducer"] = verdict.repeat
+        misc |= {"repeat": verdict.repeat, "reproducer": ended.reproducer}
         if clause := CLAUSES.get(verdict.clause):
             misc |= {"level": clause.level, "source": clause.source}
         test = self._test(tally, build, ended.nodeid, STATUSES[ended.outcome], misc)

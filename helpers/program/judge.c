@@ -110,6 +110,7 @@ static int explains(const struct deviation *d)
 
 static int kmsg = -1;
 static unsigned long taint;
+static regex_t complaint;
 
 static unsigned long read_taint(void)
 {
@@ -135,6 +136,8 @@ static void open_log(void)
 	if (kmsg >= 0)
 		lseek(kmsg, 0, SEEK_END);
 	taint = read_taint();
+	if (regcomp(&complaint, COMPLAINT, REG_EXTENDED | REG_NOSUB))
+		abort();
 	if (taint & 1 << 9)
 		rearm_warnings();
 }
@@ -154,25 +157,19 @@ static void normalize(const char *line, char *text, int size)
 		snprintf(text, size, "WARNING in %.*s", (int)(plus - name), name);
 		return;
 	}
-	snprintf(text, size, "%.*s", (int)strcspn(line, "\n"), line);
+	snprintf(text, size, "%s", line);
 }
 
 /* Return whether the kernel complained since the last call, and why in ``text``. */
 static int complained(char *text, int size)
 {
-	static const char *const complaints[] = {
-		"WARNING:", "BUG:", "kernel BUG at", "Oops", "general protection fault",
-		"Unable to handle", "soft lockup", "hung task", "blocked for more than", "KASAN",
-		"UBSAN", "KCSAN", "possible recursive locking", "possible circular locking",
-	};
 	unsigned long now = read_taint();
 	char record[8192];
 	int found = 0;
 
 	while (kmsg >= 0) {
 		int count = read(kmsg, record, sizeof(record) - 1);
-		const char *line;
-		size_t i;
+		char *line;
 
 		if (count < 0 && errno == EPIPE)
 			continue;
@@ -180,12 +177,12 @@ static int complained(char *text, int size)
 			break;
 		record[count] = '\0';
 		line = strchr(record, ';');
-		for (i = 0; line && i < sizeof(complaints) / sizeof(complaints[0]); i++) {
-			if (!found && strstr(line, complaints[i])) {
-				normalize(line + 1, text, size);
-				found = 1;
-			}
-		}
+		if (!line || found)
+			continue;
+		line[strcspn(line, "\n")] = '\0';
+		found = !regexec(&complaint, line, 0, NULL, 0);
+		if (found)
+			normalize(line + 1, text, size);
 	}
 	if (!found && now & ~taint) {
 		snprintf(text, size, "new taint flags of the kernel: %lu", now & ~taint);

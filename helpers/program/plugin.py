@@ -22,7 +22,7 @@ from helpers.program.statements import NotInC
 from helpers.record.reports import tape_of
 from helpers.record.tape import Tape
 from helpers.spec import CLAUSES
-from helpers.verdicts.reports import column_of, verdict_of
+from helpers.verdicts.reports import REPRODUCER, column_of, verdict_of
 
 _SECONDS = 60
 _COMPILE = ("gcc", "-O2", "-Wall", "-Werror", "-o")
@@ -102,6 +102,7 @@ class Reproducers:
         except OSError as error:
             return f"{path} cannot be written: {error.strerror}"
         self.written.append(str(path))
+        REPRODUCER.put(report, str(path))
         return f"{path}: {self._try(path)}"
 
     def _try(self, path: Path) -> str:

@@ -22,6 +22,7 @@ from helpers.program.statements import NotInC, Statements
 from helpers.program.text import string
 from helpers.record.tape import Block, Memory, Observed, Run, Step, Take, Tape, Write
 from helpers.spec import DEVIATIONS, Deviation
+from helpers.verdicts.kernel_log import COMPLAINTS
 
 _DIRECTORY = Path(__file__).parent
 _TYPES = {1: "__u8", 2: "__u16", 4: "__u32", 8: "__u64"}
@@ -32,6 +33,7 @@ _INCLUDES = """\
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <regex.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -114,8 +116,15 @@ def _function(name: str, statements: Statements, comment: str) -> str:
 @cache
 def preamble() -> str:
     """Return the includes, and the guest: its constants, structures and machine code."""
-    parts = [_INCLUDES, _layout(), _struct("control", layout.Control), _registers(), _probe()]
-    return "\n".join(parts)
+    guest = [_layout(), _struct("control", layout.Control), _registers(), _probe()]
+    return "\n".join([_INCLUDES, _complaint(), *guest])
+
+
+def _complaint() -> str:
+    *others, last = COMPLAINTS
+    words = [f"\t{string(each)}" for each in (*(f"{other}|" for other in others), last)]
+    lines = " \\\n".join(["#define COMPLAINT", *words])
+    return f"/* A regular expression that finds complaints of the kernel. */\n{lines}\n"
 
 
 def _layout() -> str:

@@ -15,11 +15,15 @@ CLEAR_WARN_ONCE = Path("/sys/kernel/debug/clear_warn_once")
 
 _TAINT_WARN = 1 << 9  # W, a WARNING: Documentation/admin-guide/tainted-kernels.rst
 
-_COMPLAINT = re.compile(
-    r"WARNING:|BUG:|kernel BUG at|Oops|general protection fault|Unable to handle|"
-    r"RCU .*stall|rcu_\w+ (self-)?detected|soft lockup|hung task|blocked for more than|"
-    r"KASAN|UBSAN|KCSAN|lockdep|possible (recursive|circular) locking|Call Trace:"
+COMPLAINTS = (
+    *("WARNING:", "BUG:", "kernel BUG at", "Oops", "general protection fault", "Unable to handle"),
+    *("RCU .*stall", "rcu_[a-z_]+ (self-)?detected", "soft lockup", "hung task"),
+    *("blocked for more than", "KASAN", "UBSAN", "KCSAN", "lockdep"),
+    *("possible (recursive|circular) locking", "Call Trace:"),
 )
+"""What the text of a complaint has: regular expressions of Python and of POSIX, extended."""
+
+_COMPLAINT = re.compile("|".join(COMPLAINTS))
 
 # "WARNING: CPU: 0 PID: 42 at FILE:LINE FUNCTION+OFFSET/SIZE [MODULE]", since 6.19 "WARNING:
 # FILE:LINE at FUNCTION+OFFSET/SIZE [MODULE], CPU#0: COMM/PID". gcc appends ".isra.0" to a function.

@@ -46,6 +46,9 @@ class Verdict(NamedTuple):
 
 CONSOLE = Carried[list[str]]("console")
 """The whole console of a kernel that died in a test."""
+
+REPRODUCER = Carried[str]("reproducer")
+"""The path of the C program that --reproducers has written for a failed test."""
 _COLUMN = Carried[str]("column")
 _VERDICT = Carried[dict[str, Any]]("verdict")
 
