@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from email.message import Message
+from urllib.error import HTTPError
 
 import pytest
 
@@ -131,6 +133,17 @@ def test_kernel_that_is_gone_is_passed_over(archive, monkeypatch):
         assert archive.fetch_newest("5.10")[0] == "5.10.0-32-cloud-arm64"
         assert archive.newest("5.10") == "5.10.0-32-cloud-arm64"  # not asked for again
     assert archive.newest("7.3") == "7.3.4+deb13-cloud-arm64"
+
+
+@pytest.mark.parametrize("code, kind", [(404, Gone), (503, KernelError)])
+def test_only_a_missing_file_is_gone(monkeypatch, tmp_path, code, kind):
+    def fetch(_self, _directory):
+        raise HTTPError("http://it", code, "made up", Message(), None)
+
+    monkeypatch.setattr(packages.Download, "fetch", fetch)
+    with pytest.raises(KernelError, match="could not fetch 'http://it'") as failure:
+        packages._download("'http://it' it.deb 1 SHA256:00", tmp_path)
+    assert failure.type is kind
 
 
 # --- images ---------------------------------------------------------------------------------------

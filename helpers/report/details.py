@@ -124,7 +124,8 @@ def _irqchips(item: pytest.Item) -> list[str]:
     fixtures = item.funcargs.values() if isinstance(item, pytest.Function) else ()
     modes = {value.irqchip for value in fixtures if isinstance(value, Machine)}
     has_vcpus = any(call.request is abi.KVM_CREATE_VCPU for call in trace)
-    if has_vcpus and any(not injection.before for injection in journal):
+    settings = (injection.setting for injection in journal if not injection.before)
+    if has_vcpus and any(setting.irqchip == "none" for setting in settings):
         modes.add("none")
     return sorted(modes)
 
