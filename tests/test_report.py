@@ -13,6 +13,7 @@ from helpers.kvm.ioctl import Call
 from helpers.report.details import collapse
 from helpers.report.vcpu import Strip, ranges
 from helpers.spec import CLAUSES, DEVIATIONS
+from helpers.spec.architectures import X86_64
 from tests.copy_of_the_suite import Suite, run_pytest
 from tests.html_report import HOSTILE, TESTS, Report, plain, report_of
 
@@ -38,7 +39,8 @@ def test_kernel_and_command_are_named(report):
 
 
 def test_every_clause_is_listed_with_its_text_and_source(report):
-    for clause in CLAUSES.values():
+    listed = [clause for clause in CLAUSES.values() if X86_64.owes(clause.id)]
+    for clause in listed:
         assert " ".join(f"{clause.id} {clause.text}".split()) in report.overview
         assert clause.source in report.overview
 
