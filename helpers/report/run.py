@@ -99,6 +99,6 @@ class JudgedRun:
 
     @property
     def capabilities(self) -> list[str]:
-        """The names of the capabilities that any kernel was asked for."""
+        """The names of the capabilities of the kernels."""
         kernels = [tally.kernel for tally in self.tallies if tally.kernel]
-        return list(dict.fromkeys(name for kernel in kernels for name in kernel.capabilities))
+        return list(dict.fromkeys(name for kernel in kernels for name in kernel.known))

@@ -57,6 +57,12 @@ class Kernel:
         return f"Linux {self.release}, {self.vendor}, {self.cpu}"
 
     @property
+    def known(self) -> dict[str, int]:
+        """The capabilities that tell something: most are x86's, and 0 on arm64."""
+        is_x86 = self.architecture == X86_64.name
+        return {name: value for name, value in self.capabilities.items() if value or is_x86}
+
+    @property
     def has_smm(self) -> bool:
         """Whether a vCPU can take an SMI."""
         return self.capabilities["KVM_CAP_X86_SMM"] > 0
