@@ -7,11 +7,12 @@ Clauses: arm.masked-pends, arm.distributor-enable, arm.configuration.
 import pytest
 
 from helpers.arm64 import layout
+from helpers.arm64.running import RunningArm64
 from helpers.guest import expect
 from helpers.its import commands
 from helpers.its.registers import GICD_CTLR, GICD_CTLR_ARE_DS, GICD_CTLR_ENABLE_GRP1
 from helpers.kvm import abi
-from helpers.verdicts import clause, deviation
+from helpers.verdicts import clause, deviation, parallel
 from suites import each
 from suites.arm64.common import (
     EACH_EVENT,
@@ -77,11 +78,15 @@ def test_messages_of_a_masked_lpi_coalesce(machine, what):
 
 
 @clause("arm.masked-pends")
+@parallel
 @HISTORY
 def test_lpi_of_a_stopped_vcpu_pends_and_is_taken_when_runnable(machine, again):
     deliver_before(machine, again)
     machine[0].vcpu.set_mp_state(abi.KVM_MP_STATE_STOPPED)
     machine.signal(FIRST.message).delivered().pends(FIRST.pending)
+    with RunningArm64(machine[0]) as thread:
+        thread.wait_until_asleep()
+        expect("woken", thread.kick(), False)
     machine[0].vcpu.set_mp_state(abi.KVM_MP_STATE_RUNNABLE)
     expect_taken(machine, FIRST.pending)
 
