@@ -311,7 +311,8 @@ def test_nonsense_is_one_line(options, says):
 def test_references_are_the_kernels_with_results():
     assert [*plugin.expand(["6.16", "references"])] == ["6.16", *REFERENCE_KERNELS]
     stems = {file.stem for file in (ROOT / "reports").glob("*.json")}
-    assert stems == {f"{each}{cpu}" for each in REFERENCE_KERNELS for cpu in ("", "-intel")}
+    ends = ("", "-intel", "-arm64")
+    assert stems == {f"{each}{end}" for each in REFERENCE_KERNELS for end in ends}
 
 
 def test_default_kernel_is_a_reference_kernel():
