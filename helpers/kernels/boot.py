@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.cache import cache_directory
+from helpers.guests import build_guest
 from helpers.kernels import foreign
 from helpers.kernels.columns import Boot
 from helpers.kernels.emulators.interface import MemoryFiles, path_of
@@ -24,7 +25,6 @@ from helpers.kernels.image import Cpio, userland
 from helpers.kernels.init import MODULES, SETUP
 from helpers.kvm.closing import Closing
 from helpers.spec.architectures import X86_64, Architecture
-from helpers.verdicts.kernel import build_guest
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -12,11 +12,11 @@ from functools import cache
 from pathlib import Path
 
 from helpers.apic.topology import Topology
-from helpers.arm64 import assemble
 from helpers.guest import Injection
-from helpers.guest.assemble import AssemblyError, build_all
+from helpers.guest.assemble import AssemblyError
+from helpers.guests import build_guest
 from helpers.kvm import KvmError, System, abi
-from helpers.spec.architectures import ARM64, X86_64, Architecture, running
+from helpers.spec.architectures import ARM64, X86_64, running
 
 VENDOR_MODULES = ("kvm_intel", "kvm_amd", "kvm_pvm")
 
@@ -28,8 +28,6 @@ CAPABILITIES = {name: value for name, value in vars(abi).items() if name.startsw
 
 # arm64's KVM answers on the system's file descriptor with EINVAL.
 _OF_A_VM = {"KVM_CAP_MSI_DEVID"}
-
-_BUILDERS = {X86_64: build_all, ARM64: assemble.build_all}
 
 
 class Untestable(Exception):
@@ -148,11 +146,6 @@ def topology_before(injection: Injection) -> Topology | None:
         return injection.setting.topology(injection.before, kernel.vector_hashing, kernel.has_smm)
     except ValueError:
         return None
-
-
-def build_guest(architecture: Architecture) -> None:
-    """Assemble the guest of an architecture, unless the cache has it. Raises AssemblyError."""
-    _BUILDERS[architecture]()
 
 
 def require_testable(path: str = "/dev/kvm") -> None:
