@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from helpers.guest import Machine
+from helpers.apic.lapic import bits
+from helpers.guest import Machine, expect
 from helpers.kvm import System, recording
 from helpers.record import Recorder
+from helpers.record.tape import Call
 
 
 @pytest.fixture
@@ -37,3 +39,12 @@ def test_test_that_compares_nothing_is_left_out(recorder):
     with System() as system, Machine(system):
         recorded.finish()
     assert recorded.tape.left_out == "nothing was compared"
+
+
+def test_register_of_the_ioapic_is_a_number(recorder):
+    recorded = recorder()
+    with System() as system, Machine(system) as machine:
+        pins = machine.vm.get_ioapic().chip.ioapic.irr
+        expect("IRR of the IOAPIC", set(bits(pins)), set())
+    [owed] = [each for step in recorded.tape.steps if isinstance(step, Call) for each in step.owed]
+    assert (owed.place, owed.expected, owed.show) == ("chip.ioapic.irr", "0x0", "hex")

@@ -7,6 +7,7 @@ the value for that of the fields read since the last step, or for the outcome of
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -201,13 +202,15 @@ def _call_owes(step: Call, subject: str, actual: Any, wanted: Any, texts: Texts)
 
 def _is_form_of(form: str | None, place: str) -> bool:
     """Return whether a value in this form is all of the value: sets are compared as a whole."""
-    is_set = place.startswith("vectors") or place.endswith(("isr", "tmr", "irr"))
-    return form is not None and is_set == (form == "vectors")
+    return form is not None and bool(_SETS.fullmatch(place)) == (form == "vectors")
 
 
 def _is_line(step: Call) -> bool:
     return step.request == abi.KVM_IRQ_LINE_STATUS and bool(step.output)
 
+
+_SETS = re.compile(r"vectors .*|\d+\.(isr|tmr|irr)")
+"""Places that are sets of vectors: those of a LAPIC page, and of a record of the guest's log."""
 
 _FORMS_OF = {"interrupt.shadow": "bool"}
 """By place, the form that shows what a test can owe. AMD does not tell STI from MOV SS."""
