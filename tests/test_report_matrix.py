@@ -12,6 +12,7 @@ from helpers.report.html import Writer
 from helpers.report.run import JudgedRun
 from helpers.spec import CLAUSES
 from helpers.verdicts.tally import Tally
+from tests.copy_of_the_suite import Suite
 from tests.html_report import (
     HOSTILE,
     NOT_RUN,
@@ -39,6 +40,16 @@ def test_kernels_are_side_by_side(several):
         " 2 failed 2 error 11 xfailed 242 passed 1 skipped none not judged"
         " Not judged 1 test: a precondition is missing 1 test: a precondition is missing Irqchip"
     ) in several.overview
+
+
+def test_capability_of_one_arm64_kernel_has_a_cell_for_each(tmp_path):
+    suite = Suite(tmp_path / "suite")
+    differ = 'architecture="arm64", capabilities={"KVM_CAP_A": int(column > "6"), "KVM_CAP_B": 0}'
+    suite.prepare(SEVERAL.replace('release=f"{column}.0-test"', f"release=column, {differ}"))
+    suite.add('@clause("arm.pad")\ndef test_it():\n    pass\n')
+    overview = report_of(suite).overview
+    assert "KVM_CAP_A 0 1 Tests" in overview
+    assert "KVM_CAP_B" not in overview
 
 
 def test_headline_is_over_all_kernels(several):
