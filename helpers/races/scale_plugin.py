@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.verdicts.reports import column_of
+from helpers.verdicts.campaigns import recorded_lines
 
 SCALED = "scaled"
 """The property (record_property) with a line of the table."""
@@ -23,8 +23,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the table."""
-    for report in terminalreporter.getreports("passed"):
-        for name, text in report.user_properties:
-            if name == SCALED and report.when == "call":
-                on = f" on {column_of(report)}" if column_of(report) else ""
-                terminalreporter.write_line(f"scaled{on}: {text}")
+    for line in recorded_lines(terminalreporter, SCALED, ("passed",)):
+        terminalreporter.write_line(line)

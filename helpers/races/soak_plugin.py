@@ -10,11 +10,10 @@ import pytest
 
 from helpers.progress import Bar
 from helpers.races.soak import Soak
-from helpers.verdicts.reports import column_of
+from helpers.verdicts.campaigns import SEEDS_PER_SHARD, minutes_of, recorded_lines, shards
 from helpers.verdicts.session import REPEAT, VERDICTS
 
 _DEFAULT_SEED = 1
-_SEEDS_PER_SHARD = 1_000_000  # Distance between the first seeds of two shards.
 _SOAKED = "soaked"  # The property (record_property) with the account of a soak, as text.
 
 
@@ -32,29 +31,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Check both options before anything else happens."""
-    _minutes(config)
+    minutes_of(config, "soak")
     _seed(config)
-
-
-def _minutes(config: pytest.Config) -> float:
-    """Return the minutes of --soak, 0 without the option. Raises UsageError."""
-    given = config.option.soak
-    if given is None:
-        return 0
-    try:
-        minutes = float(given)
-    except ValueError:
-        minutes = 0
-    if not 0 < minutes < math.inf:
-        raise pytest.UsageError(f"--soak wants minutes, a number above 0, not {given!r}")
-    return minutes
 
 
 def _seed(config: pytest.Config) -> int:
     """Return the seed of --seed, else a random one for --soak. Raises UsageError."""
     given = config.option.seed
     if given is None:
-        return random.randrange(_SEEDS_PER_SHARD) if _minutes(config) else _DEFAULT_SEED
+        return random.randrange(SEEDS_PER_SHARD) if minutes_of(config, "soak") else _DEFAULT_SEED
     if not (given.isascii() and given.isdecimal() and int(given) < 1 << 31):
         raise pytest.UsageError(f"--seed wants a number below 2^31, not {given!r}")
     return int(given)
@@ -64,10 +49,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a soak in each process of pytest-xdist, with steps of its own."""
     if "soak_shard" not in metafunc.fixturenames:
         return
-    minutes = _minutes(metafunc.config)
-    workers = getattr(metafunc.config, "workerinput", {}).get("workercount", 1)
-    marks = pytest.mark.timeout(60 * minutes + 120)
-    metafunc.parametrize("soak_shard", [pytest.param(n, marks=marks) for n in range(workers)])
+    minutes = minutes_of(metafunc.config, "soak")
+    metafunc.parametrize("soak_shard", shards(metafunc.config, minutes))
 
 
 @pytest.fixture
@@ -108,16 +91,11 @@ class Soaking:
 @pytest.fixture
 def soaking(request: pytest.FixtureRequest, soak_shard: int) -> Soaking:
     """Return the time and the seed of this soak."""
-    seed = _seed(request.config) + soak_shard * _SEEDS_PER_SHARD
-    return Soaking(request.node, seed, 60 * _minutes(request.config))
+    seed = _seed(request.config) + soak_shard * SEEDS_PER_SHARD
+    return Soaking(request.node, seed, 60 * minutes_of(request.config, "soak"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the account of each soak."""
-    for outcome in ("passed", "failed"):
-        for report in terminalreporter.getreports(outcome):
-            for name, text in report.user_properties:
-                if name == _SOAKED and report.when == "call":
-                    on = f" on {column_of(report)}" if column_of(report) else ""
-                    for line in str(text).split("; "):
-                        terminalreporter.write_line(f"soaked{on}: {line}")
+    for line in recorded_lines(terminalreporter, _SOAKED, ("passed", "failed")):
+        terminalreporter.write_line(line)

@@ -4,17 +4,15 @@
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from helpers.verdicts.reports import column_of
+from helpers.verdicts.campaigns import SEEDS_PER_SHARD, minutes_of, recorded_lines, shards
 from helpers.verdicts.session import REPEAT, VERDICTS, KernelComplaint
 
-_SEEDS_PER_SHARD = 1_000_000  # Distance between the first seeds of two shards.
 _DEFAULT_SEED = 7  # Its sequences reach most of the states that the model knows.
 _GENERATED = "generated"  # The property (record_property) with the work of a test, as text.
 
@@ -31,29 +29,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Check both options before anything else happens."""
-    _minutes(config)
+    minutes_of(config, "generate")
     _first_seed(config)
-
-
-def _minutes(config: pytest.Config) -> float:
-    """Return the minutes of --generate, 0 without the option. Raises UsageError."""
-    given = config.option.generate
-    if given is None:
-        return 0
-    try:
-        minutes = float(given)
-    except ValueError:
-        minutes = 0
-    if not 0 < minutes < math.inf:
-        raise pytest.UsageError(f"--generate wants minutes, a number above 0, not {given!r}")
-    return minutes
 
 
 def _first_seed(config: pytest.Config) -> int:
     """Return the first seed: the given one, or a fixed one, or with --generate a random one."""
     given = config.getoption("--hypothesis-seed")
     if given is None:
-        return random.randrange(_SEEDS_PER_SHARD) if _minutes(config) else _DEFAULT_SEED
+        return (
+            random.randrange(SEEDS_PER_SHARD) if minutes_of(config, "generate") else _DEFAULT_SEED
+        )
     try:
         return int(given)
     except ValueError:
@@ -67,11 +53,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """
     if "shard" not in metafunc.fixturenames:
         return
-    minutes = _minutes(metafunc.config)
-    workers = getattr(metafunc.config, "workerinput", {}).get("workercount", 1)
-    marks = [pytest.mark.timeout(60 * minutes + 120)] if minutes else []
-    number = workers if minutes else 1
-    metafunc.parametrize("shard", [pytest.param(n, marks=marks) for n in range(number)])
+    minutes = minutes_of(metafunc.config, "generate")
+    chosen = shards(metafunc.config, minutes) if minutes else [0]
+    metafunc.parametrize("shard", chosen)
 
 
 class Seeds:
@@ -111,15 +95,11 @@ class Seeds:
 @pytest.fixture
 def seeds(request: pytest.FixtureRequest, shard: int) -> Seeds:
     """Return the seeds of this test."""
-    first = _first_seed(request.config) + shard * _SEEDS_PER_SHARD
-    return Seeds(request.node, first, 60 * _minutes(request.config))
+    first = _first_seed(request.config) + shard * SEEDS_PER_SHARD
+    return Seeds(request.node, first, 60 * minutes_of(request.config, "generate"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the work of each test that ran generated sequences."""
-    for outcome in ("passed", "failed"):
-        for report in terminalreporter.getreports(outcome):
-            for name, work in report.user_properties:
-                if name == _GENERATED and report.when == "call":
-                    on = f" on {column_of(report)}" if column_of(report) else ""
-                    terminalreporter.write_line(f"generated{on}: {work}")
+    for line in recorded_lines(terminalreporter, _GENERATED, ("passed", "failed")):
+        terminalreporter.write_line(line)
