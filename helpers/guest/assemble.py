@@ -10,6 +10,7 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -52,31 +53,50 @@ def build_all() -> None:
 
 def built(source: Path, options: list[str], suffix: str) -> Path:
     """Return the path of the output of gcc, which runs unless the cache has the output."""
-    key = hashlib.sha256(source.read_bytes() + " ".join(options).encode()).hexdigest()[:16]
-    cached = cache_directory() / f"{source.stem}-{key}.{suffix}"
-    if cached.exists():
-        return cached
-    missing = [tool for tool in ("gcc", "ld") if not shutil.which(tool)]
-    if missing:
-        raise AssemblyError(
-            f"{' and '.join(missing)} not found: the guest is assembled with gcc and binutils "
-            "(on Debian: apt-get install gcc binutils)"
-        )
+
+    def make(output: Path) -> None:
+        require_tools(("gcc", "ld"), "the guest is assembled with gcc and binutils", "gcc binutils")
+        run_tool(["gcc", *options, str(source), "-o", str(output)], source)
+
+    return cached(source.stem, source.read_bytes() + " ".join(options).encode(), suffix, make)
+
+
+def cached(stem: str, key: bytes, suffix: str, make: Callable[[Path], None]) -> Path:
+    """Return the path of a file in the cache, which ``make`` writes unless the cache has it.
+
+    ``key`` is all that the content depends on. Raises what ``make`` raises.
+    """
+    digest = hashlib.sha256(key).hexdigest()[:16]
+    path = cache_directory() / f"{stem}-{digest}.{suffix}"
+    if path.exists():
+        return path
     try:
-        cached.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(dir=cached.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(dir=path.parent)
     except OSError:
         # The cache cannot be written: build once per process, which takes a second.
-        cached = Path(_directory_of_process().name, cached.name)
-        scratch = tempfile.TemporaryDirectory(dir=cached.parent)
+        path = Path(_directory_of_process().name, path.name)
+        scratch = tempfile.TemporaryDirectory(dir=path.parent)
     with scratch as directory:
         output = Path(directory, "output")
-        command = ["gcc", *options, str(source), "-o", str(output)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            said = (done.stderr or done.stdout).strip()
-            raise AssemblyError(f"gcc could not build {source.name}: {said}")
-        return output.replace(cached)
+        make(output)
+        return output.replace(path)
+
+
+def require_tools(tools: Sequence[str], purpose: str, packages: str) -> None:
+    """Raise AssemblyError if a tool is missing; name the packages of Debian that have them all."""
+    if missing := [tool for tool in tools if not shutil.which(tool)]:
+        raise AssemblyError(
+            f"{' and '.join(missing)} not found: {purpose} (on Debian: apt-get install {packages})"
+        )
+
+
+def run_tool(command: Sequence[str], source: Path, text: str | None = None) -> None:
+    """Run a tool that builds ``source``, with ``text`` as input. Raises AssemblyError."""
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = (done.stderr or done.stdout).strip()
+        raise AssemblyError(f"{command[0]} could not build {source.name}: {said}")
 
 
 @cache
