@@ -14,8 +14,8 @@ runs all of it in random order for ten minutes.
 import pytest
 
 from helpers.races.pairs import PAIRS, Pair, RaceMachines
-from helpers.races.soak import OPERATIONS, Soak
-from helpers.races.streams import VCPUS, edge_senders, level_senders
+from helpers.races.soak import Soak
+from helpers.races.streams import OPERATIONS, VCPUS, edge_senders, level_senders
 from helpers.races.teardown import ENDINGS, end_one
 from helpers.races.traffic import Traffic, expect_complete
 from helpers.verdicts import clause, parallel

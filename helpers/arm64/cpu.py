@@ -13,9 +13,6 @@ from helpers.kvm import abi_arm64 as arm
 from helpers.kvm.device import Device
 from helpers.kvm.ioctl import ioctl
 
-SPURIOUS = 1023
-"""The INTID that ICC_IAR1_EL1 has where no interrupt is pending."""
-
 
 class Cpu:
     """One vCPU. ``taken`` has the INTIDs that the guest has read from ICC_IAR1_EL1, in order."""
@@ -25,7 +22,6 @@ class Cpu:
         self.vcpu = vcpu
         self.taken: list[int] = []
         self._vgic = vgic
-        self._answer: int | None = None
 
     def start(self, vm_fd: int) -> None:
         """Make the vCPU runnable, at the start of the stub."""
@@ -40,9 +36,10 @@ class Cpu:
     # --- running ----------------------------------------------------------------------------------
 
     def exit(self) -> int:
-        """Enter the guest until the next exit; return its offset in EXITS. Raises GuestError.
+        """Enter the guest until the next exit. Return the offset of the exit in EXITS.
 
-        Answer a pending load by NONE, unless ``answer()`` was called.
+        The answer to a load is the operation NONE, unless :meth:`answer` is called before the next
+        entry. Raises GuestError for an exit that is not the stub's, and for an exception.
         """
         if (reason := self.vcpu.run()) == abi.KVM_EXIT_INTR:
             reason = self.vcpu.run()
@@ -109,6 +106,11 @@ class Cpu:
     def redistributor(self) -> int:
         """The guest-physical address of the redistributor."""
         return layout.GICR + self.index * layout.GICR_SIZE
+
+    @property
+    def pending_table(self) -> int:
+        """The guest-physical address of the LPI pending table."""
+        return layout.PENDING + self.index * layout.PENDING_SIZE
 
     def set_gicr(self, offset: int, value: int, bits: int = 32) -> None:
         """Write a register of the redistributor by KVM_SET_DEVICE_ATTR, 32 bits at a time."""

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Guest-physical addresses of an arm64 machine. The assembler gets all numbers as -D options."""
+"""Guest-physical addresses of an arm64 machine. stub.S gets its numbers by .set."""
 
 from __future__ import annotations
 
+from helpers.its.message import FIRST_ITS
+from helpers.its.registers import ITS_SIZE
+
 GICD = 0x0800_0000
-ITS = (0x0808_0000, 0x080A_0000)
+ITS = (FIRST_ITS, FIRST_ITS + ITS_SIZE)
 """Addresses of the first and the second ITS."""
 GICR = 0x0810_0000
 GICR_SIZE = 0x2_0000

@@ -8,7 +8,6 @@ sees the pending LPIs by KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES, which changes not
 from __future__ import annotations
 
 import contextlib
-import os
 
 from helpers.apic.lapic import bits
 from helpers.arm64 import layout
@@ -126,10 +125,9 @@ class Machine(Closing):
 
     def lpi_tables(self, cpu: Cpu) -> dict[int, int]:
         """Return {offset: value} of the registers that name the tables of a redistributor."""
-        pending = layout.PENDING + cpu.index * layout.PENDING_SIZE
         return {
             registers.GICR_PROPBASER: layout.CONFIG | registers.ID_BITS - 1,
-            registers.GICR_PENDBASER: pending,
+            registers.GICR_PENDBASER: cpu.pending_table,
         }
 
     # --- guest memory -----------------------------------------------------------------------------
@@ -176,22 +174,25 @@ class Machine(Closing):
         return ioctl(self.vm.fd, abi.KVM_SIGNAL_MSI, message.msi)
 
     def pending(self) -> Pending | None:
-        """Return the pending LPIs; None where KVM cannot save the pending tables.
-
-        KVM writes the bit of an LPI to the table of the LPI's vCPU only: zero all tables first.
-        """
-        tables = [layout.PENDING + cpu.index * layout.PENDING_SIZE for cpu in self.cpus]
-        for table in tables:
-            self.write(table, _NO_LPI)
+        """Return the pending LPIs; None where KVM cannot save the pending tables."""
         try:
-            self.vgic.set(arm.KVM_DEV_ARM_VGIC_GRP_CTRL, arm.KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES)
+            self.save_pending_tables()
         except KvmError:
             return None
         found = set()
-        for index, table in enumerate(tables):
-            for lpi in bits(int.from_bytes(self.read(table, len(_NO_LPI)), "little")):
-                found.add((index, lpi))
+        for cpu in self.cpus:
+            table = self.read(cpu.pending_table, len(_NO_LPI))
+            found |= {(cpu.index, lpi) for lpi in bits(int.from_bytes(table, "little"))}
         return frozenset(found)
+
+    def save_pending_tables(self) -> None:
+        """Have KVM write the pending tables to guest memory. Raises KvmError.
+
+        KVM writes the bit of an LPI to the table of the LPI's vCPU only: zero all tables first.
+        """
+        for cpu in self.cpus:
+            self.write(cpu.pending_table, _NO_LPI)
+        self.vgic.set(arm.KVM_DEV_ARM_VGIC_GRP_CTRL, arm.KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES)
 
     def take(self) -> list[tuple[int, int]]:
         """Step all vCPUs until no entry takes anything; return (vCPU, INTID) in order.
@@ -205,9 +206,3 @@ class Machine(Closing):
     def step_all(self) -> list[tuple[int, int]]:
         """Step each vCPU until an entry takes nothing; return (vCPU, INTID) in order."""
         return [(cpu.index, intid) for cpu in self.cpus for intid in cpu.step()]
-
-    def signal_irqfd(self, gsi: int) -> None:
-        """Signal an irqfd of ``gsi``, and wait for the injection."""
-        fd = self.vm.irqfd(gsi)
-        os.eventfd_write(fd, 1)
-        self.vm.deassign_irqfd(fd, gsi)

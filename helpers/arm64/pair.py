@@ -73,36 +73,11 @@ class Pair:
         self.machine.itss[number].map_device(devid, bits)
         self.model.mapd(self.its(number), devid, bits)
 
-    def mapc(self, number: int, collection: int, vcpu: int, valid: bool = True) -> None:
-        self.note(f"its {number}: MAPC {collection} to vCPU {vcpu}, valid {valid}")
-        self.machine.itss[number].command(commands.mapc(collection, vcpu, valid))
-        self.model.mapc(self.its(number), collection, vcpu, valid)
-
-    def mapti(self, number: int, devid: int, event: int, lpi: int, collection: int) -> None:
-        self.note(f"its {number}: MAPTI {devid:#x} {event:#x} to {lpi} in {collection}")
-        self.machine.itss[number].command(commands.mapti(devid, event, lpi, collection))
-        self.model.mapti(self.its(number), devid, event, lpi, collection)
-
-    def movi(self, number: int, devid: int, event: int, collection: int) -> None:
-        self.note(f"its {number}: MOVI {devid:#x} {event:#x} to {collection}")
-        self.machine.itss[number].command(commands.movi(devid, event, collection))
-        self.model.movi(self.its(number), devid, event, collection)
-
-    def movall(self, source: int, target: int) -> None:
-        self.note(f"MOVALL {source} to {target}")
-        self.machine.its.command(commands.movall(source, target))
-        self.model.movall(source, target)
-
-    def of_event(self, name: str, number: int, devid: int, event: int) -> None:
-        """Execute DISCARD, INV, INT or CLEAR: ``name`` is the function of both."""
-        self.note(f"its {number}: {name} {devid:#x} {event:#x}")
-        self.machine.itss[number].command(getattr(commands, name)(devid, event))
-        getattr(self.model, name)(self.its(number), devid, event)
-
-    def invall(self, number: int, collection: int) -> None:
-        self.note(f"its {number}: INVALL {collection}")
-        self.machine.itss[number].command(commands.invall(collection))
-        self.model.invall(self.its(number), collection)
+    def command(self, name: str, number: int, *operands: int) -> None:
+        """Execute a command other than MAPD. ``name`` is the function of the ITS and the model."""
+        self.note(f"its {number}: {name} {' '.join(map(hex, operands))}")
+        self.machine.itss[number].command(getattr(commands, name)(*operands))
+        getattr(self.model, name)(self.its(number), *operands)
 
     # --- registers and memory ---------------------------------------------------------------------
 

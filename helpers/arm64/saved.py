@@ -35,11 +35,9 @@ class State:
 
 def save(machine: Machine) -> State:
     """Return the state of a machine whose vCPUs do not run. The machine can go on."""
-    for cpu in machine.cpus:
-        machine.write(layout.PENDING + cpu.index * layout.PENDING_SIZE, bytes(0x2000))
     for its in machine.itss:
         its.control(arm.KVM_DEV_ARM_ITS_SAVE_TABLES)
-    machine.vgic.set(arm.KVM_DEV_ARM_VGIC_GRP_CTRL, arm.KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES)
+    machine.save_pending_tables()
     offsets = (*_TABLES, registers.GITS_CTLR)
     return State(
         itss=[{offset: its[offset] for offset in offsets} for its in machine.itss],
@@ -65,7 +63,7 @@ def _redistributor(cpu: Cpu) -> tuple[int, int, int]:
 
 
 def restore(machine: Machine, state: State) -> None:
-    """Give a machine made by ``ready=False`` the state."""
+    """Restore ``state`` into a machine that was made with ``ready=False``."""
     for address, content in state.memory.items():
         machine.write(address, content)
     machine.place()

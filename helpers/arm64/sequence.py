@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Made-up sequences of commands, messages, register writes and entries, held to the model.
+"""Generated sequences of commands, messages, register writes and entries, held to the model.
 
 A seed makes the same sequence on every kernel. Steps that the architecture leaves UNPREDICTABLE are
 not made: see helpers/its/model.py.
@@ -109,7 +109,7 @@ class Sequence:
         lpi = self.random.choice([LPIS[0], LPIS[-1], *self.random.choices(LPIS, k=3)])
         if lpi not in self.used:
             self.used.add(lpi)
-            self.pair.mapti(number, devid, event, lpi, self.random.randrange(10))
+            self.pair.command("mapti", number, devid, event, lpi, self.random.randrange(10))
 
     def discard(self) -> None:
         event = self.mapped()
@@ -117,7 +117,7 @@ class Sequence:
             lpi = self.lpi_of(event)
             if lpi in self.pair.model.pending or self.pair.its(event[0]).target(*event[1:]) is None:
                 return
-            self.pair.of_event("discard", *event)
+            self.pair.command("discard", *event)
             self.used.discard(lpi)
 
     def move(self) -> None:
@@ -126,7 +126,7 @@ class Sequence:
             target = self.pair.its(event[0]).collections.get(collection)
             is_able = target is None or self.pair.model.vcpus[target].lpis_enabled
             if is_able or self.lpi_of(event) not in self.pair.model.pending:
-                self.pair.movi(*event, collection)
+                self.pair.command("movi", *event, collection)
                 self.pair.compare()
 
     def retarget(self) -> None:
@@ -140,7 +140,7 @@ class Sequence:
         vcpu = self.vcpu()
         is_able = self.pair.model.vcpus[vcpu].lpis_enabled
         if its.enabled and is_able and not set(members) & self.pair.model.pending.keys():
-            self.pair.mapc(number, collection, vcpu)
+            self.pair.command("mapc", number, collection, vcpu)
 
     def command(self) -> None:
         name = self.random.choice(["inv", "int_", "clear"])
@@ -148,13 +148,13 @@ class Sequence:
         if self.random.random() < 0.1:
             event = self.any_event()
         if self.pair.its(event[0]).enabled:
-            self.pair.of_event(name, *event)
+            self.pair.command(name, *event)
             self.pair.compare()
 
     def invalidate_all(self) -> None:
         number = self.number()
         if self.pair.its(number).enabled:
-            self.pair.invall(number, self.random.randrange(10))
+            self.pair.command("invall", number, self.random.randrange(10))
 
     def configure(self) -> None:
         if event := self.mapped():

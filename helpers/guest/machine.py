@@ -8,7 +8,6 @@ at a port that the probe writes to; the timeout of the test interrupts a vCPU th
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -216,9 +215,7 @@ class Machine(Closing):
         """Signal an irqfd of ``gsi``. Return the effect on each vCPU: an irqfd has no status."""
         before = self.latest_snapshots()
         with recording.observing(self.fd) as step, recording.hidden():
-            fd = self.vm.irqfd(gsi)
-            os.eventfd_write(fd, 1)
-            self.vm.deassign_irqfd(fd, gsi)  # waits for the injection
+            self.vm.signal_irqfd(gsi)
             after = self.snapshots()
         effects = [effect_between(b, a) for b, a in zip(before, after, strict=True)]
         if recording.active and step:

@@ -20,7 +20,7 @@ def _command(number: int, devid: int = 0, word1: int = 0, word2: int = 0, word3:
 
 
 def mapd(devid: int, itt: int, bits: int, valid: bool = True) -> bytes:
-    """Map a device to its translation table of 2**``bits`` events at ``itt``."""
+    """Map a device to the translation table at ``itt``, which has 2**``bits`` events."""
     return _command(0x08, devid, bits - 1, itt | (VALID if valid else 0))
 
 
@@ -50,7 +50,7 @@ def movall(source: int, target: int) -> bytes:
 
 
 def discard(devid: int, event: int) -> bytes:
-    """Unmap an event, and drop its LPI if pending."""
+    """Unmap an event, and clear the pending state of its LPI."""
     return _command(0x0F, devid, event)
 
 

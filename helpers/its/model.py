@@ -224,12 +224,6 @@ class Model:
         if found.lpi in self.pending:
             self.pending[found.lpi] = target
 
-    def movall(self, source: int, target: int) -> None:
-        """Move the pending LPIs of a vCPU."""
-        for lpi, vcpu in self.pending.items():
-            if vcpu == source:
-                self.pending[lpi] = target
-
     def discard(self, its: Its, devid: int, event: int) -> None:
         """Unmap an event. KVM leaves its LPI pending: arm-discard-keeps-pending."""
         if its.target(devid, event) is not None:

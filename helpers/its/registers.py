@@ -9,11 +9,9 @@ from __future__ import annotations
 # Offsets into the distributor, a redistributor and an ITS.
 GICD_CTLR = 0x0
 GICR_CTLR = 0x0
-GICR_WAKER = 0x14
 GICR_PROPBASER = 0x70
 GICR_PENDBASER = 0x78
 GITS_CTLR = 0x0
-GITS_IIDR = 0x4
 GITS_TYPER = 0x8
 GITS_CBASER = 0x80
 GITS_CWRITER = 0x88

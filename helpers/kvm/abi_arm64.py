@@ -16,8 +16,6 @@ class kvm_vcpu_init(ctypes.Structure):
     _fields_ = [("target", c_uint32), ("features", c_uint32 * 7)]
 
 
-KVM_VGIC_V2_ADDR_TYPE_DIST = 0
-KVM_VGIC_V2_ADDR_TYPE_CPU = 1
 KVM_VGIC_V3_ADDR_TYPE_DIST = 2
 KVM_VGIC_V3_ADDR_TYPE_REDIST = 3
 KVM_VGIC_ITS_ADDR_TYPE = 4

@@ -131,6 +131,12 @@ class Vm(Closing):
         """Deassign ``fd`` from ``gsi``; return when no injection by ``fd`` is under way."""
         ioctl(self.fd, abi.KVM_IRQFD, abi.kvm_irqfd(fd, gsi, abi.KVM_IRQFD_FLAG_DEASSIGN))
 
+    def signal_irqfd(self, gsi: int) -> None:
+        """Signal a new irqfd of ``gsi``, and wait for the injection."""
+        fd = self.irqfd(gsi)
+        os.eventfd_write(fd, 1)
+        self.deassign_irqfd(fd, gsi)
+
     def irq_line_status(self, gsi: int, level: int) -> int:
         """Set the line of ``gsi`` to ``level`` and return the status of KVM_IRQ_LINE_STATUS."""
         line = abi.kvm_irq_level(irq=gsi, level=level)

@@ -110,7 +110,7 @@ static int explains(const struct deviation *d)
 
 static int kmsg = -1;
 static unsigned long taint;
-static regex_t complaint;
+static regex_t complaints;
 
 static unsigned long read_taint(void)
 {
@@ -136,7 +136,7 @@ static void open_log(void)
 	if (kmsg >= 0)
 		lseek(kmsg, 0, SEEK_END);
 	taint = read_taint();
-	if (regcomp(&complaint, COMPLAINT, REG_EXTENDED | REG_NOSUB))
+	if (regcomp(&complaints, COMPLAINT, REG_EXTENDED | REG_NOSUB))
 		abort();
 	if (taint & 1 << 9)
 		rearm_warnings();
@@ -180,7 +180,7 @@ static int complained(char *text, int size)
 		if (!line || found)
 			continue;
 		line[strcspn(line, "\n")] = '\0';
-		found = !regexec(&complaint, line, 0, NULL, 0);
+		found = !regexec(&complaints, line, 0, NULL, 0);
 		if (found)
 			normalize(line + 1, text, size);
 	}

@@ -153,7 +153,7 @@ class Race:
         return [(call, array[i].got) for i, call in enumerate(self._flat[program])]
 
     def run(self) -> Wrong | None:
-        """Run all rounds. Return the first call with a wrong result, None if there is none.
+        """Run all rounds. Return the first call with a wrong result, or None.
 
         Raises GuestError if a thread does not end.
         """

@@ -17,12 +17,9 @@ from helpers.guest import Machine, Mismatch, msi_of, sender
 from helpers.guest.running import GuestError
 from helpers.kvm import System
 from helpers.races.pairs import PAIRS, Pair, RaceMachines
-from helpers.races.streams import VCPUS, edge_senders, level_senders
+from helpers.races.streams import OPERATIONS, VCPUS, edge_senders, level_senders
 from helpers.races.teardown import ENDINGS, end_one
 from helpers.races.traffic import Account, Traffic, expect_complete
-
-OPERATIONS = ("SPIN", "HLT", "NONE")
-"""What guests do while they take messages: run on, sleep in HLT, exit to user space."""
 
 _ROUNDS = 200
 _MILLISECONDS = 300
@@ -160,7 +157,7 @@ class Soak:
 
 
 def plain_rate(machine: Machine, message: Message, count: int) -> float:
-    """Return the messages per second that sender.c sends of one message."""
+    """Return messages per second: sender.c sends ``message`` ``count`` times."""
     values = (ctypes.c_uint32 * count)()
     expected = (ctypes.c_int16 * count)(*[machine.send(message)] * count)
     start = time.monotonic()

@@ -14,6 +14,9 @@ from helpers.races.traffic import Sender, Stream
 VCPUS = 3
 """vCPUs of the machine, with the IDs 0, 1 and 2."""
 
+OPERATIONS = ("SPIN", "HLT", "NONE")
+"""What guests do between the messages: run on, sleep in HLT, exit to user space."""
+
 _EVERYONE = range(VCPUS)
 _PER_VCPU = 4  # Vectors of a sender for each vCPU.
 _SENDERS = 5

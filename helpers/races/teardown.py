@@ -24,7 +24,7 @@ from helpers.kvm import KvmError, System, abi, recording
 from helpers.kvm.process import fork
 from helpers.kvm.vm import routing_table
 from helpers.races.race import SIGNAL_EVENT, Call, Race, ioctl_call, message_call
-from helpers.races.streams import VCPUS, edge_senders
+from helpers.races.streams import OPERATIONS, VCPUS, edge_senders
 from helpers.races.traffic import Sender, Traffic
 
 Ending = Literal["closed", "killed"]
@@ -114,7 +114,7 @@ def _live(ready: int, choose: random.Random, *, is_closing: bool) -> NoReturn:
     try:
         with System() as system:
             machine = Machine(system, vcpu_ids=range(VCPUS))
-            operation = choose.choice(["SPIN", "HLT", "NONE"])
+            operation = choose.choice(OPERATIONS)
             traffic = Traffic(machine, operation, _threads_only(machine))
             shots = (lambda: traffic.run(_FOREVER), _churn(machine, choose).run)
             for shot in shots:

@@ -11,7 +11,7 @@ import pytest
 from helpers.arm64 import ItsDevice, Machine
 from helpers.arm64.sent import Sent
 from helpers.guest import expect
-from helpers.its import Message
+from helpers.its import Message, commands
 from helpers.its.registers import FIRST_LPI
 
 
@@ -76,29 +76,39 @@ def deliver_before(machine: Machine, again: bool, *events: Event) -> None:
         machine.take()
 
 
+def move(machine: Machine, how: str) -> None:
+    """Move the LPI of FIRST from vCPU 0 to vCPU 1."""
+    command = {
+        "movi": commands.movi(FIRST.devid, FIRST.event, 1),
+        "mapc": commands.mapc(FIRST.vcpu, 1),
+        "movall": commands.movall(FIRST.vcpu, 1),
+    }
+    machine.its.command(command[how])
+
+
 def show_taken(taken: Sequence[tuple[int, int]]) -> str:
     return ", ".join(f"{intid} on vCPU {vcpu}" for vcpu, intid in taken) or "nothing"
 
 
 def expect_taken(machine: Machine, *taken: tuple[int, int]) -> None:
-    """Step all vCPUs; raise Mismatch unless they took these INTIDs: (vCPU, INTID) in order."""
+    """Step all vCPUs. Raise Mismatch unless the vCPUs take ``taken``: (vCPU, INTID), in order."""
     expect("taken", machine.take(), list(taken), show=show_taken)
 
 
 def expect_delivery(machine: Machine, message: Message, vcpu: int, lpi: int) -> None:
-    """Send a message; raise Mismatch unless ``vcpu`` takes ``lpi``, once, and no other changes."""
+    """Send a message. Raise Mismatch unless ``vcpu`` takes ``lpi``, once and alone."""
     machine.signal(message).delivered().pends((vcpu, lpi))
     expect_taken(machine, (vcpu, lpi))
 
 
 def expect_blocked(machine: Machine, message: Message) -> None:
-    """Send a message; raise Mismatch unless it returns 0 and nobody notices."""
+    """Send a message. Raise Mismatch unless the ioctl returns 0, and no LPI changes."""
     machine.signal(message).blocked().reached_nobody()
     expect_taken(machine)
 
 
 def expect_refused(machine: Machine, message: Message) -> Sent:
-    """Send a message; raise Mismatch unless the ioctl fails and nobody notices."""
+    """Send a message. Raise Mismatch unless the ioctl fails, and no LPI changes."""
     sent = machine.signal(message).refused().reached_nobody()
     expect_taken(machine)
     return sent

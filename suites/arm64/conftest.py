@@ -27,7 +27,7 @@ def machines(system: System) -> Iterator[Callable[..., Machine]]:
 
 @pytest.fixture
 def machine(machines: Callable[..., Machine]) -> Machine:
-    """Two vCPUs, one ITS, the events of EVENTS."""
+    """Return a machine with two vCPUs and one ITS, which has the events of EVENTS mapped."""
     machine = machines()
     map_events(machine)
     return machine

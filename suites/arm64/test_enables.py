@@ -24,6 +24,7 @@ from suites.arm64.common import (
     expect_delivery,
     expect_taken,
     map_events,
+    move,
 )
 
 # --- arm.its-disabled-blocked and arm.its-enabled-again -------------------------------------------
@@ -121,8 +122,7 @@ def test_one_of_eight_vcpus_has_lpis_disabled(machines, disabled):
 def test_pending_lpi_that_was_moved_away_is_taken(machine, how, again):
     deliver_before(machine, again)
     machine.signal(FIRST.message).returns(1).pends(FIRST.pending)
-    move = commands.movi(FIRST.devid, FIRST.event, 1) if how == "movi" else commands.movall(0, 1)
-    machine.its.command(move)
+    move(machine, how)
     machine[0].lpis_enabled = False
     expect_taken(machine, (1, FIRST.lpi))
 
@@ -130,20 +130,14 @@ def test_pending_lpi_that_was_moved_away_is_taken(machine, how, again):
 # --- arm.lpis-disabled-silent ---------------------------------------------------------------------
 
 
-def retarget(machine, how):
-    """Give FIRST's event to vCPU 1."""
-    move = commands.movi(FIRST.devid, FIRST.event, 1) if how == "movi" else commands.mapc(0, 1)
-    machine.its.command(move)
-
-
-RETARGETED = pytest.mark.parametrize("how", ["movi", "mapc"])
+MOVED = pytest.mark.parametrize("how", ["movi", "mapc"])
 
 
 @clause("arm.lpis-disabled-silent")
-@RETARGETED
+@MOVED
 def test_first_message_of_an_event_moved_to_a_vcpu_with_lpis_disabled(machine, how):
     machine[1].lpis_enabled = False
-    retarget(machine, how)
+    move(machine, how)
     machine.signal(FIRST.message)
     expect_taken(machine)
 
@@ -155,7 +149,7 @@ def test_first_message_of_an_event_moved_to_a_vcpu_with_lpis_disabled(machine, h
 def test_message_of_an_event_moved_to_a_vcpu_with_lpis_disabled(machine, how):
     machine[1].lpis_enabled = False
     deliver_before(machine, True, FIRST)
-    retarget(machine, how)
+    move(machine, how)
     machine.signal(FIRST.message)
     expect_taken(machine)
 

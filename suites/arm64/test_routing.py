@@ -33,7 +33,7 @@ def route(machine, message, gsi=GSI):
 def test_irqfd_delivers_as_the_message_does(machine, event, again):
     deliver_before(machine, again)
     route(machine, event.message)
-    machine.signal_irqfd(GSI)
+    machine.vm.signal_irqfd(GSI)
     expect("pending", machine.pending(), frozenset({event.pending}))
     expect_taken(machine, event.pending)
 
@@ -46,7 +46,7 @@ def test_irqfd_delivers_as_the_message_does(machine, event, again):
 )
 def test_irqfd_of_an_unmapped_message_reaches_nobody(machine, message):
     route(machine, message)
-    machine.signal_irqfd(GSI)
+    machine.vm.signal_irqfd(GSI)
     expect("pending", machine.pending(), frozenset())
     expect_taken(machine)
 
@@ -57,7 +57,7 @@ def test_irqfd_after_the_route_has_changed_is_the_new_message(machine, again):
     deliver_before(machine, again)
     route(machine, FIRST.message)
     route(machine, Message(2, 0))
-    machine.signal_irqfd(GSI)
+    machine.vm.signal_irqfd(GSI)
     expect_taken(machine, (1, 8192 + 64))
 
 
@@ -73,7 +73,7 @@ def test_irqfd_to_a_disabled_its_reaches_nobody(machine, again):
     deliver_before(machine, again)
     route(machine, FIRST.message)
     machine.its.enabled = False
-    machine.signal_irqfd(GSI)
+    machine.vm.signal_irqfd(GSI)
     expect("pending", machine.pending(), frozenset())
 
 
@@ -85,7 +85,7 @@ def without_device_id(event):
 @EACH_EVENT
 def test_route_without_device_id_reaches_nobody(machine, event):
     route(machine, without_device_id(event))
-    machine.signal_irqfd(GSI)
+    machine.vm.signal_irqfd(GSI)
     expect("pending", machine.pending(), frozenset())
 
 
@@ -95,5 +95,5 @@ def test_route_without_device_id_reaches_nobody(machine, event):
 def test_route_without_device_id_reaches_nobody_after_delivery_of_the_event(machine, event):
     deliver_before(machine, True)
     route(machine, without_device_id(event))
-    machine.signal_irqfd(GSI)
+    machine.vm.signal_irqfd(GSI)
     expect("taken without KVM_MSI_VALID_DEVID", bool(machine.pending()), False)

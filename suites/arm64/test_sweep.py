@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Messages around every boundary, and made-up sequences, held to the model of the ITS.
+"""The ITS and its model: messages around every boundary, and generated sequences.
 
 Clauses: arm.model-messages, arm.model-sequences.
 """
@@ -14,6 +14,7 @@ from helpers.arm64.sequence import Sequence
 from helpers.its import Message
 from helpers.its.registers import GITS_TRANSLATER, ITS_SIZE
 from helpers.verdicts import clause
+from suites.arm64.common import HISTORY
 
 SEEDS = range(8)
 STEPS = 250
@@ -31,14 +32,14 @@ def swept(machines):
     for devid, bits in ((0, 1), (1, 2), (7, 5), (8191, 16)):
         pair.mapd(0, devid, bits)
         for event in sorted({0, 1, (1 << bits) - 1}):
-            pair.mapti(0, devid, event, lpi, lpi % 2)
+            pair.command("mapti", 0, devid, event, lpi, lpi % 2)
             lpi += 1
-    pair.mapti(0, 7, 2, 9000, 5)
+    pair.command("mapti", 0, 7, 2, 9000, 5)
     return pair
 
 
 @clause("arm.model-messages")
-@pytest.mark.parametrize("again", [False, True], ids=["first", "again"])
+@HISTORY
 @pytest.mark.parametrize("devid", DEVIDS, ids="device{:#x}".format)
 def test_each_event_of_a_device(swept, devid, again):
     for event in EVENTS * (1 + again):

@@ -24,6 +24,7 @@ from suites.arm64.common import (
     expect_blocked,
     expect_delivery,
     expect_taken,
+    move,
 )
 
 # --- arm.unmapped-blocked -------------------------------------------------------------------------
@@ -205,15 +206,6 @@ def test_discard_removes_the_pending_state(machine, again):
 # --- arm.move -------------------------------------------------------------------------------------
 
 
-def move(machine, how):
-    """Move FIRST's LPI from vCPU 0 to vCPU 1."""
-    match how:
-        case "movi":
-            machine.its.command(commands.movi(FIRST.devid, FIRST.event, 1))
-        case "mapc":
-            machine.its.command(commands.mapc(FIRST.vcpu, 1))
-
-
 @clause("arm.move")
 @HISTORY
 @pytest.mark.parametrize("how", ["movi", "mapc"])
@@ -229,8 +221,7 @@ def test_moved_event_is_taken_by_the_new_vcpu(machine, how, again):
 def test_pending_lpi_moves_to_the_new_vcpu(machine, how, again):
     deliver_before(machine, again)
     machine.signal(FIRST.message).returns(1).pends(FIRST.pending)
-    command = commands.movall(0, 1) if how == "movall" else commands.movi(1, 0, 1)
-    machine.its.command(command)
+    move(machine, how)
     expect("pending", machine.pending(), frozenset({(1, FIRST.lpi)}))
     expect_taken(machine, (1, FIRST.lpi))
 
