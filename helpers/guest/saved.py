@@ -8,14 +8,14 @@ the VMM repeats the calls on the new VM.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import permutations
 
 from helpers.apic import LapicPage, Register
 from helpers.guest import layout
 from helpers.guest.cpu import Cpu
 from helpers.guest.machine import Machine
-from helpers.kvm import abi
+from helpers.kvm import abi, recording
 
 STEPS = ("sregs", "regs", "lapic", "events", "mp_state")
 """The ioctls that restore a vCPU, in the usual order."""
@@ -31,13 +31,17 @@ ORDERS = LEGAL_ORDERS[::7]
 
 @dataclass(frozen=True, slots=True)
 class SavedVcpu:
-    """The state of a vCPU. Fields are compared by content, as the bytes of a structure."""
+    """The state of a vCPU. Fields are compared by content, as the bytes of a structure.
+
+    ``number`` is the one by which a recorder knows the state.
+    """
 
     mp_state: int
     sregs: bytes
     regs: bytes
     lapic: LapicPage
     events: bytes
+    number: int = field(default=-1, compare=False)
 
     @classmethod
     def read(cls, cpu: Cpu) -> SavedVcpu:
@@ -55,11 +59,14 @@ class SavedVcpu:
             regs=bytes(vcpu.get_regs()),
             lapic=cpu.lapic,
             events=bytes(vcpu.get_events()),
+            number=recording.active.state_saved(vcpu.fd) if recording.active else -1,
         )
 
     def differing(self, other: SavedVcpu) -> list[str]:
         """Return the names of the parts that differ. PPR, which KVM computes, does not count."""
-        pages = self.lapic.copy(), other.lapic.copy()
+        if recording.active:
+            recording.active.states_compared(self.number, other.number)
+        pages = LapicPage(self.lapic.raw), LapicPage(other.lapic.raw)
         for page in pages:
             page[Register.PPR] = 0
         mine, others = replace(self, lapic=pages[0]), replace(other, lapic=pages[1])
@@ -67,19 +74,23 @@ class SavedVcpu:
 
     def restore(self, cpu: Cpu, order: Sequence[str] = STEPS) -> None:
         """Write the state to another vCPU, in ``order``."""
+        with recording.restoring(self.number):
+            for step in order:
+                self._restore(cpu, step)
+
+    def _restore(self, cpu: Cpu, step: str) -> None:
         vcpu = cpu.vcpu
-        for step in order:
-            match step:
-                case "sregs":
-                    vcpu.set_sregs(abi.kvm_sregs.from_buffer_copy(self.sregs))
-                case "regs":
-                    vcpu.set_regs(abi.kvm_regs.from_buffer_copy(self.regs))
-                case "lapic":
-                    cpu.lapic = self.lapic
-                case "events":
-                    vcpu.set_events(abi.kvm_vcpu_events.from_buffer_copy(self.events))
-                case "mp_state":
-                    vcpu.set_mp_state(self.mp_state)
+        match step:
+            case "sregs":
+                vcpu.set_sregs(abi.kvm_sregs.from_buffer_copy(self.sregs))
+            case "regs":
+                vcpu.set_regs(abi.kvm_regs.from_buffer_copy(self.regs))
+            case "lapic":
+                cpu.lapic = self.lapic
+            case "events":
+                vcpu.set_events(abi.kvm_vcpu_events.from_buffer_copy(self.events))
+            case "mp_state":
+                vcpu.set_mp_state(self.mp_state)
 
 
 def migrate(old: Machine, new: Machine, order: Sequence[str] = STEPS) -> None:

@@ -37,6 +37,11 @@ def observing(fd: int) -> contextlib.AbstractContextManager[Observed | None]:
     return contextlib.nullcontext() if active is None else active.observing(fd)
 
 
+def restoring(saved: int) -> contextlib.AbstractContextManager[None]:
+    """Record the block as the restoring of a state that the recorder knows by this number."""
+    return contextlib.nullcontext() if active is None else active.restoring(saved)
+
+
 def setting_up(fd: int) -> contextlib.AbstractContextManager[None]:
     """Record the block as the steps that set up the vCPU ``fd``."""
     return contextlib.nullcontext() if active is None else active.setting_up(fd)

@@ -303,6 +303,29 @@ static int irq_line(struct machine *m, __u32 gsi, __u32 level)
 	return line.status;
 }
 
+/* The state of a vCPU that a host saves to restore it into another vCPU. */
+struct state {
+	struct kvm_sregs sregs;
+	struct kvm_regs regs;
+	struct kvm_lapic_state lapic;
+	struct kvm_vcpu_events events;
+	struct kvm_mp_state mp_state;
+};
+
+enum { MAX_SAVED = 64 };
+
+static struct state saved[MAX_SAVED];
+
+/* Keep what KVM_GET_* has just returned. */
+static void save(struct state *state, const struct vcpu *v)
+{
+	state->sregs = v->sregs;
+	state->regs = v->regs;
+	state->lapic = v->lapic;
+	state->events = v->events;
+	state->mp_state = v->mp_state;
+}
+
 /* ------------------------------------------------------ running the guest */
 
 static int next_exit(struct vcpu *v)
@@ -549,6 +572,28 @@ static char *join(char *text, char *end, const char *format, ...)
 	end += vsprintf(end, format, arguments);
 	va_end(arguments);
 	return end;
+}
+
+/* Check what differs in two states; KVM computes PPR when it is read. */
+static void check_same(const char *subject, const char *expected, const struct state *a,
+		       const struct state *b)
+{
+	struct kvm_lapic_state lapic = a->lapic;
+	char text[64] = "[", *start = text + 1, *end = start;
+
+	memcpy(lapic.regs + APIC_PPR, b->lapic.regs + APIC_PPR, 4);
+#define COMPARE(part, of_a) do { \
+		if (memcmp(&(of_a), &b->part, sizeof(of_a))) \
+			end = join(start, end, "'%s'", #part); \
+	} while (0)
+	COMPARE(sregs, a->sregs);
+	COMPARE(regs, a->regs);
+	COMPARE(lapic, lapic);
+	COMPARE(events, a->events);
+	COMPARE(mp_state, a->mp_state);
+#undef COMPARE
+	sprintf(end, "]");
+	check_text(subject, expected, text);
 }
 
 static char *show_set(char *text, char *end, const char *name, const __u8 *now, const __u8 *then)

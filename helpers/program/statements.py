@@ -24,11 +24,13 @@ from helpers.record.tape import (
     SYSTEM,
     Block,
     Call,
+    Compared,
     Copy,
     Memory,
     Observed,
     Owed,
     Run,
+    Save,
     SendEach,
     Signal,
     Snapshots,
@@ -55,6 +57,7 @@ _CONTROL = {name: getattr(layout.Control, name) for name, *_ in layout.Control._
 
 _FIRST = Target(0)
 _MOST_ROUTES = 64
+_MOST_SAVES = 64  # MAX_SAVED of runtime.c
 
 
 class NotInC(Exception):
@@ -79,7 +82,6 @@ class Statements:
         self.machines = named.machine
         self._named = named
         self._one = named.vcpu >= 0
-        self._is_shared = kept is not None
         self._kept = {} if kept is None else kept
 
     # --- names ------------------------------------------------------------------------------------
@@ -135,6 +137,17 @@ class Statements:
         if step.vcpus:
             self._add(f"read_all({self._machine(step.machine)});")
 
+    def _save(self, step: Save) -> None:
+        if step.number >= _MOST_SAVES:
+            raise NotInC("many saved states")
+        self._add(f"save(&saved[{step.number}], {self._vcpu(step.target)});")
+
+    def _compared(self, step: Compared) -> None:
+        if step.expected is None:
+            return
+        owed = f"{string(step.subject)}, {string(str(step.expected))}"
+        self._add(f"check_same({owed}, &saved[{step.one}], &saved[{step.other}]);")
+
     def _signal(self, step: Signal) -> None:
         self._add(f"raise_irqfd({self._machine(step.machine)}, {step.gsi});")
 
@@ -167,7 +180,8 @@ class Statements:
     def _plain(self, step: Call) -> None:
         fd = "kvm" if step.target.machine == SYSTEM else f"{self._owner(step.target)}->fd"
         if isinstance(step.argument, int):
-            argument = text.value_of("cap", step.argument) if _asks(step) else number(step.argument)
+            name = "cap" if step.request == abi.KVM_CHECK_EXTENSION else ""
+            argument = text.value_of(name, step.argument)
         elif kept := _KEPT.get(step.struct.__name__ if step.struct else ""):
             argument = self._kept_argument(step, kept)
         elif step.struct:
@@ -175,11 +189,10 @@ class Statements:
             argument = f"&((struct {step.struct.__name__}){{ {fields} }})"
         else:
             raise NotInC(step.request.name)
-        if step.outcome == "accepted" and step.subject == "outcome":
+        if step.outcome == "accepted" and not step.subject:
             self._add(f"must({fd}, {step.request.name}, {argument});")
         else:
-            outcome = f"{string(step.subject)}, {string(step.outcome)}"
-            self._add(f"owe({fd}, {step.request.name}, {argument}, {outcome});")
+            self._add(f"owe({fd}, {step.request.name}, {argument}, {_outcome(step)});")
         for owed in step.owed:
             self._check(owed, *self._place(step, owed))
 
@@ -188,7 +201,10 @@ class Statements:
         key = step.target, kept
         owner = self._owner(step.target)
         if step.request.name.startswith("KVM_SET_"):
-            self._assign(step, kept, owner)
+            if step.saved >= 0:
+                self._add(f"{owner}->{kept} = saved[{step.saved}].{kept};")
+            else:
+                self._assign(step, kept, owner)
             self._kept[key] = step.argument
         else:
             if kept == "ioapic":
@@ -203,11 +219,6 @@ class Statements:
         assert isinstance(step.argument, bytes)
         content = step.argument
         own = self._kept.get((step.target, kept))
-        for (target, name), other in self._kept.items():
-            is_other = name == kept and target != step.target and not self._is_shared
-            if is_other and other == content != own:
-                self._add(f"{owner}->{kept} = {self._owner(target)}->{kept};")
-                return
         if own is None:
             own = bytes(len(content))
             self._add(f"memset(&{owner}->{kept}, 0, sizeof({owner}->{kept}));")
@@ -240,7 +251,7 @@ class Statements:
         assert isinstance(step.argument, bytes)
         entry = abi.kvm_msr_entry.from_buffer_copy(step.argument, ctypes.sizeof(abi.kvm_msrs))
         call = f"set_msr({self._vcpu(step.target)}, {number(entry.index)}, {number(entry.data)})"
-        self._add(f'check_outcome("{step.subject}", "{step.outcome}", {call});')
+        self._add(f"check_outcome({_outcome(step)}, {call});")
 
     def _set_routes(self, step: Call) -> None:
         assert isinstance(step.argument, bytes)
@@ -251,8 +262,7 @@ class Statements:
         routes = ", ".join(map(text.route, entries))
         table = f"(struct kvm_irq_routing_entry[]){{ {routes} }}" if entries else "NULL"
         arguments = f"{self._machine(step.target.machine)}, {header.flags}, {header.nr}, {table}"
-        outcome = f"{string(step.subject)}, {string(step.outcome)}"
-        self._add(f"check_outcome({outcome}, set_routes({arguments}));")
+        self._add(f"check_outcome({_outcome(step)}, set_routes({arguments}));")
 
     def _irq_line(self, step: Call) -> None:
         assert isinstance(step.argument, bytes)
@@ -400,6 +410,8 @@ class Statements:
         if owed.place == "smis_handled":
             return self._smis(step.target), 0
         kept = _KEPT.get(step.struct.__name__ if step.struct else "")
+        if owed.place == "xapic_id":
+            return f"LAPIC({owner}, APIC_ID) >> 24", 0
         if kept == "lapic":
             words, _, offset = owed.place.rpartition(" ")
             place = f"LAPIC({owner}, {text.register(int(offset, 16))})"
@@ -416,8 +428,8 @@ class Statements:
             self._add(f"{_CHECKS[owed.show]}({arguments});")
 
 
-def _asks(step: Call) -> bool:
-    return step.request == abi.KVM_CHECK_EXTENSION
+def _outcome(step: Call) -> str:
+    return f"{string(step.subject or step.request.name)}, {string(step.outcome)}"
 
 
 _RENDERERS: dict[type[Step], Callable[[Statements, Any], None]] = {
@@ -429,6 +441,8 @@ _RENDERERS: dict[type[Step], Callable[[Statements, Any], None]] = {
     Copy: Statements._copy,
     Memory: Statements._memory,
     Snapshots: Statements._snapshots,
+    Save: Statements._save,
+    Compared: Statements._compared,
     Observed: Statements._observed,
     Signal: Statements._signal,
     SendEach: Statements._sweep,

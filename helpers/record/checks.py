@@ -17,7 +17,7 @@ from helpers.apic.effect import Effect
 from helpers.kvm import abi
 from helpers.kvm.ioctl import errno_name, show_result
 from helpers.record.forms import FORMS, form_of, number_of
-from helpers.record.tape import Call, Observed, Owed, Run, Signal, Step, Take, Tape
+from helpers.record.tape import Call, Compared, Observed, Owed, Run, Signal, Step, Take, Tape
 
 Texts = tuple[str, str]
 """The actual and the expected value as a failure shows them."""
@@ -137,6 +137,9 @@ class Checks:
             return True
         if isinstance(step, Take):
             return _take_owes(step, subject, actual, wanted)
+        if isinstance(step, Compared) and isinstance(actual, list):
+            step.expected, step.subject = list(wanted), subject
+            return True
         if isinstance(step, Observed):
             return self._injection_owes(step, subject, actual, wanted)
         return False

@@ -23,10 +23,12 @@ from helpers.record.tape import (
     SYSTEM,
     Block,
     Call,
+    Compared,
     Memory,
     Observed,
     Owed,
     Run,
+    Save,
     SendEach,
     Snapshots,
     Step,
@@ -51,6 +53,8 @@ class Recorder(Checks):
     _pages: dict[int, abi.kvm_run] = field(default_factory=dict)
     _sinks: list[list[Step]] = field(default_factory=list)
     _hidden: int = 0
+    _saves: int = 0
+    _restored: int = -1
     _ports: Sequence[int] = (layout.PORT_IDLE,)
     _resets: list[Callable[[], bool]] = field(default_factory=list)
 
@@ -122,6 +126,25 @@ class Recorder(Checks):
         """Note a read of the state of all vCPUs."""
         self._append(Snapshots(self._target(fd).machine, vcpus))
 
+    def state_saved(self, fd: int) -> int:
+        """Note a Save of the state of a vCPU, which the test has just read. Return its number."""
+        self._saves += 1
+        self._append(Save(self._target(fd), self._saves - 1))
+        return self._saves - 1
+
+    @contextlib.contextmanager
+    def restoring(self, saved: int) -> Iterator[None]:
+        """Record each KVM_SET_* of the block as one of the state with this number."""
+        self._restored = saved
+        try:
+            yield
+        finally:
+            self._restored = -1
+
+    def states_compared(self, one: int, other: int) -> None:
+        """Note that the test compares two states."""
+        self._append(Compared(one, other))
+
     def vcpu_mapped(self, fd: int, page: abi.kvm_run) -> None:
         """Note the kvm_run page of a vCPU."""
         self._pages[fd] = page
@@ -187,7 +210,7 @@ class Recorder(Checks):
             machine.vcpus += 1
         if self._hidden:
             return
-        step = Call(target, request, sent, result=result, errno=code)
+        step = Call(target, request, sent, result=result, errno=code, saved=self._restored)
         if not isinstance(argument, int):
             step.struct = plain(argument)
             step.output = ctypes.string_at(ctypes.addressof(argument), ctypes.sizeof(argument))

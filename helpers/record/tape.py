@@ -45,8 +45,10 @@ class Call:
     """An ioctl. ``argument`` is a number, or the bytes of a structure of type ``struct``.
 
     ``output`` is the structure after the call. ``outcome`` is what the kernel owes: "accepted",
-    "refused" (any errno), the name of an errno, or a return value. ``owed`` are values of the
-    structure that KVM wrote; a place is a field.
+    "refused" (any errno), the name of an errno, or a return value. ``subject`` names the outcome in
+    a failure; "" if no check asked. ``saved`` is the number of the Save that has the argument, -1
+    for an argument of the test's own. ``owed`` are values of the structure that KVM wrote; a place
+    is a field.
     """
 
     target: Target
@@ -57,7 +59,8 @@ class Call:
     errno: int = 0
     output: bytes = b""
     outcome: str = "accepted"
-    subject: str = "outcome"
+    subject: str = ""
+    saved: int = -1
     owed: list[Owed] = field(default_factory=list)
 
 
@@ -133,6 +136,28 @@ class Snapshots:
 
 
 @dataclass(slots=True)
+class Save:
+    """The host keeps the latest answers of KVM_GET_* for a vCPU. Saves are numbered in order."""
+
+    target: Target
+    number: int
+
+
+@dataclass(slots=True)
+class Compared:
+    """The Saves numbered ``one`` and ``other`` are compared.
+
+    ``expected`` are the owed names of what differs, as helpers.guest.saved names it; None if no
+    check asked.
+    """
+
+    one: int
+    other: int
+    expected: list[str] | None = None
+    subject: str = ""
+
+
+@dataclass(slots=True)
 class Observed:
     """The steps ``inner``, which inject a message, between two reads of all vCPUs.
 
@@ -179,7 +204,21 @@ class Block:
     steps: list[Step] = field(default_factory=list)
 
 
-Step = Call | Run | Take | Write | Copy | Memory | Snapshots | Observed | Signal | SendEach | Block
+Step = (
+    Call
+    | Run
+    | Take
+    | Write
+    | Copy
+    | Memory
+    | Snapshots
+    | Save
+    | Compared
+    | Observed
+    | Signal
+    | SendEach
+    | Block
+)
 
 
 @dataclass(slots=True)

@@ -25,7 +25,10 @@ _VECTORS = (Register.ISR, Register.TMR, Register.IRR)
 
 
 class WatchedPage(LapicPage):
-    """A register page. A place is ``0x80`` for a register, ``vectors 0x200`` for all of IRR."""
+    """A register page. A place is ``0x80`` for a register, ``vectors 0x200`` for all of IRR.
+
+    ``xapic_id`` is the byte of the ID register.
+    """
 
     __slots__ = ("_look", "_written")
 
@@ -43,6 +46,13 @@ class WatchedPage(LapicPage):
     def __setitem__(self, register: int, value: int) -> None:
         self._written.add(int(register))
         super().__setitem__(register, value)
+
+    @property
+    def xapic_id(self) -> int:
+        value = LapicPage(self.raw).xapic_id
+        if Register.ID not in self._written:
+            self._look("xapic_id", value)
+        return value
 
     def vectors(self, register: Register) -> VectorSet:
         found = super().vectors(register)
