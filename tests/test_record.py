@@ -9,9 +9,13 @@ import pytest
 
 from helpers.apic.lapic import bits
 from helpers.guest import Machine, expect
-from helpers.kvm import System, recording
+from helpers.guest.saved import SavedVcpu
+from helpers.kvm import System, abi, recording
 from helpers.record import Recorder
-from helpers.record.tape import Call
+from helpers.record.tape import Call, Compared
+from suites.common import outcome_of
+
+SET = ("SREGS", "REGS", "LAPIC", "VCPU_EVENTS", "MP_STATE")
 
 
 @pytest.fixture
@@ -48,3 +52,36 @@ def test_register_of_the_ioapic_is_a_number(recorder):
         expect("IRR of the IOAPIC", set(bits(pins)), set())
     [owed] = [each for step in recorded.tape.steps if isinstance(step, Call) for each in step.owed]
     assert (owed.place, owed.expected, owed.show) == ("chip.ioapic.irr", "0x0", "hex")
+
+
+def test_outcome_that_is_checked_keeps_its_name(recorder):
+    recorded = recorder()
+    with System() as system, Machine(system, vcpu_ids=()) as machine:
+        expect("outcome", outcome_of(machine.vm.create_vcpu, 0), "accepted")
+    [call] = [step for step in recorded.tape.steps if isinstance(step, Call) and step.subject]
+    assert (call.request, call.subject, call.outcome) == (
+        abi.KVM_CREATE_VCPU,
+        "outcome",
+        "accepted",
+    )
+
+
+def test_id_of_an_xapic_is_owed_as_the_test_shows_it(recorder):
+    recorded = recorder()
+    with System() as system, Machine(system, vcpu_ids=(0, 1)) as machine:
+        expect("xAPIC ID", machine[1].lapic.xapic_id, 1)
+    [owed] = [each for step in recorded.tape.steps if isinstance(step, Call) for each in step.owed]
+    assert (owed.place, owed.expected, owed.show) == ("xapic_id", "1", "dec")
+
+
+def test_saved_state_is_compared_by_name_and_not_by_the_values_seen(recorder):
+    recorded = recorder()
+    with System() as system, Machine(system, vcpu_ids=(0, 1)) as machine:
+        saved = SavedVcpu.read(machine[1])
+        saved.restore(machine[0])
+        expect("changed", saved.differing(SavedVcpu.read(machine[0])), [])
+    steps = recorded.tape.steps
+    restored = [step for step in steps if isinstance(step, Call) and step.saved == 0]
+    assert [step.request.name for step in restored] == [f"KVM_SET_{name}" for name in SET]
+    assert [step for step in steps if isinstance(step, Compared)] == [Compared(0, 1, [], "changed")]
+    assert not any(step.owed for step in steps if isinstance(step, Call))
