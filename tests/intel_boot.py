@@ -34,6 +34,19 @@ def test_one_report_has_columns_of_amd_and_intel(tmp_path):
     assert verdicts[0] == verdicts[1] == verdicts[2]
 
 
+def test_program_is_judged_as_python_is(tmp_path):
+    program, suite = tmp_path / "msi_test.c", "suites/test_flags.py"
+    command = [sys.executable, "-m", "helpers.program", "-o", str(program), suite]
+    subprocess.run(command, cwd=ROOT, check=True)
+    booted = (suite, "--kernel=6.12", "--cpu=intel", "--kvm-param=enable_apicv=1", "-rA")
+    python, c = (run_pytest(ROOT, *booted, *more) for more in ([], [f"--program={program}"]))
+    assert (python.exit_code, c.exit_code) == (0, 0), python.output + c.output
+    assert "kvm_intel" in c.output
+    passed = set(c.lines_with("PASSED suites"))
+    assert len(passed) > 80
+    assert passed <= set(python.lines_with("PASSED suites"))
+
+
 DYING = """
 import os, pathlib, signal
 from helpers.verdicts import parallel

@@ -196,6 +196,15 @@ def test_reproducer_is_the_smallest_case_alone(tmp_path, lies, monkeypatch, test
     assert run(path.with_suffix("")).returncode == 0
 
 
+def test_reproducer_is_run_on_the_booted_kernel_that_failed(tmp_path):
+    passes = "suites/test_flags.py::test_undefined_flag_is_rejected[bit5]"
+    options = [f"--kernel={DEFAULT_KERNEL}", "-n", "1", "--strict", f"--reproducers={tmp_path}"]
+    done = run_pytest(ROOT, passes, PADDING, *options)
+    assert done.output.count("reproducer on this kernel") == 1
+    assert "the program fails, too: not ok: return value: expected -1 EINVAL, got 1" in done.output
+    assert len(list(tmp_path.glob("*.c"))) == 1
+
+
 def test_reproducers_do_not_change_a_verdict(tmp_path):
     done = run_pytest(ROOT, PADDING, f"--reproducers={tmp_path}")
     assert "1 xfailed" in done.output

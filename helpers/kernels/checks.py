@@ -163,6 +163,7 @@ _OWED: dict[str, Callable[[Sequence[Any], GuestState, Sequence[str]], bool]] = {
     "unlike": _is_refusal,
     "failed": _is_text,
     "begin": _is_beginning,
+    "reproduce": _is_end,
     "ended": _is_end,
     "done": _is_finish,
 }

@@ -44,6 +44,14 @@ class Hooks:
     def pytest_kvm_launcher(self, session: pytest.Session) -> Callable[[Boot], Guest] | None:
         """Return the function that boots a guest in place of one that runs pytest; or None."""
 
+    @pytest.hookspec(firstresult=True)
+    def pytest_kvm_program(self, report: pytest.TestReport) -> bytes | None:
+        """Return a program that does what a failed test did; None if there is none."""
+
+    @pytest.hookspec(firstresult=True)
+    def pytest_kvm_run_program(self, program: bytes) -> str | None:
+        """Run such a program in the guest, where the test failed. Return the outcome."""
+
 
 def pytest_addhooks(pluginmanager: pytest.PytestPluginManager) -> None:
     """Add pytest_kvm_column_tests."""

@@ -60,12 +60,29 @@ class Reports:
         self, boot: Boot, column: Column, test: str, serialized: Iterable[dict[str, Any]]
     ) -> int:
         """Log a test's reports. Return the number of failed ones. Raises Garbage before any."""
+        reports = self._decoded(column, test, serialized)
+        for report in reports:
+            self._log(boot, column, report)
+        return sum(report.failed for report in reports)
+
+    def program_of(
+        self, column: Column, test: str, serialized: Iterable[dict[str, Any]]
+    ) -> bytes | None:
+        """Return the C program of a failed test, given its reports. Raises Garbage."""
+        reports = self._decoded(column, test, serialized)
+        call = self.config.hook.pytest_kvm_program
+        programs = (call(report=report) for report in reports if report.failed)
+        return next(programs, None)
+
+    def _decoded(
+        self, column: Column, test: str, serialized: Iterable[dict[str, Any]]
+    ) -> list[pytest.TestReport]:
         decode = partial(self.config.hook.pytest_report_from_serializable, config=self.config)
         clause = clause_of(self.items[test])
         reports = check_reports(test, clause.id if clause else "", serialized, decode)
         for report in reports:
-            self._log(boot, column, report)
-        return sum(report.failed for report in reports)
+            put_column(report, column.label)
+        return reports
 
     def lose(
         self,
@@ -214,10 +231,9 @@ class BootedRun:
         match kind:
             case "ready" if missing := self._items_of(self.boots[state.boot]).keys() - arguments[0]:
                 return self.schedule.failed(number, f"the guest does not find {min(missing)}")
-            case "ready":
-                self.collected[number] = arguments[0]
-                return self.schedule.ready(number, now)
-            case "done":
+            case "ready" | "done":
+                if kind == "ready":
+                    self.collected[number] = arguments[0]
                 return self.schedule.ready(number, now)
             case "column":
                 kernel = check_kernel(arguments[0])
@@ -234,6 +250,11 @@ class BootedRun:
                 test = self.collected[number][arguments[0]]
                 failures = self.reports.receive(boot, column, test, arguments[1])
                 return self.schedule.ended(number, test, failures)
+            case "reproduce":
+                column = self.boots[state.boot].columns[state.column]
+                test = self.collected[number][arguments[0]]
+                program = self.reports.program_of(column, test, arguments[1])
+                return [("program", number, program or b"")]
             case "failed":
                 return self.schedule.failed(number, arguments[0])
         raise AssertionError(f"the worker said {kind}")
@@ -303,6 +324,8 @@ class BootedRun:
                 case "send", number, tests:
                     numbers = {test: n for n, test in enumerate(self.collected[number])}
                     self.guests[number].send("run", [numbers[test] for test in tests])
+                case "program", number, program:
+                    self.guests[number].send("program", program)
                 case "end", number:
                     self.guests[number].send("end")
                 case "close", number:

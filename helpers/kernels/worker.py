@@ -10,9 +10,11 @@ its number among those that the guest has collected. Messages:
                                                  settings of the column and of the part
            "run", [test, ...]                    run these tests, after those sent before
            "end"                                 no more tests of this part follow
+           "program", executable                 the C program of a failed test; b"": there is none
     guest: "ready", [node id, ...]               these are the collected tests
            "column", kernel                      the column is loaded: a Kernel as a dict
            "begin", test                         a test begins
+           "reproduce", test, [report, ...]      asks for the C program of a failed test
            "ended", test, [report, ...]          a test has ended: reports as pytest serializes them
            "done"                                the tests of the part have run and cleaned up,
                                                  all of them or until --maxfail-each failed
@@ -234,6 +236,8 @@ class Worker:
             self.config.hook.pytest_runtest_protocol(
                 item=item, nextitem=None if following is None else items[following]
             )
+            if self.config.option.reproducers:
+                self.reproduce(test)
             # Sent together with the next message: each write costs a VM exit.
             self.unsent += pack("ended", test, self.reports)
             # An item runs once in each column.
@@ -244,6 +248,20 @@ class Worker:
                 item.session._setupstate.teardown_exact(None)
                 _forget_failure()
                 return
+
+    def reproduce(self, test: int) -> None:
+        """Run the C program of a test that has failed, and add the outcome to its report."""
+        for report in self.reports:
+            if report["when"] != "call" or report["outcome"] != "failed":
+                continue
+            self.send("reproduce", test, self.reports)
+            earlier = []
+            while (message := self.receive())[0] != "program":
+                earlier.append(message)
+            self.received.extendleft(reversed(earlier))
+            if program := message[1]:
+                said = self.config.hook.pytest_kvm_run_program(program=program)
+                report["sections"].append(("reproducer on this kernel", said))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)

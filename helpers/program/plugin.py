@@ -6,8 +6,10 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+import tempfile
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -42,8 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--reproducers",
         metavar="DIR",
-        help="write a C program into DIR for each failed test, compile it, and run it if the "
-        "running kernel was tested",
+        help="write a C program into DIR for each failed test, compile it, and run it on the "
+        "kernel that failed",
     )
 
 
@@ -74,6 +76,15 @@ def pytest_kvm_launcher(session: pytest.Session) -> Callable[[Boot], Guest] | No
     return lambda boot: ProgramGuest(boot, program, report, maxfail)
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What became of the C program of a failed test: its ``path``, and ``program`` if compiled."""
+
+    note: str
+    path: str = ""
+    program: Path | None = None
+
+
 class Reproducers:
     """Writes the programs. ``booted``: the tests run on other kernels than this machine's."""
 
@@ -81,54 +92,80 @@ class Reproducers:
         self.directory = directory
         self.booted = booted
         self.written: list[str] = []
+        self._made: dict[tuple[str, str], _Made] = {}
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        tape = tape_of(report)
-        if tape is not None and report.failed:
-            text = self._reproduce(report, tape)
-            report.sections.append(("reproducer", text))
+        if report.failed and (made := self._make(report)):
+            note = made.note
+            if made.program and not self.booted:
+                note += f": {outcome_of(made.program.resolve())}"
+            report.sections.append(("reproducer", note))
 
-    def _reproduce(self, report: pytest.TestReport, tape: Tape) -> str:
-        """Write, compile and run the program of a failed test. Return what became of it."""
+    def pytest_kvm_program(self, report: pytest.TestReport) -> bytes | None:
+        """Return the program of a failed test for the guest in which the test failed."""
+        made = self._make(report)
+        return made.program.read_bytes() if made and made.program else None
+
+    def _make(self, report: pytest.TestReport) -> _Made | None:
+        """Write and compile the program of a failed test, once; None for one without a tape."""
+        tape = tape_of(report)
+        if tape is None:
+            return None
+        key = report.nodeid, column_of(report)
+        if key not in self._made:
+            self._made[key] = self._reproduce(report, tape)
+        if self._made[key].path:
+            REPRODUCER.put(report, self._made[key].path)
+        return self._made[key]
+
+    def _reproduce(self, report: pytest.TestReport, tape: Tape) -> _Made:
         names = c_identifier(report.nodeid), re.sub(r"\W+", "_", column_of(report))
         path = self.directory / f"{'-'.join(filter(None, names))}.c"
         try:
             text = reproducer(Case(report.nodeid, tape), _about(report, tape, path))
         except NotInC as missing:
-            return f"no C program: {missing}"
+            return _Made(f"no C program: {missing}")
         try:
             path.write_text(text)
         except OSError as error:
-            return f"{path} cannot be written: {error.strerror}"
+            return _Made(f"{path} cannot be written: {error.strerror}")
         self.written.append(str(path))
-        REPRODUCER.put(report, str(path))
-        return f"{path}: {self._try(path)}"
-
-    def _try(self, path: Path) -> str:
         program = path.with_suffix("")
         try:
             built = subprocess.run(
                 [*_COMPILE, program, path], capture_output=True, text=True, check=False
             )
         except OSError as error:
-            return f"not compiled, gcc: {error.strerror}"
+            return _Made(f"{path}: not compiled, gcc: {error.strerror}", str(path))
         if built.returncode:
-            return f"gcc fails:\n{built.stderr}"
-        if self.booted:
-            return "compiled; run it on the kernel that failed"
-        try:
-            done = subprocess.run(
-                [program.resolve()], capture_output=True, text=True, check=False, timeout=_SECONDS
-            )
-        except subprocess.TimeoutExpired:
-            return f"the program does not end within {_SECONDS} s"
-        how = {0: "passes", 1: "fails, too"}.get(done.returncode, f"exits {done.returncode}")
-        return f"the program {how}: {(done.stdout + done.stderr).strip()}"
+            return _Made(f"{path}: gcc fails:\n{built.stderr}", str(path))
+        return _Made(str(path), str(path), program)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for path in self.written:
             terminalreporter.write_line(f"reproducer: {path}")
+
+
+def outcome_of(program: Path) -> str:
+    """Run a reproducer. Return the outcome in words."""
+    try:
+        done = subprocess.run(
+            [program], capture_output=True, text=True, check=False, timeout=_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"the program does not end within {_SECONDS} s"
+    how = {0: "passes", 1: "fails, too"}.get(done.returncode, f"exits {done.returncode}")
+    return f"the program {how}: {(done.stdout + done.stderr).strip()}"
+
+
+def pytest_kvm_run_program(program: bytes) -> str:
+    """Run a reproducer in a guest."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "reproducer")
+        path.write_bytes(program)
+        path.chmod(0o755)
+        return outcome_of(path)
 
 
 def _about(report: pytest.TestReport, tape: Tape, path: Path) -> str:
