@@ -6,16 +6,22 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections import deque
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from helpers.kernels.worker import Worker
+from helpers.program.__main__ import main
 from helpers.program.booted import ProgramGuest
 from helpers.program.prune import defined, paragraphs, pruned
 from helpers.program.text import register, statement, string
 from helpers.record.forms import form_of, number_of
 from helpers.report.results import read
 from helpers.spec.kernels import DEFAULT_KERNEL
+from helpers.verdicts.session import VERDICTS
 from tests.copy_of_the_suite import ROOT, run_pytest
 from tests.test_liar import CAUGHT_BY
 
@@ -122,6 +128,11 @@ def test_unknown_name_is_one_line(program):
     assert done.stderr == "test_flags.py::test_nothing: no such test; -l lists them\n"
 
 
+def test_directory_of_the_program_is_missing(tmp_path, capsys):
+    assert main(["-o", f"{tmp_path}/none/msi_test.c", *TESTS]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path}/none: no such directory\n"
+
+
 def test_unknown_option_shows_the_usage(program):
     done = run(program, "-x")
     assert done.returncode == 1
@@ -222,6 +233,20 @@ def test_program_without_a_kernel_to_boot_is_refused():
     done = run_pytest(ROOT, PADDING, "--program=x.c")
     assert done.exit_code != 0
     assert "--program are for kernels that are booted" in done.output
+
+
+def test_guest_keeps_what_the_host_said_before_the_program():
+    worker: Any = object.__new__(Worker)
+    hook = SimpleNamespace(pytest_kvm_run_program=lambda program: program.decode())
+    log = SimpleNamespace(complaints=list)
+    worker.config = SimpleNamespace(hook=hook, stash={VERDICTS: SimpleNamespace(log=log)})
+    worker.reports = [{"when": "call", "outcome": "failed", "sections": []}]
+    worker.received = deque([("run", [5]), ("end",), ("program", b"not ok"), ("run", [6])])
+    worker.send = lambda *_: None
+    worker._flush = lambda: None
+    worker.reproduce(3)
+    assert list(worker.received) == [("run", [5]), ("end",), ("run", [6])]
+    assert worker.reports[0]["sections"] == [("reproducer on this kernel", "not ok")]
 
 
 # --- parts ----------------------------------------------------------------------------------------

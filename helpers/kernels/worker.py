@@ -261,6 +261,7 @@ class Worker:
             self.received.extendleft(reversed(earlier))
             if program := message[1]:
                 said = self.config.hook.pytest_kvm_run_program(program=program)
+                self.config.stash[VERDICTS].log.complaints()  # the next test is not to blame
                 report["sections"].append(("reproducer on this kernel", said))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not (given.output or given.selftest):
         print("error: name the file to write, such as -o msi_test.c", file=sys.stderr)
         return 2
+    if given.output and not (directory := Path(given.output).parent).is_dir():
+        print(f"error: {directory}: no such directory", file=sys.stderr)
+        return 2
     chosen = any(Path(each.split("::")[0]).exists() for each in options)
     tapes = record(options if chosen else [*options, "suites/"])
     text, summary = written(tapes, shlex.join(["python", "-m", "helpers.program", *listed]))

@@ -25,6 +25,7 @@ from helpers.record.reports import tape_of
 from helpers.record.tape import Tape
 from helpers.spec import CLAUSES
 from helpers.verdicts.reports import REPRODUCER, column_of, verdict_of
+from helpers.verdicts.session import VERDICTS
 
 _SECONDS = 60
 _COMPILE = ("gcc", "-O2", "-Wall", "-Werror", "-o")
@@ -56,7 +57,7 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     if directory is None or hasattr(config, "workerinput"):
         return
     made = made_directory("--reproducers", directory)
-    config.pluginmanager.register(Reproducers(made, bool(config.option.kernel)))
+    config.pluginmanager.register(Reproducers(config, made))
 
 
 def pytest_kvm_launcher(session: pytest.Session) -> Callable[[Boot], Guest] | None:
@@ -86,11 +87,11 @@ class _Made:
 
 
 class Reproducers:
-    """Writes the programs. ``booted``: the tests run on other kernels than this machine's."""
+    """Writes the programs, and runs them if the tests run on this machine's kernel."""
 
-    def __init__(self, directory: Path, booted: bool) -> None:
+    def __init__(self, config: pytest.Config, directory: Path) -> None:
+        self.config = config
         self.directory = directory
-        self.booted = booted
         self.written: list[str] = []
         self._made: dict[tuple[str, str], _Made] = {}
 
@@ -98,8 +99,9 @@ class Reproducers:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed and (made := self._make(report)):
             note = made.note
-            if made.program and not self.booted:
+            if made.program and not self.config.option.kernel:
                 note += f": {outcome_of(made.program.resolve())}"
+                self.config.stash[VERDICTS].log.complaints()  # the next test is not to blame
             report.sections.append(("reproducer", note))
 
     def pytest_kvm_program(self, report: pytest.TestReport) -> bytes | None:
