@@ -11,8 +11,9 @@ from helpers.apic.lapic import bits
 from helpers.guest import Machine, expect
 from helpers.guest.saved import SavedVcpu
 from helpers.kvm import System, abi, recording
+from helpers.program.skips import skips_of
 from helpers.record import Recorder
-from helpers.record.tape import Call, Compared
+from helpers.record.tape import Call, Compared, Tape
 from suites.common import outcome_of
 
 SET = ("SREGS", "REGS", "LAPIC", "VCPU_EVENTS", "MP_STATE")
@@ -85,3 +86,9 @@ def test_saved_state_is_compared_by_name_and_not_by_the_values_seen(recorder):
     assert [step.request.name for step in restored] == [f"KVM_SET_{name}" for name in SET]
     assert [step for step in steps if isinstance(step, Compared)] == [Compared(0, 1, [], "changed")]
     assert not any(step.owed for step in steps if isinstance(step, Call))
+
+
+def test_model_of_the_recording_kernel_is_a_precondition():
+    tape = Tape(switches=(("moved-route-loses-eoi", False), ("one-nmi-shown", True)))
+    conditions = [condition for condition, _ in skips_of(tape)]
+    assert conditions == ["applies(&in_moved_route_loses_eoi)", "!applies(&in_one_nmi_shown)"]

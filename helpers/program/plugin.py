@@ -19,8 +19,9 @@ from helpers.kernels.boot import Guest
 from helpers.kernels.columns import Boot
 from helpers.kernels.packages import KernelError
 from helpers.program.booted import Program, ProgramGuest, reporter
-from helpers.program.source import Case, c_identifier, reproducer
+from helpers.program.source import Case, reproducer
 from helpers.program.statements import NotInC
+from helpers.program.text import c_identifier
 from helpers.record.reports import tape_of
 from helpers.record.tape import Tape
 from helpers.spec import CLAUSES

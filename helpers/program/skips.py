@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 
+from helpers.program.text import c_identifier
 from helpers.record.tape import Tape
 
 _FORMS = (
@@ -34,6 +35,9 @@ def skips_of(tape: Tape) -> tuple[tuple[str, str], ...]:
     for name, number in tape.facts:
         condition = f"capability(kvm, {name}) != {number}"
         found.append((condition, f"recorded on a kernel whose {name} is {number}"))
+    for id, has_it in tape.switches:
+        condition = f"{'!' * has_it}applies(&{c_identifier(id)})"
+        found.append((condition, f"recorded on a kernel {'with' if has_it else 'without'} {id}"))
     return tuple(found)
 
 

@@ -19,7 +19,7 @@ from helpers.guest.assemble import PROBE, probe
 from helpers.program.prune import pruned
 from helpers.program.skips import skips_of
 from helpers.program.statements import NotInC, Statements
-from helpers.program.text import string
+from helpers.program.text import c_identifier, string
 from helpers.record.tape import Block, Memory, Observed, Run, Step, Take, Tape, Write
 from helpers.spec import DEVIATIONS, Deviation
 from helpers.verdicts.kernel_log import COMPLAINTS
@@ -94,12 +94,6 @@ class Source:
         self.functions = functions
         self.tests[case.nodeid] = _function(c_identifier(case.nodeid), statements, case.comment)
         return True
-
-
-def c_identifier(nodeid: str) -> str:
-    """Return the name of the C function of a test."""
-    file, _, test = nodeid.removeprefix("suites/").partition("::")
-    return re.sub(r"\W+", "_", f"{test}_in_{file.removesuffix('.py')}").strip("_")
 
 
 def _function(name: str, statements: Statements, comment: str) -> str:
@@ -213,7 +207,8 @@ def deviation(entry: Deviation) -> str:
 def program(source: Source, cases: Sequence[Case], command: str) -> str:
     """Return the program of all tests in ``source``, in the order of ``cases``."""
     included = [case for case in cases if case.nodeid in source.tests]
-    known = {name: DEVIATIONS[name] for case in included for name in case.tape.deviations}
+    ids = [each for case in included for each in (*case.tape.deviations, *dict(case.tape.switches))]
+    known = {id: DEVIATIONS[id] for id in ids}
     most = max((len(entry.shows) for entry in known.values()), default=0)
     table = _Table()
     for case in included:

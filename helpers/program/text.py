@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from collections.abc import Iterator, Sequence
 
 from helpers.apic import Register
@@ -22,6 +23,12 @@ _NAMED = {
     "type": "KVM_IRQ_ROUTING_",
 }
 """By field, the prefix of the constants that its values have in the uapi."""
+
+
+def c_identifier(nodeid: str) -> str:
+    """Return the name of the C function of a test."""
+    file, _, test = nodeid.removeprefix("suites/").partition("::")
+    return re.sub(r"\W+", "_", f"{test}_in_{file.removesuffix('.py')}").strip("_")
 
 
 def string(text: str) -> str:

@@ -16,6 +16,7 @@ from helpers.kvm import KvmError, recording
 from helpers.record.recorder import Recorder
 from helpers.record.reports import attach
 from helpers.record.tape import Tape
+from helpers.spec import DEVIATIONS
 from helpers.verdicts.judge import explanation
 from helpers.verdicts.kernel import CAPABILITIES, running_kernel
 from helpers.verdicts.session import clause_of, deviations_of, needs_of
@@ -33,6 +34,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 _SMM = "KVM_CAP_X86_SMM"
+_HASHING = "kvm.vector_hashing"
 _CHOOSING = ("KVM_CAP_MAX_VCPU_ID", "KVM_CAP_MAX_VCPUS", _SMM)
 """Capabilities by which tests that ask for the kernel choose vCPUs and messages."""
 
@@ -63,12 +65,13 @@ class Recording:
             recording.active = None
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self) -> Generator[None, None, None]:
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, None, None]:
         try:
             yield
             if recording.active and self.tolerates:
                 recording.active.finish()
                 _complete(recording.active)
+                _note_model(item, recording.active.tape)
         except Mismatch:
             raise  # the tape has what is owed
         except (KvmError, GuestError):
@@ -109,6 +112,17 @@ def _complete(recorder: Recorder) -> None:
     if recorder.sends_smi:
         names.append(_SMM)
     tape.facts = tuple(dict([*tape.facts, *_facts(*names)]).items())
+
+
+def _note_model(item: pytest.Item, tape: Tape) -> None:
+    """Note by what the model differs from kernel to kernel, if the test asks the model."""
+    switches = getattr(item, "funcargs", {}).get("switches")
+    if switches is None:
+        return
+    named = [(entry.id, entry.switch.name) for entry in DEVIATIONS.values() if entry.switch]
+    tape.switches = tuple((id, not getattr(switches, name)) for id, name in named)
+    if hashing := running_kernel().parameters.get(_HASHING):
+        tape.needs = (*tape.needs, (_HASHING, hashing))
 
 
 def _facts(*names: str) -> tuple[tuple[str, int], ...]:

@@ -229,8 +229,9 @@ class Tape:
     returns each machine of the test to its power-on state. ``clause`` is the id of the clause.
     ``deviations`` are the ids of known deviations that the test names; ``shown`` those that the
     recording kernel showed. ``preconditions`` are the conditions of skipif marks, each with its
-    reason; ``needs`` the module parameters of needs_parameter marks. ``facts`` are capabilities by
-    which the test chose what to do.
+    reason; ``needs`` the module parameters that it needs. ``facts`` are capabilities by
+    which the test chose what to do. ``switches`` are the deviations by which the model differs from
+    kernel to kernel, for a test that asks the model, each with whether the recording kernel has it.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -242,3 +243,4 @@ class Tape:
     preconditions: tuple[tuple[str, str], ...] = ()
     needs: tuple[tuple[str, str], ...] = ()
     facts: tuple[tuple[str, int], ...] = ()
+    switches: tuple[tuple[str, bool], ...] = ()
