@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -92,3 +93,16 @@ def test_model_of_the_recording_kernel_is_a_precondition():
     tape = Tape(switches=(("moved-route-loses-eoi", False), ("one-nmi-shown", True)))
     conditions = [condition for condition, _ in skips_of(tape)]
     assert conditions == ["applies(&in_moved_route_loses_eoi)", "!applies(&in_one_nmi_shown)"]
+
+
+def test_nothing_keeps_the_recorder_and_its_machines(monkeypatch):
+    def recorders() -> int:
+        gc.collect()
+        return sum(type(each) is Recorder for each in gc.get_objects())
+
+    before = recorders()
+    monkeypatch.setattr(recording, "active", Recorder(lambda *_: None))
+    with System() as system, Machine(system):
+        pass
+    monkeypatch.undo()
+    assert recorders() == before

@@ -219,7 +219,7 @@ class Recorder(Checks):
             step.outcome = "1"
         self._check_recordable(step)
         self._append(step)
-        if hasattr(argument, "__dict__") and result >= 0:
+        if step.struct not in (None, type(argument)) and result >= 0:  # made by watched()
             argument.look = self._looker(step.owed)
 
     def watched(self, struct: type[S]) -> type[S]:
