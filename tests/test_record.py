@@ -9,13 +9,14 @@ from collections.abc import Callable
 import pytest
 
 from helpers.apic.lapic import bits
+from helpers.apic.topology import MpState
 from helpers.guest import Machine, expect
 from helpers.guest.saved import SavedVcpu
 from helpers.kvm import System, abi, recording
 from helpers.program.skips import skips_of
 from helpers.record import Recorder
 from helpers.record.tape import Call, Compared, Tape
-from suites.common import outcome_of
+from suites.common import outcome_of, try_to
 
 SET = ("SREGS", "REGS", "LAPIC", "VCPU_EVENTS", "MP_STATE")
 
@@ -106,3 +107,12 @@ def test_nothing_keeps_the_recorder_and_its_machines(monkeypatch):
         pass
     monkeypatch.undo()
     assert recorders() == before
+
+
+@pytest.mark.parametrize("state", [MpState.RUNNABLE, 77])
+def test_outcome_that_no_test_checks_is_any(recorder, state):
+    recorded = recorder()
+    with System() as system, Machine(system) as machine:
+        try_to(machine[0].vcpu.set_mp_state, state)
+    assert isinstance(recorded.last, Call)
+    assert (recorded.last.request, recorded.last.outcome) == (abi.KVM_SET_MP_STATE, "any")

@@ -52,6 +52,12 @@ def watched(struct: type[S]) -> type[S]:
     return struct if active is None else active.watched(struct)
 
 
+def any_outcome() -> None:
+    """Note that the last ioctl may be accepted or refused."""
+    if active:
+        active.any_outcome()
+
+
 def leave_out(reason: str) -> None:
     """Note that no list of steps stands for the test that runs, and why."""
     if active:

@@ -145,6 +145,11 @@ class Recorder(Checks):
         """Note that the test compares two states."""
         self._append(Compared(one, other))
 
+    def any_outcome(self) -> None:
+        """Note that the kernel may accept or refuse the last ioctl."""
+        if isinstance(self.last, Call):
+            self.last.outcome = "any"
+
     def vcpu_mapped(self, fd: int, page: abi.kvm_run) -> None:
         """Note the kvm_run page of a vCPU."""
         self._pages[fd] = page

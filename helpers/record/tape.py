@@ -45,10 +45,10 @@ class Call:
     """An ioctl. ``argument`` is a number, or the bytes of a structure of type ``struct``.
 
     ``output`` is the structure after the call. ``outcome`` is what the kernel owes: "accepted",
-    "refused" (any errno), the name of an errno, or a return value. ``subject`` names the outcome in
-    a failure; "" if no check asked. ``saved`` is the number of the Save that has the argument, -1
-    for an argument of the test's own. ``owed`` are values of the structure that KVM wrote; a place
-    is a field.
+    "refused" (any errno), "any" of the two, the name of an errno, or a return value. ``subject``
+    names the outcome in a failure; "" if no check asked. ``saved`` is the number of the Save that
+    has the argument, -1 for an argument of the test's own. ``owed`` are values of the structure
+    that KVM wrote; a place is a field.
     """
 
     target: Target
