@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
+from helpers.apic import Message, Register
 from helpers.apic.lapic import bits
 from helpers.apic.topology import MpState
 from helpers.guest import Machine, expect
@@ -15,7 +16,7 @@ from helpers.guest.saved import SavedVcpu
 from helpers.kvm import System, abi, recording
 from helpers.program.skips import skips_of
 from helpers.record import Recorder
-from helpers.record.tape import Call, Compared, Tape
+from helpers.record.tape import Call, Compared, Observed, Tape
 from suites.common import outcome_of, try_to
 
 SET = ("SREGS", "REGS", "LAPIC", "VCPU_EVENTS", "MP_STATE")
@@ -116,3 +117,21 @@ def test_outcome_that_no_test_checks_is_any(recorder, state):
         try_to(machine[0].vcpu.set_mp_state, state)
     assert isinstance(recorded.last, Call)
     assert (recorded.last.request, recorded.last.outcome) == (abi.KVM_SET_MP_STATE, "any")
+
+
+def test_effects_of_two_machines_are_compared_and_not_the_values_seen(recorder):
+    recorded = recorder()
+    with System() as system, Machine(system) as one, Machine(system) as other:
+        effects = [machine.signal(Message(vector=0x41)).effects() for machine in (one, other)]
+        expect("effects", effects[1], effects[0])
+    [step] = [each for each in recorded.tape.steps if isinstance(each, Observed) and each.machine]
+    assert (step.alike, step.effects) == (0, None)
+
+
+def test_text_of_a_known_deviation_that_the_test_computes_is_left_out(recorder):
+    recorded = recorder()
+    recorded.tape.deviations = ("smi-loses-shadow",)
+    with System() as system, Machine(system) as machine:
+        vector = machine[0].lapic[Register.SVR] & 0xFF
+        expect("taken", f"{vector - 0xBE:#x} after 1", "0x41 after 1")
+    assert recorded.tape.left_out == "taken: the test computes what shows a known deviation"

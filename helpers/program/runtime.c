@@ -666,6 +666,18 @@ static void check_effects(struct machine *m, int first, int last, const char *ex
 	}
 }
 
+/* Check that each vCPU changed as the same vCPU of another machine did. */
+static void check_same_effects(struct machine *m, struct machine *other)
+{
+	char text[8192];
+	int i;
+
+	for (i = 0; i < m->nr_vcpus; i++) {
+		show_effect(text, &other->vcpus[i]->old, &other->vcpus[i]->new);
+		check_effects(m, i, i, text);
+	}
+}
+
 /* Check which vCPUs changed, or how many. */
 static void check_acceptors(const char *subject, const char *expected, struct machine *m, int count)
 {

@@ -54,7 +54,6 @@ _CHECKS = {"dec": "check", "hex": "check_hex", "bool": "check_bool", "mp_state":
 _VECTORS = ("isr", "tmr", "irr")
 _CONTROL = {name: getattr(layout.Control, name) for name, *_ in layout.Control._fields_}
 
-
 _FIRST = Target(0)
 _MOST_ROUTES = 64
 _MOST_SAVES = 64  # MAX_SAVED of runtime.c
@@ -367,6 +366,8 @@ class Statements:
             self._add(f"read_all({machine});")
         for expected in dict.fromkeys(step.returns):
             self._add(f"check_return({machine}, {string(expected)});")
+        if step.alike is not None:
+            self._add(f"check_same_effects({machine}, {self._machine(step.alike)});")
         numbered = enumerate(map(str, step.effects or ()))
         for effect, group in groupby(numbered, key=lambda each: each[1]):
             indices = [index for index, _ in group]

@@ -163,7 +163,8 @@ class Observed:
 
     ``returns`` is the owed outcome as Injection shows it ("> 0", "1", "-1 EINVAL",
     "0 or -1 EPERM"). ``effects`` are owed of the vCPUs in order, None if no check asked.
-    ``acceptors`` and ``count`` are owed of the vCPUs that changed.
+    ``alike`` is a machine whose vCPUs have just changed in the same way; None if these effects are
+    owed in any case. ``acceptors`` and ``count`` are owed of the vCPUs that changed.
     """
 
     machine: int
@@ -171,6 +172,7 @@ class Observed:
     inner: list[Step] = field(default_factory=list)
     returns: list[str] = field(default_factory=list)
     effects: list[Effect] | None = None
+    alike: int | None = None
     acceptors: list[int] | None = None
     count: int | None = None
     subject: str = "return value"

@@ -112,6 +112,10 @@ class Deviation:
         """Whether the kernel's log shows the deviation."""
         return any(subject == KERNEL_LOG for subject, _, _ in self.shows)
 
+    def concerns(self, subject: str, expected: str) -> bool:
+        """Return whether the deviation is the reason for a mismatch of this value."""
+        return any(all(map(_matches, shown[:2], (subject, expected))) for shown in self.shows)
+
     def explains(self, subject: str, expected: str, actual: str) -> bool:
         """Return whether the deviation is the reason for a mismatch."""
         return any(all(map(_matches, shown, (subject, expected, actual))) for shown in self.shows)
