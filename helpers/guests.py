@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from helpers.arm64 import assemble as arm64
 from helpers.guest import assemble as x86
 from helpers.spec.architectures import ARM64, X86_64, Architecture
@@ -10,6 +12,6 @@ from helpers.spec.architectures import ARM64, X86_64, Architecture
 _BUILDERS = {X86_64: x86.build_all, ARM64: arm64.build_all}
 
 
-def build_guest(architecture: Architecture) -> None:
-    """Assemble the guest of an architecture, unless the cache has it. Raises AssemblyError."""
-    _BUILDERS[architecture]()
+def build_guest(architecture: Architecture) -> list[Path]:
+    """Return the files that the guest is made of, built if need be. Raises AssemblyError."""
+    return _BUILDERS[architecture]()

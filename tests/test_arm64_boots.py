@@ -108,7 +108,7 @@ def archive(monkeypatch, tmp_path):
     """The archive of arm64's kernels, with PACKAGES."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     archive = Archive.of(ARM64)
-    names = archive.directory / "apt" / "names"
+    names = archive.directory / "apt/lists/names"
     names.parent.mkdir(parents=True)
     names.write_text("\n".join(PACKAGES))
     return archive

@@ -16,6 +16,7 @@ from helpers.kernels.emulators.interface import MemoryFiles
 from helpers.kernels.emulators.qemu import Qemu
 from helpers.kernels.packages import KernelError
 from helpers.kernels.parameters import Choices
+from tests.damage import DAMAGES
 from tests.kernel_files import RELEASE, builtin_modules, bzimage, kvm_modules, module
 
 # --- --cpu ----------------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ def archive(tmp_path, monkeypatch):
     packages = tmp_path / "packages"
     for name in bochs_build.FILES:
         (packages / name).parent.mkdir(parents=True, exist_ok=True)
-        (packages / name).touch()
+        (packages / name).write_bytes(b"\x55\xaa" * 9)
     source = tmp_path / "bochs.tar"
 
     def make(configure):
@@ -168,9 +169,21 @@ BUILDS = "printf 'bochs:\\n\\tcp /bin/true bochs\\n' > Makefile"
 def test_emulator_is_built_once(archive):
     archive(BUILDS)
     made = bochs_build.build()
-    assert {file.name for file in made.iterdir()} == {"bochs", "BIOS-bochs-latest", "vgabios.bin"}
+    files = {file.name for file in made.iterdir()} - {".sums"}
+    assert files == {"bochs", "BIOS-bochs-latest", "vgabios.bin"}
     archive("exit 1")
     assert bochs_build.build() == made
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", ["bochs", "vgabios.bin"])
+def test_damaged_emulator_is_built_again(archive, file, damage):
+    archive(BUILDS)
+    made = bochs_build.build()
+    content = (made / file).read_bytes()
+    damage(made / file)
+    assert bochs_build.build() == made
+    assert (made / file).read_bytes() == content
 
 
 @pytest.mark.parametrize(

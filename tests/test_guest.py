@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -108,6 +109,9 @@ def test_changed_layout_is_assembled_again(monkeypatch, commands):
 def test_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(
+        assemble, "_directory_of_process", lambda: SimpleNamespace(name=str(tmp_path))
+    )
     assert assembled() == assembled()
 
 

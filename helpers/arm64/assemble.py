@@ -20,9 +20,9 @@ def stub() -> bytes:
     return build().read_bytes()
 
 
-def build_all() -> None:
-    """Fill the cache, for a guest without an assembler. Raises AssemblyError."""
-    stub()
+def build_all() -> list[Path]:
+    """Return all that a guest without an assembler needs in its cache. Raises AssemblyError."""
+    return [build()]
 
 
 def build() -> Path:

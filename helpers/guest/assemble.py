@@ -6,6 +6,7 @@ The cache directory keeps the output, by content of the source.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import subprocess
@@ -29,13 +30,17 @@ class AssemblyError(RuntimeError):
 @cache
 def probe() -> bytes:
     """Return the machine code of the probe, for ``layout.PROBE``. Raises AssemblyError."""
+    return _probe().read_bytes()
+
+
+def _probe() -> Path:
     link = f"--oformat=binary,-Ttext={layout.PROBE:#x},-e,_start,--build-id=none"
     options = ["-nostdlib", "-static", f"-Wl,{link}"]
     options += [f"-D{name}={value:#x}" for name, value in sorted(layout.defines().items())]
-    code = built(PROBE, options, "bin").read_bytes()
-    if layout.PROBE + len(code) > layout.PROBE_LIMIT:
+    path = built(PROBE, options, "bin")
+    if layout.PROBE + path.stat().st_size > layout.PROBE_LIMIT:
         raise AssemblyError(f"{PROBE.name} is too large: its machine code exceeds PROBE_LIMIT")
-    return code
+    return path
 
 
 @cache
@@ -44,11 +49,9 @@ def library(source: Path) -> Path:
     return built(source, ["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-pthread"], "so")
 
 
-def build_all() -> None:
-    """Fill the cache, for a guest without a compiler. Raises AssemblyError."""
-    probe()
-    for source in SOURCES:
-        library(source)
+def build_all() -> list[Path]:
+    """Return all that a guest without a compiler needs in its cache. Raises AssemblyError."""
+    return [_probe(), *map(library, SOURCES)]
 
 
 def built(source: Path, options: list[str], suffix: str) -> Path:
@@ -64,23 +67,46 @@ def built(source: Path, options: list[str], suffix: str) -> Path:
 def cached(stem: str, key: bytes, suffix: str, make: Callable[[Path], None]) -> Path:
     """Return the path of a file in the cache, which ``make`` writes unless the cache has it.
 
-    ``key`` is all that the content depends on. Raises what ``make`` raises.
+    ``key`` is all that the content depends on. Raises what ``make`` raises. The file's name has the
+    digests of key and content: a file that is damaged is made again.
     """
-    digest = hashlib.sha256(key).hexdigest()[:16]
-    path = cache_directory() / f"{stem}-{digest}.{suffix}"
-    if path.exists():
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(dir=path.parent)
-    except OSError:
-        # The cache cannot be written: build once per process, which takes a second.
-        path = Path(_directory_of_process().name, path.name)
-        scratch = tempfile.TemporaryDirectory(dir=path.parent)
-    with scratch as directory:
-        output = Path(directory, "output")
+    name = f"{stem}-{_digest(key)}"
+    own = Path(_directory_of_process().name)
+    for directory in (cache_directory(), own):
+        if path := _found(directory, name, suffix):
+            return path
+    with tempfile.TemporaryDirectory(dir=own) as scratch:
+        output = Path(scratch, "output")
         make(output)
-        return output.replace(path)
+        path = output.replace(own / f"{name}-{_digest(output.read_bytes())}.{suffix}")
+    # A cache that is full or cannot be written costs each process a second.
+    with contextlib.suppress(OSError):
+        return _kept(path)
+    return path
+
+
+def _found(directory: Path, name: str, suffix: str) -> Path | None:
+    """Return the path of a file that is as it was made. Remove one that is not."""
+    with contextlib.suppress(OSError):
+        for path in directory.glob(f"{name}-*.{suffix}"):
+            if path.stem == f"{name}-{_digest(path.read_bytes())}":
+                return path
+            path.unlink()
+    return None
+
+
+def _kept(path: Path) -> Path:
+    """Move a file to the cache in one step; return its path there. Raises OSError."""
+    directory = cache_directory()
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory) as scratch:
+        kept = Path(shutil.copy(path, scratch)).replace(directory / path.name)
+    path.unlink()
+    return kept
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def require_tools(tools: Sequence[str], purpose: str, packages: str) -> None:

@@ -55,13 +55,13 @@ class Images:
         worker: Mapping[str, object],
         architecture: Architecture = X86_64,
     ) -> None:
-        build_guest(architecture)  # the guest has no compiler
-        assembled = [file for file in cache_directory().iterdir() if file.is_file()]
+        # The guest has no compiler.
+        self._assembled = {path.name: path.read_bytes() for path in build_guest(architecture)}
         search_path = list(filter(os.path.isdir, sys.path))
         if architecture is X86_64:
-            self._userland = userland(PROJECT, assembled)
+            self._userland = userland(PROJECT)
         else:
-            self._userland = foreign.userland(PROJECT, assembled, architecture)
+            self._userland = foreign.userland(PROJECT, architecture)
             search_path = foreign.search_path()
         self._setup = {
             "argv": list(argv),
@@ -86,6 +86,8 @@ class Images:
         archive = Cpio()
         setup = json.dumps(self._setup | {"files": list(files)})
         archive.add(str(SETUP), stat.S_IFREG | 0o644, setup.encode())
+        for name, content in self._assembled.items():
+            archive.add(str(cache_directory() / name), stat.S_IFREG | 0o755, content)
         add_modules(archive, boot)
         return archive.finish() + self._userland
 

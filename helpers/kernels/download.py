@@ -41,15 +41,19 @@ class Download:
         Raises OSError, or ValueError if the hash is wrong.
         """
         whole, part = directory / self.name, directory / f"{self.name}.part"
-        if not whole.exists():
+        if whole.exists() and _sha256(whole) == self.sha256:
+            return whole
+        if part.exists() and part.stat().st_size > self.size:
+            part.unlink()
+        has_begun = part.exists()
+        self._fetch_rest(part)
+        if has_begun and _sha256(part) != self.sha256:  # the begin may be damaged
+            part.unlink()
             self._fetch_rest(part)
-            with part.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != self.sha256:
-                part.unlink()
-                raise ValueError(f"{self.uri} has SHA256 {found}, not {self.sha256}")
-            part.rename(whole)
-        return whole
+        if (found := _sha256(part)) != self.sha256:
+            part.unlink()
+            raise ValueError(f"{self.uri} has SHA256 {found}, not {self.sha256}")
+        return part.replace(whole)
 
     def _fetch_rest(self, part: Path) -> None:
         with part.open("ab") as file:
@@ -68,3 +72,8 @@ class Download:
                 bar.end()
             if file.tell() < self.size:
                 raise OSError(f"{self.uri} was cut off")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,9 +17,10 @@ import stat
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from helpers.cache import is_intact, seal
 from helpers.kernels.image import packages_in_use, started
 from helpers.kernels.packages import Archive, KernelError
 from helpers.spec.architectures import Architecture
@@ -36,8 +37,8 @@ _LEFT_OUT = {"test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3",
 _PLATFORMS = ("manylinux_2_28", "manylinux_2_17", "manylinux2014", "manylinux1", "linux")
 
 
-def userland(project: Path, more: Iterable[Path], architecture: Architecture) -> bytes:
-    """Return an archive of ``project``, ``more``, the packages in use, Python, and /init.
+def userland(project: Path, architecture: Architecture) -> bytes:
+    """Return an archive of ``project``, the packages in use, Python, and /init.
 
     Packages that are Python alone are this machine's. Raises KernelError.
     """
@@ -45,7 +46,7 @@ def userland(project: Path, more: Iterable[Path], architecture: Architecture) ->
     own = list(packages_in_use())
     compiled = {path for path in own if path.is_dir() and any(path.rglob("*.so"))}
     compiled |= {path for path in own if path.suffix == ".so"}
-    for path in (*(each for each in own if each not in compiled), project, *more):
+    for path in (*(each for each in own if each not in compiled), project):
         archive.add_path(path)
     packages = Archive.of(architecture)
     python = _compiled(packages.fetch_python(VERSION))
@@ -87,6 +88,7 @@ def _compiled(root: Path) -> Path:
             workers=len(os.sched_getaffinity(0)),
         )
         mark.touch()
+        seal(root)
     return root
 
 
@@ -100,7 +102,7 @@ def _wheels(archive: Archive, modules: Sequence[str]) -> Path:
     pinned = [f"{name}=={importlib.metadata.version(name)}" for name in wanted]
     key = hashlib.sha256(" ".join([VERSION, *pinned]).encode()).hexdigest()[:16]
     made = archive.directory / f"wheels-{key}"
-    if made.exists():
+    if is_intact(made):
         return made
     work = made.with_suffix(f".{os.getpid()}")
     shutil.rmtree(work, ignore_errors=True)
@@ -114,7 +116,8 @@ def _wheels(archive: Archive, modules: Sequence[str]) -> Path:
                 content.extractall(place)
             wheel.unlink()
         _compiled(work)
-        if not made.exists():
+        if not is_intact(made):
+            shutil.rmtree(made, ignore_errors=True)
             work.rename(made)
     finally:
         shutil.rmtree(work, ignore_errors=True)

@@ -82,12 +82,12 @@ class Cpio:
         return b"".join(self._parts)
 
 
-def userland(project: Path, more: Iterable[Path]) -> bytes:
-    """Return an archive of ``project``, ``more``, this Python, the packages in use, and /init."""
+def userland(project: Path) -> bytes:
+    """Return an archive of ``project``, this Python, the packages in use, and /init."""
     archive = started(project, sys.executable)
     packages = list(packages_in_use())
     extensions = [file for package in packages for file in package.rglob("*.so")]
-    for path in (*_python(), *packages, *_libraries(extensions), project, *more):
+    for path in (*_python(), *packages, *_libraries(extensions), project):
         archive.add_path(path)
     return archive.finish()
 

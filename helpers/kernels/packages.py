@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
 
-from helpers.cache import cache_directory
+from helpers.cache import cache_directory, is_intact, seal
 from helpers.kernels.download import Download
 from helpers.spec.architectures import X86_64, Architecture
 from helpers.spec.kernels import DEBIAN_SUITES
@@ -63,6 +63,7 @@ class Archive:
             )
         self.directory = cache_directory() / name
         self._apt = self.directory / "apt"
+        self._lists = self._apt / "lists"
         self._suites = suites
         self._kinds = kinds
         self._instead = instead
@@ -76,7 +77,7 @@ class Archive:
 
     @property
     def _names(self) -> Path:
-        return self._apt / "names"
+        return self._lists / "names"
 
     @contextmanager
     def _packages(self) -> Iterator[set[str]]:
@@ -84,11 +85,13 @@ class Archive:
         self._apt.mkdir(parents=True, exist_ok=True)
         with open(self._apt / "lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            names = self._names
-            if not names.exists() or time.time() - names.stat().st_mtime >= _LISTS_AGE:
+            if not (self._names.exists() and is_intact(self._lists)):
+                # apt takes damaged lists for those that it has fetched.
+                shutil.rmtree(self._lists, ignore_errors=True)
                 self._update()
-                names.write_text(self._run("apt-cache", "pkgnames", "linux-"))
-            yield set(names.read_text().split())
+            elif time.time() - self._names.stat().st_mtime >= _LISTS_AGE:
+                self._update()
+            yield set(self._names.read_text().split())
 
     def _forget(self, packages: Set[str]) -> None:
         """Leave packages out until the lists are fetched anew."""
@@ -96,13 +99,14 @@ class Archive:
             age = self._names.stat().st_mtime
             self._names.write_text("\n".join(sorted(known - packages)))
             os.utime(self._names, (age, age))
+            seal(self._lists)
 
     def _run(self, tool: str, *arguments: str) -> str:
         """Run one of apt's tools on this archive; return its output."""
         options = {
             "Dir::Etc::SourceList": self._apt / "sources.list",
             "Dir::Etc::SourceParts": "-",
-            "Dir::State::Lists": self._apt / "lists",
+            "Dir::State::Lists": self._lists,
             "Dir::Cache": self._apt / "cache",
             "APT::Sandbox::User": "root",
         }
@@ -130,6 +134,11 @@ class Archive:
         for needed in ("lists/partial", "cache/archives/partial"):
             (self._apt / needed).mkdir(parents=True, exist_ok=True)
         self._run("apt-get", "-q", "update")
+        names = self._run("apt-cache", "pkgnames", "linux-")
+        if not names:
+            raise KernelError("apt-get update could fetch no list of packages")
+        self._names.write_text(names)
+        seal(self._lists)
 
     def kernels(self) -> list[str]:
         """Return the names of all kernels, such as ``6.12.107+deb13-amd64``, oldest first."""
@@ -143,8 +152,8 @@ class Archive:
         return sorted(names - lacking, key=numbers)
 
     def is_fetched(self, name: str) -> bool:
-        """Return whether a kernel is in the cache directory."""
-        return (self.directory / name).exists()
+        """Return whether a kernel is in the cache directory, as it was unpacked."""
+        return is_intact(self.directory / name)
 
     def newest(self, version: str) -> str:
         """Return the newest kernel of a version such as ``6.12``, or the kernel of that name."""
@@ -193,10 +202,10 @@ class Archive:
                 f"Debian has for a booted kernel as well, not {version}"
             )
         name = f"python{version}"
-        if self.is_fetched(name):
-            return self.directory / name
         wanted = (f"{name}-minimal", f"lib{name}-stdlib")
         with self._packages():
+            if self.is_fetched(name):
+                return self.directory / name
             needed = self._with_dependencies("-t", _PYTHONS[version], *wanted)
             return self._unpacked(name, needed)
 
@@ -214,14 +223,15 @@ class Archive:
             headers = self._control(f"linux-headers-{name}")
             needed = re.findall(r"\blinux-(?:headers|kbuild)-[^\s,]+", headers["Depends"])
             source = f"linux-source-{series(name)}={headers['Version']}"
-            return self._unpacked(f"{name}-sources", [headers["Package"], *needed, source])
+            needed = [headers["Package"], *needed, source]
+            return self._unpacked(f"{name}-sources", needed, is_edited=True)
 
     def fetch_tools(self, name: str) -> Path:
         """Return a directory with the compiler of a kernel and all libraries of its build tools."""
         with self._packages():
             release = release_options(name, self._run("apt-cache", "policy"))
             needed = self._with_dependencies(*release, f"linux-headers-{name}")
-            return self._unpacked(f"{name}-tools", needed)
+            return self._unpacked(f"{name}-tools", needed, is_edited=True)
 
     def fetch_packages(self, name: str, packages: Sequence[str]) -> Path:
         """Return the directory ``name`` of unpacked packages."""
@@ -250,12 +260,14 @@ class Archive:
         fields = (line.partition(": ") for line in shown.split("\n\n")[0].splitlines())
         return {name: value for name, _, value in fields}
 
-    def _unpacked(self, name: str, packages: Sequence[str]) -> Path:
+    def _unpacked(self, name: str, packages: Sequence[str], is_edited: bool = False) -> Path:
+        """Return the directory of unpacked packages, whose files change if it ``is_edited``."""
         unpacked = self.directory / name
-        if unpacked.exists():
+        if is_intact(unpacked):
             return unpacked
         what = f"Linux {name}" if name[0].isdigit() else name
-        print(f"fetching {what}", file=sys.stderr, flush=True)
+        why = " again: the cache has damaged files" * unpacked.exists()
+        print(f"fetching {what}{why}", file=sys.stderr, flush=True)
         work = self.directory / f"{name}.part"
         work.mkdir(exist_ok=True)
         listed = self._run("apt-get", "download", "--print-uris", *packages)
@@ -264,6 +276,9 @@ class Archive:
         shutil.rmtree(work / "unpacked", ignore_errors=True)
         for package in work.glob("*.deb"):
             _run("dpkg-deb", "-x", str(package), str(work / "unpacked"))
+        if not is_edited:
+            seal(work / "unpacked")
+        shutil.rmtree(unpacked, ignore_errors=True)
         (work / "unpacked").rename(unpacked)
         shutil.rmtree(work)
         return unpacked

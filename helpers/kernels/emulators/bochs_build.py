@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from helpers.cache import cache_directory
+from helpers.cache import cache_directory, is_intact, seal
 from helpers.kernels.edits import Edit, EditError
 from helpers.kernels.packages import Archive, KernelError
 from helpers.progress import Bar
@@ -64,7 +64,7 @@ def build() -> Path:
     directory = cache_directory() / _PLACE
     key = hashlib.sha256(_DATA.read_bytes()).hexdigest()[:16]
     made = directory / f"bochs-{VERSION}-{key}"
-    if made.exists():
+    if is_intact(made):
         return made
     if missing := [tool for tool in TOOLS if not shutil.which(tool)]:
         raise KernelError(
@@ -75,7 +75,7 @@ def build() -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "bochs.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not made.exists():
+        if not is_intact(made):
             _build(archive, made)
     return made
 
@@ -100,6 +100,8 @@ def _build(archive: Archive, made: Path) -> None:
         _run([tree / "configure", *_FACTS["configure"]], tree)
         _make(tree)
         _run(["strip", "-o", output / "bochs", "bochs"], tree)
+        seal(output)
+        shutil.rmtree(made, ignore_errors=True)
         output.rename(made)
     finally:
         shutil.rmtree(work, ignore_errors=True)
