@@ -12,6 +12,7 @@ from __future__ import annotations
 import gzip
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,6 +35,7 @@ def holding(tmp_path_factory) -> Suite:
     suite = Suite(tmp_path_factory.mktemp("bad") / "suite")
     suite.add(HOLDS)
     (suite.path / "garbage").write_bytes(GARBAGE)
+    (suite.path / "empty").touch()
     (suite.path / "directory").mkdir()
     (suite.path / "modules").mkdir()
     (suite.path / "modules/kvm.ko").write_bytes(b"\x7fELF" + GARBAGE)
@@ -45,27 +47,65 @@ def left_behind(suite: Suite) -> set[str]:
     return {file.name for file in suite.path.iterdir()} - {"__pycache__"}
 
 
+NONSENSE = [
+    (["--clause="], "--clause=: no clause matches"),
+    (["--clause=nonsense"], "--clause=nonsense: no clause matches"),
+    (["--compare="], "--compare= is empty: name a file"),
+    (["--compare=directory"], "--compare=directory is a directory"),
+    (["--compare=empty"], "--compare=empty: not JSON"),
+    (["--compare=garbage"], "--compare=garbage: not JSON"),
+    (["--generate=0"], "--generate wants minutes, a number above 0, not '0'"),
+    (["--generate=nan"], "--generate wants minutes, a number above 0, not 'nan'"),
+    (["--html="], "--html= is empty: name a file"),
+    (["--html=/proc/no/report.html"], "--html=/proc/no/report.html: No such file or directory"),
+    (["--html=directory"], "--html=directory: Is a directory"),
+    (["--html=garbage/report.html"], "--html=garbage/report.html: File exists"),
+    (["--hypothesis-seed=x"], "--hypothesis-seed wants a number, not 'x'"),
+    (["--junitxml="], "--junitxml= is empty: name a file"),
+    (["--junitxml=/proc/no/x.xml"], "--junitxml=/proc/no/x.xml: No such file or directory"),
+    (["--junitxml=directory"], "--junitxml must be a filename, given: directory"),
+    (["--kcidb="], "--kcidb= is empty: name a file"),
+    (["--kcidb=/proc/no/x"], "--kcidb=/proc/no/x cannot be written: no directory /proc/no"),
+    (["--kcidb=directory"], "--kcidb=directory cannot be written: it is no file"),
+    (["--kcidb=k", "--kcidb-build=x"], "--kcidb-build=x: an id is ORIGIN:NAME"),
+    (["--kcidb=k", "--kcidb-checkout=x"], "--kcidb-checkout=x: an id is ORIGIN:NAME"),
+    (["--kcidb=k", "--kcidb-origin=a b"], "--kcidb-origin=a b: a name is of a-z, 0-9 and _"),
+    (["--kcidb=k", "--kcidb-url=x"], "--kcidb-url=x: no URL"),
+    (["--kcidb-origin=x"], "--kcidb-origin is for a report: add --kcidb=FILE"),
+    (["--kernel=directory"], "directory is no built x86 kernel tree"),
+    (["--kernel=empty"], "empty is no bzImage"),
+    (["--kernel=garbage"], "garbage is no bzImage"),
+    (["--kernel=6.12", "--kvm-modules=modules"], "kvm.ko is no kernel module"),
+    (["--kernel=6.12", "--kvm-modules=garbage"], "no kvm.ko in it"),
+    (["--kernel=6.12", "--kvm-param=="], "--kvm-param==: give NAME=VALUE"),
+    (["--ktap="], "--ktap= is empty: name a file"),
+    (["--ktap=/proc/no/x"], "--ktap=/proc/no/x cannot be written: No such file or directory"),
+    (["--ktap=directory"], "--ktap=directory cannot be written: Is a directory"),
+    (["--logs="], "--logs= is empty: name a file"),
+    (["--logs=/proc/no/x"], "--logs=/proc/no/x cannot be made: No such file or directory"),
+    (["--logs=garbage"], "--logs=garbage cannot be made: File exists"),
+    (["--message=x"], "--topology and --message go together"),
+    (["--message=x", "--topology=0"], "--message: message: 'x' is neither FIELD=VALUE nor"),
+    (["--message=data=0", "--topology=x"], "--topology: topology: 'x' is neither a vCPU"),
+    (["--program=garbage"], "--program are for kernels that are booted"),
+    (["--reproducers="], "--reproducers= is empty: name a file"),
+    (["--reproducers=/proc/no/x"], "--reproducers=/proc/no/x cannot be made: No such file"),
+    (["--reproducers=garbage"], "--reproducers=garbage cannot be made: File exists"),
+    (["--results="], "--results= is empty: name a file"),
+    (["--results=/proc/no/a.json"], "--results=/proc/no/a.json: cannot make the directory"),
+    (["--results=garbage/a.json"], "--results=garbage/a.json: cannot make the directory garbage"),
+    (["--seed=x"], "--seed wants a number below 2^31, not 'x'"),
+    (["--soak=-1"], "--soak wants minutes, a number above 0, not '-1'"),
+    (["--tests="], "--tests= is empty: name a file"),
+    (["--tests=directory"], "--tests=directory cannot be read: Is a directory"),
+    (["--tests=empty"], "--tests=empty names no test"),
+    (["--tests=garbage"], "--tests=garbage cannot be read: not text"),
+    (["-o", "minversion=99.0"], "pytest.ini: 'minversion' requires pytest-99.0, actual"),
+]
+
+
 @pytest.mark.timeout(600)  # the package lists may have to be fetched
-@pytest.mark.parametrize(
-    "options, says",
-    [
-        (["--html="], "--html= is empty: name a file"),
-        (["--html=directory"], "--html=directory: Is a directory"),
-        (["--html=/proc/no/report.html"], "--html=/proc/no/report.html: No such file or directory"),
-        (["--html=garbage/report.html"], "--html=garbage/report.html: File exists"),
-        (["--junitxml="], "--junitxml= is empty: name a file"),
-        (["--junitxml=directory"], "--junitxml must be a filename, given: directory"),
-        (["--junitxml=/proc/no/x.xml"], "--junitxml=/proc/no/x.xml: No such file or directory"),
-        (["--results="], "--results= is empty: name a file"),
-        (["--results=/proc/no/a.json"], "--results=/proc/no/a.json: cannot make the directory"),
-        (["--compare="], "--compare= is empty: name a file"),
-        (["--kernel=garbage"], "garbage is no bzImage"),
-        (["--kernel=directory"], "directory is no built x86 kernel tree"),
-        (["--kernel=6.12", "--kvm-modules=modules"], "kvm.ko is no kernel module"),
-        (["-o", "minversion=99.0"], "pytest.ini: 'minversion' requires pytest-99.0, actual"),
-    ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
-)
+@pytest.mark.parametrize("options, says", NONSENSE, ids=[" ".join(row[0]) for row in NONSENSE])
 def test_nonsense_is_one_line_and_leaves_nothing(holding, options, says):
     before = left_behind(holding)
     run = holding.run(*options)
@@ -76,17 +116,33 @@ def test_nonsense_is_one_line_and_leaves_nothing(holding, options, says):
     assert left_behind(holding) == before
 
 
-@pytest.mark.parametrize(
-    "option, says",
-    [
-        ("--maxfail-each=-1", "argument --maxfail-each: '-1' is no number"),
-        ("--nonsense", "unrecognized arguments: --nonsense"),
-    ],
-)
+REFUSED = {
+    "--arch=nonsense": "argument --arch: invalid choice: 'nonsense'",
+    "--clauses=x": "argument --clauses: ignored explicit argument 'x'",
+    "--cpu=nonsense": "argument --cpu: invalid choice: 'nonsense'",
+    "--exhaustive=x": "argument --exhaustive: ignored explicit argument 'x'",
+    "--exit-codes=nonsense": "argument --exit-codes: invalid choice: 'nonsense'",
+    "--list=x": "argument --list: ignored explicit argument 'x'",
+    "--maxfail-each=-1": "argument --maxfail-each: '-1' is no number",
+    "--nonsense": "unrecognized arguments: --nonsense",
+    "--scale=0": "argument --scale: ignored explicit argument '0'",
+}
+
+
+@pytest.mark.parametrize("option, says", REFUSED.items(), ids=REFUSED)
 def test_nonsense_that_argparse_refuses_is_named(holding, option, says):
     run = holding.run(option)
     assert run.lines_with(f"error: {says}")
     assert run.exit_code == pytest.ExitCode.USAGE_ERROR
+
+
+def test_each_option_of_the_suite_was_given_nonsense(holding):
+    def options(*arguments: str) -> set[str]:
+        return set(re.findall(r"^  (--[a-z-]+)", holding.run("--help", *arguments).output, re.M))
+
+    tried = [option for options, _ in NONSENSE for option in options]
+    names = {option.partition("=")[0] for option in [*tried, *REFUSED]}
+    assert options() - options("--noconftest") - names == set()
 
 
 # --- kernels and modules --------------------------------------------------------------------------
@@ -173,10 +229,44 @@ def test_it(number):
 """)
     (suite.path / "small").mkdir()
     done = mounted(suite, FULL.format(name), f"{option}=small/{name}")
-    assert "no report written: No space left on device" in done.stdout
+    assert f"small/{name} not written: No space left on device" in done.stdout
+    assert "enerated" not in done.stdout
     assert "Traceback" not in done.stdout
     assert done.returncode == pytest.ExitCode.INTERNAL_ERROR
     assert done.stdout.splitlines()[-2:] == [name, "the older report"]
+
+
+def test_full_disk_for_one_report_costs_no_other(suite, mounted):
+    suite.add(HOLDS)
+    (suite.path / "small").mkdir()
+    full = FULL.format("a.xml") + "cat /dev/zero > small/.zero 2> /dev/null || true"
+    options = ["--html=a.html", "--results=a.json", "--kcidb=a.kcidb", "--ktap=a.ktap"]
+    done = mounted(suite, full, "--junitxml=small/a.xml", *options)
+    assert "small/a.xml not written: No space left on device" in done.stdout
+    assert done.returncode == pytest.ExitCode.INTERNAL_ERROR
+    assert all((suite.path / option.partition("=")[2]).stat().st_size for option in options)
+    assert (suite.path / ".pytest_cache/v/cache/nodeids").exists()
+
+
+@pytest.mark.parametrize("option", ["--html", "--junitxml"])
+def test_device_is_written_and_never_replaced(suite, option):
+    suite.add(HOLDS)
+    link = suite.path / "link"
+    link.symlink_to("/dev/full")
+    run = suite.run(f"{option}=link")
+    assert run.lines_with("link not written: No space left on device")
+    assert run.exit_code == pytest.ExitCode.INTERNAL_ERROR
+    assert link.is_char_device()
+
+
+@pytest.mark.parametrize("option", ["--html", "--junitxml"])
+def test_link_to_a_report_stays_a_link(suite, option):
+    suite.add(HOLDS)
+    (suite.path / "report").write_text("the older report")
+    (suite.path / "link").symlink_to("report")
+    assert suite.run(f"{option}=link").exit_code == 0
+    assert (suite.path / "link").is_symlink()
+    assert (suite.path / "report").read_text() != "the older report"
 
 
 def test_full_disk_keeps_the_older_results(suite, mounted):

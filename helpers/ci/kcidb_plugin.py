@@ -25,6 +25,7 @@ from helpers.verdicts.session import VERDICTS
 from helpers.verdicts.tally import Tally
 
 _ORIGIN = "[a-z0-9_]+"
+_ORIGIN_HERE = "kvm_signal_msi"
 _OUTPUTS = ("htmlpath", "xmlpath", "ktap", "results")
 """The options of files that a run writes."""
 
@@ -40,8 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--kcidb-origin",
         metavar="NAME",
-        default="kvm_signal_msi",
-        help="the CI system that submits the report; default: kvm_signal_msi",
+        default=_ORIGIN_HERE,
+        help=f"the CI system that submits the report; default: {_ORIGIN_HERE}",
     )
     group.addoption(
         "--kcidb-checkout",
@@ -69,6 +70,8 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, int, int]:
     """Check the options, and write the report after all else."""
     option = config.option
     if not option.kcidb or option.collectonly or hasattr(config, "workerinput"):
+        if option.kcidb is None:
+            _refuse_ids(config)
         return (yield)
     path = _path(option.kcidb)
     plugin = KcidbPlugin(config, _given(config))
@@ -84,6 +87,13 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, int, int]:
         print(problem, file=sys.stderr)
         return code or pytest.ExitCode.INTERNAL_ERROR
     return code
+
+
+def _refuse_ids(config: pytest.Config) -> None:
+    """Raise UsageError for an option that no report would have."""
+    for name in ("origin", "checkout", "build", "url"):
+        if getattr(config.option, f"kcidb_{name}") not in ("", _ORIGIN_HERE):
+            raise pytest.UsageError(f"--kcidb-{name} is for a report: add --kcidb=FILE")
 
 
 def _path(text: str) -> Path:

@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The plugin that keeps --html and --junitxml from losing a run, or an older report.
+"""The plugin that keeps --html and --junitxml from losing a run, an older report, or each other.
 
 Both plugins open their file after the last test. A file that cannot be opened is refused before the
-first; on a full disk the older file is restored, and the other reports are written.
+first; on a full disk the older file is restored, and the other reports are written. An option of a
+path that is empty, as a script's unset variable is, is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 PATHS = {"--html": "htmlpath", "--junitxml": "xmlpath"}
+OTHERS = ("results", "compare", "ktap", "kcidb", "logs", "tests", "reproducers")
+"""Further options of a path."""
+
+_WRITERS = {"Report": "htmlpath", "SelfContainedReport": "htmlpath", "LogXML": "xmlpath"}
+"""The classes of the plugins that write, of pytest-html and pytest."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -22,12 +29,12 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     """Refuse paths that cannot be written, before a kernel is fetched or booted."""
     if hasattr(config, "workerinput") or config.option.collectonly:
         return
-    for option, name in PATHS.items():
+    for option, name in (PATHS | {f"--{name}": name for name in OTHERS}).items():
         given = config.getoption(name, None)
-        if given is None:
-            continue
-        if not given:
+        if given == "":
             raise pytest.UsageError(f"{option}= is empty: name a file")
+        if given is None or option not in PATHS:
+            continue
         path = _path(config, given)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,38 +48,61 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
 
 
 class Keeper:
-    """Keeps the older reports until the new ones are written. ``lost`` is for the terminal."""
+    """Keeps each older report until the new one is written. ``lost`` is for the terminal."""
 
     def __init__(self, config: pytest.Config) -> None:
-        given = (config.getoption(name, None) for name in PATHS.values())
-        self.paths = [_path(config, path) for path in given if path]
-        self.lost = ""
+        self.config = config
+        self.lost: dict[Path, str] = {}
 
     # Inside of the terminal's wrapper, which prints the summary.
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None]:
-        older = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in self.paths}
-        for path, aside in older.items():
+        """Guard the plugins that write: pytest ends the others with the first that raises."""
+        hook = session.config.hook
+        for impl in hook.pytest_sessionfinish.get_hookimpls():
+            if path := self._written_by(impl.plugin):
+                impl.function = partial(self._write, session, path, impl.function)
+        for impl in hook.pytest_terminal_summary.get_hookimpls():
+            if path := self._written_by(impl.plugin):
+                impl.function = partial(self._say, path, impl.function)
+        return (yield)
+
+    def _written_by(self, plugin: object) -> Path | None:
+        """Return the path of the report that a plugin writes."""
+        name = _WRITERS.get(type(plugin).__name__)
+        return _path(self.config, self.config.getoption(name)) if name else None
+
+    def _write(
+        self, session: pytest.Session, path: Path, write: Callable[..., object], *arguments: object
+    ) -> None:
+        file = path.resolve()
+        aside = file.with_name(f".{file.name}.{os.getpid()}")
+        is_kept = file.is_file() or not file.exists()  # and no device
+        if is_kept:
             with contextlib.suppress(OSError):
-                path.replace(aside)
+                file.replace(aside)
         is_written = False
         try:
-            yield
+            write(*arguments)
             is_written = True
         except OSError as error:
-            self.lost = f"no report written: {error.strerror}"
+            self.lost[path] = f"{path} not written: {error.strerror}"
             session.exitstatus = pytest.ExitCode.INTERNAL_ERROR
         finally:
-            for path, aside in older.items():
-                if not is_written:
-                    path.unlink(missing_ok=True)
-                    with contextlib.suppress(FileNotFoundError):
-                        aside.replace(path)
-                aside.unlink(missing_ok=True)
+            if is_kept and not is_written:
+                file.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):
+                    aside.replace(file)
+            aside.unlink(missing_ok=True)
+
+    def _say(self, path: Path, say: Callable[..., object], *arguments: object) -> None:
+        """Leave out that a report is written, if it is not."""
+        if path not in self.lost:
+            say(*arguments)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        if self.lost:
-            terminalreporter.write_line(self.lost, red=True)
+        for line in self.lost.values():
+            terminalreporter.write_line(line, red=True)
 
 
 def _path(config: pytest.Config, given: str) -> Path:

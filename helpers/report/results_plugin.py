@@ -46,9 +46,6 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     option = config.option
     if (option.results is None and option.compare is None) or option.collectonly:
         return
-    for name in ("results", "compare"):
-        if getattr(option, name) == "":
-            raise pytest.UsageError(f"--{name}= is empty: name a file")
     if hasattr(config, "workerinput"):
         config.pluginmanager.register(DeselectionRelay(config), "kvm-deselection-relay")
         return
