@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import marshal
+import math
 import random
 import zlib
 from collections.abc import Callable, Iterator
@@ -223,25 +224,42 @@ def bytes_behind_the_checksum(chance: random.Random, message: tuple[Any, ...]) -
     return framed(mutated(chance, marshal.dumps(message)))
 
 
-STRANGE: list[Any] = [None, -1, 1 << 70, 1.5, "", "done", "ended", b"\xff", [], {}, (), True, [[]]]
+STRANGE: list[Any] = [
+    None,
+    -1,
+    1 << 70,
+    1.5,
+    math.nan,
+    math.inf,
+    "",
+    "done",
+    "ended",
+    b"\xff",
+    [],
+    {},
+    (),
+    True,
+    [[]],
+]
+
+
+def changed(chance: random.Random, value: Any) -> Any:
+    """Return a value with a part of it replaced."""
+    if not chance.randrange(4) or not value:
+        return chance.choice(STRANGE)
+    match value:
+        case dict():
+            key = chance.choice(list(value))
+            return value | {key: changed(chance, value[key])}
+        case list() | tuple():
+            place = chance.randrange(len(value))
+            made = [*value[:place], changed(chance, value[place]), *value[place + 1 :]]
+            return type(value)(made)
+    return chance.choice(STRANGE)
 
 
 def values_of_the_message(chance: random.Random, message: tuple[Any, ...]) -> bytes:
-    def changed(value: Any) -> Any:
-        """Return a value with a part of it replaced."""
-        if not chance.randrange(4) or not value:
-            return chance.choice(STRANGE)
-        match value:
-            case dict():
-                key = chance.choice(list(value))
-                return value | {key: changed(value[key])}
-            case list() | tuple():
-                place = chance.randrange(len(value))
-                made = [*value[:place], changed(value[place]), *value[place + 1 :]]
-                return type(value)(made)
-        return chance.choice(STRANGE)
-
-    made = changed(message)
+    made = changed(chance, message)
     return pack(*made) if isinstance(made, tuple) else framed(marshal.dumps(made))
 
 

@@ -205,6 +205,29 @@ BAD_FILES = {
         b'{"kernel": {"release": "6", "vendor": "x"}, "results": {"a": {"b": {"": 1}}}}',
         "JSON, but not written by --results",
     ),
+    "release": (
+        b'{"kernel": {"release": ["6"], "vendor": "x"}, "results": {"a": {"b": {"": "passed"}}}}',
+        "JSON, but not written by --results",
+    ),
+    "escape": (
+        b'{"kernel": {"release": "\\u001b[2J", "vendor": "x"}, '
+        b'"results": {"a": {"b": {"": "passed"}}}}',
+        "JSON, but with unprintable characters",
+    ),
+    "newline": (
+        b'{"kernel": {"release": "6", "vendor": "x"}, "results": {"a": {"b\\n": {"": "passed"}}}}',
+        "JSON, but with unprintable characters",
+    ),
+    "verdict": (
+        b'{"kernel": {"release": "6", "vendor": "x"}, '
+        b'"results": {"a": {"b": {"": "passed: \\u202e"}}}}',
+        "JSON, but with unprintable characters",
+    ),
+    "deep": (b"[" * 500_000, "not JSON: maximum recursion depth"),
+    "html": (b"<!DOCTYPE html><html></html>", "not JSON: Expecting value"),
+    "junit": (b"<?xml version='1.0'?><testsuites/>", "not JSON: Expecting value"),
+    "ktap": (b"KTAP version 1\n1..0\n", "not JSON: Expecting value"),
+    "endless": (Path("/dev/zero"), "more than 64 MiB"),
     "nothing": (
         b'{"kernel": {"release": "6", "vendor": "x"}, "results": {}}',
         "the results of no test",
@@ -212,10 +235,12 @@ BAD_FILES = {
 }
 
 
-def bad_file(path: Path, content: bytes | str | None) -> Path:
+def bad_file(path: Path, content: bytes | str | Path | None) -> Path:
     """Make a file with ``content``; a directory if that is text, nothing if it is None."""
     if isinstance(content, bytes):
         path.write_bytes(content)
+    elif isinstance(content, Path):
+        path.symlink_to(content)
     elif content is not None:
         path.mkdir()
     return path

@@ -8,14 +8,15 @@ says in the state of its guest.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 from helpers.kernels.frames import Garbage
 from helpers.kernels.schedule import GuestState
 from helpers.verdicts.kernel import Kernel
-from helpers.verdicts.reports import Verdict, verdict_of
+from helpers.verdicts.plain import fits
+from helpers.verdicts.reports import Carried, Verdict, verdict_of
 
 _TEXTS = {"release": str, "vendor": str, "cpu": str, "capabilities": dict, "parameters": dict}
 
@@ -81,7 +82,8 @@ def _is_report_of(test: str, clause: str, report: Any) -> bool:
         isinstance(report, pytest.TestReport)
         and report.nodeid == test
         and report.outcome in ("passed", "failed", "skipped")
-        and isinstance(report.duration, int | float)
+        and _is_time(report.duration)
+        and _is_time(report.start)
         and isinstance(report.keywords, dict)
         and isinstance(report.location, tuple | list)
         and len(report.location) == 3
@@ -91,7 +93,13 @@ def _is_report_of(test: str, clause: str, report: Any) -> bool:
         and (not report.skipped or hasattr(report, "wasxfail") or _is_skip(report.longrepr))
         and _all(str, [report.longreprtext])
         and (verdict is None if not clause else _is_on(clause, verdict))
+        and all(carried.is_sound(report) for carried in Carried.known)
     )
+
+
+def _is_time(seconds: object) -> bool:
+    """Return whether seconds are those of a clock, or a difference of two such."""
+    return isinstance(seconds, int | float) and abs(seconds) < 1 << 33
 
 
 def _is_skip(longrepr: object) -> bool:
@@ -102,8 +110,7 @@ def _is_on(clause: str, verdict: Verdict | None) -> bool:
     return (
         verdict is not None
         and verdict.clause == clause
-        and _all(str, (verdict.deviation, verdict.note, verdict.repeat))
-        and isinstance(verdict.backport, bool)
+        and all(map(fits, verdict, get_type_hints(Verdict).values()))
     )
 
 

@@ -24,19 +24,36 @@ from helpers.kvm.ioctl import Call, trace
 from helpers.verdicts.kernel import topology_before
 from helpers.verdicts.reports import Carried
 
-REGISTERS = (Register.ID, Register.SVR, Register.LDR, Register.DFR, Register.TPR, Register.PPR)
-
 MAX_MESSAGES = 12
 MAX_VCPUS = 8
 MAX_TRACE_LINES = 80
 MAX_ERROR = 2000  # characters
 
 
-class VcpuState(TypedDict):
-    """A vCPU between two messages. ``vectors`` has the sorted vectors in IRR, ISR and TMR."""
+class Vectors(TypedDict):
+    """The sorted vectors in the registers of 256 bits."""
 
-    registers: dict[str, int]
-    vectors: dict[str, list[int]]
+    IRR: list[int]
+    ISR: list[int]
+    TMR: list[int]
+
+
+class Registers(TypedDict):
+    """The registers that the report shows."""
+
+    ID: int
+    SVR: int
+    LDR: int
+    DFR: int
+    TPR: int
+    PPR: int
+
+
+class VcpuState(TypedDict):
+    """A vCPU between two messages."""
+
+    registers: Registers
+    vectors: Vectors
     pending: list[str]
     mp_state: str
 
@@ -58,7 +75,7 @@ class SentMessage(TypedDict):
     vCPUs among those left out.
     """
 
-    words: list[int]
+    words: tuple[int, int, int]
     flags: int
     devid: int
     pad: str
@@ -68,16 +85,24 @@ class SentMessage(TypedDict):
     changed_left_out: int
 
 
+class Compared(TypedDict):
+    """The comparison of a :class:`Mismatch`."""
+
+    subject: str
+    expected: str
+    actual: str
+
+
 class Details(TypedDict):
     """The details of one test.
 
-    ``mismatch`` has subject, expected and actual of a :class:`Mismatch`, ``error`` describes any
-    other exception. ``sent`` has the last messages of the test; ``sent_in_all`` is the number of
-    messages, empty if ``sent`` has them all. ``prediction`` is the model's for the last message,
-    where the test ended in a mismatch and the vCPUs have LAPICs in the kernel.
+    ``mismatch`` is the comparison that failed the test, ``error`` describes any other exception.
+    ``sent`` has the last messages of the test; ``sent_in_all`` is the number of messages, empty if
+    ``sent`` has them all. ``prediction`` is the model's for the last message, where the test ended
+    in a mismatch and the vCPUs have LAPICs in the kernel.
     """
 
-    mismatch: dict[str, str] | None
+    mismatch: Compared | None
     error: str
     sent: list[SentMessage]
     sent_in_all: str
@@ -96,7 +121,7 @@ def collect(item: pytest.Item, error: BaseException | None) -> Details:
     or_more = " or more" if len(journal) == journal.maxlen else ""
     mismatch = None
     if isinstance(error, Mismatch):
-        mismatch = {"subject": error.subject, "expected": error.expected, "actual": error.actual}
+        mismatch = Compared(subject=error.subject, expected=error.expected, actual=error.actual)
     subject = mismatch["subject"] if mismatch else ""
     return Details(
         mismatch=mismatch,
@@ -142,7 +167,7 @@ def _sent(injection: Injection, subject: str) -> SentMessage:
         key=lambda numbered: (not subject.endswith(f"vCPU {numbered[0]}"), not numbered[1]),
     )
     return SentMessage(
-        words=[msi.address_lo, msi.address_hi, msi.data],
+        words=(msi.address_lo, msi.address_hi, msi.data),
         flags=msi.flags,
         devid=msi.devid,
         pad=pad.hex() if any(pad) else "",
@@ -170,8 +195,15 @@ def _state(snapshot: Snapshot) -> VcpuState:
         "INIT": snapshot.latched_init,
     }
     return VcpuState(
-        registers={register.name: lapic[register] for register in REGISTERS},
-        vectors={"IRR": sorted(lapic.irr), "ISR": sorted(lapic.isr), "TMR": sorted(lapic.tmr)},
+        registers=Registers(
+            ID=lapic[Register.ID],
+            SVR=lapic[Register.SVR],
+            LDR=lapic[Register.LDR],
+            DFR=lapic[Register.DFR],
+            TPR=lapic[Register.TPR],
+            PPR=lapic[Register.PPR],
+        ),
+        vectors=Vectors(IRR=sorted(lapic.irr), ISR=sorted(lapic.isr), TMR=sorted(lapic.tmr)),
         pending=[name for name, is_pending in pending.items() if is_pending],
         mp_state=show_mp_state(snapshot.mp_state),
     )

@@ -8,6 +8,7 @@ parts by id: <kvm-part of=p12> becomes the content of part p12 when the row is u
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -26,6 +27,10 @@ from helpers.verdicts.reports import Verdict
 from helpers.verdicts.tally import CLAUSE_STATES, Tally
 
 TEMPLATES = Path(__file__).with_name("templates")
+_ATTRIBUTE = (
+    r' (?:[dxy]|points|viewBox|width|fill|stroke|font-size|text-anchor|stroke-width)="[^"<>]*"'
+)
+_DRAWING = re.compile(rf"(?:</?(?:svg|path|polyline|text)(?:{_ATTRIBUTE})*/?>|[^<>&])*")
 OUTCOMES = ("failed", "timeout", "error", "xfailed", "passed", "skipped")
 
 
@@ -45,7 +50,7 @@ class Writer:
             trim_blocks=True,
             lstrip_blocks=True,
         )
-        self._templates.filters.update(ranges=ranges, part=self.part)
+        self._templates.filters.update(ranges=ranges, part=self.part, drawing=drawing)
         self._templates.globals.update(clauses=CLAUSES, deviations=DEVIATIONS, levels=LEVELS)
         self._templates.globals.update(outcomes=OUTCOMES, states=CLAUSE_STATES, writer=self)
         self._templates.globals.update(facts=facts, fields_of=fields_of, strips=strips)
@@ -146,6 +151,12 @@ def _trace_line(line: str) -> str:
 def _traceback_line(line: str) -> str:
     """Return a line with pytest-html's colour for errors."""
     return Markup(f'<span class="error">{escape(line)}</span>') if line.startswith("E") else line
+
+
+def drawing(value: object) -> Markup:
+    """Return an SVG that is lines and texts alone as it is. All else is escaped, as text is."""
+    text = str(value)
+    return Markup(text) if _DRAWING.fullmatch(text) else escape(text)
 
 
 def fields_of(decoded: Message, word: str) -> list[tuple[str, str, str, str]]:

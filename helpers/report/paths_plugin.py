@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator
 from functools import partial
 from pathlib import Path
 
+import pluggy
 import pytest
 
 PATHS = {"--html": "htmlpath", "--junitxml": "xmlpath"}
@@ -58,14 +59,18 @@ class Keeper:
     @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None]:
         """Guard the plugins that write: pytest ends the others with the first that raises."""
-        hook = session.config.hook
-        for impl in hook.pytest_sessionfinish.get_hookimpls():
-            if path := self._written_by(impl.plugin):
-                impl.function = partial(self._write, session, path, impl.function)
-        for impl in hook.pytest_terminal_summary.get_hookimpls():
-            if path := self._written_by(impl.plugin):
-                impl.function = partial(self._say, path, impl.function)
+        self._wrap(session.config.hook.pytest_sessionfinish, partial(self._write, session))
+        self._wrap(session.config.hook.pytest_terminal_summary, self._say)
         return (yield)
+
+    def _wrap(self, hook: pluggy.HookCaller, wrapper: Callable[..., object]) -> None:
+        """Call ``wrapper`` with path and function in place of the plugins that write.
+
+        pluggy has wrappers of all implementations of a hook, and none of one.
+        """
+        for impl in hook.get_hookimpls():
+            if path := self._written_by(impl.plugin):
+                impl.function = partial(wrapper, path, impl.function)  # type: ignore[misc]
 
     def _written_by(self, plugin: object) -> Path | None:
         """Return the path of the report that a plugin writes."""
@@ -73,7 +78,7 @@ class Keeper:
         return _path(self.config, self.config.getoption(name)) if name else None
 
     def _write(
-        self, session: pytest.Session, path: Path, write: Callable[..., object], *arguments: object
+        self, session: pytest.Session, path: Path, write: Callable[..., None], *arguments: object
     ) -> None:
         file = path.resolve()
         aside = file.with_name(f".{file.name}.{os.getpid()}")

@@ -31,6 +31,8 @@ RANKS = {"passed": 0, "xfailed": 1, "skipped": 2, "failed": 3, "timeout": 3, "er
 
 GROUPS = ("worse", "better", "changed", "new", "gone")
 ABSENT = "absent"
+MAX_BYTES = 64 << 20
+"""The size of a file, which is 300 KB."""
 MAX_LINES = 50
 """Tests named per group of a comparison."""
 
@@ -87,10 +89,14 @@ def serialize(kernel: Kernel, verdicts: Mapping[str, str]) -> str:
 def read(path: Path) -> RecordedVerdicts:
     """Return the content of a result file. Raise NoResults if the file is none."""
     try:
-        content = json.loads(path.read_text())
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise NoResults(f"more than {MAX_BYTES >> 20} MiB")
+        content = json.loads(text.decode())
     except OSError as error:
         raise NoResults(error.strerror) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NoResults(f"not JSON: {error}") from None
     try:
         kernel = content["kernel"]
@@ -102,6 +108,10 @@ def read(path: Path) -> RecordedVerdicts:
             for parameters, verdict in cases.items()
         }
         ranks = [rank(verdict) for verdict in verdicts.values()]
+        texts = [kernel["release"], kernel["vendor"], *verdicts, *verdicts.values()]
+        # The terminal gets these, and obeys control characters.
+        if not all(map(str.isprintable, texts)):
+            raise NoResults("JSON, but with unprintable characters")
     except (AttributeError, KeyError, TypeError):
         raise NoResults("JSON, but not written by --results") from None
     if not ranks:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from helpers.report.details import Details
+from helpers.report.details import Compared, Details
 from helpers.spec import Clause
 from helpers.verdicts.reports import Verdict
 from helpers.verdicts.tally import FAILURES, Tally
@@ -43,7 +43,7 @@ class Phase:
         return self.test + (f"::{self.when}" if self.when in ("setup", "teardown") else "")
 
     @property
-    def mismatch(self) -> dict[str, str] | None:
+    def mismatch(self) -> Compared | None:
         """The comparison that failed the test."""
         return self.details["mismatch"] if self.details else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from typing import cast
 
 from helpers.apic.lapic import DFR_CLUSTER, DFR_FLAT, SVR_ENABLE
 from helpers.report.details import VcpuChange, VcpuState
@@ -12,7 +13,8 @@ from helpers.report.details import VcpuChange, VcpuState
 
 def facts(state: VcpuState) -> dict[str, str]:
     """Return the state without its vectors, each item as text: registers, pending, mp_state."""
-    shown = {name: _register(name, value) for name, value in state["registers"].items()}
+    registers = cast("dict[str, int]", state["registers"])
+    shown = {name: _register(name, value) for name, value in registers.items()}
     pending = " ".join(state["pending"]) or "none"
     return shown | {"pending": pending, "mp_state": state["mp_state"]}
 
@@ -59,8 +61,8 @@ class Strip:
 
 def strips(change: VcpuChange) -> list[Strip]:
     """Return the pictures of IRR, ISR and TMR, without registers that stayed empty."""
-    was = change["before"]["vectors"]
-    now = (change["after"] or change["before"])["vectors"]
+    states = change["before"], change["after"] or change["before"]
+    was, now = (cast("dict[str, list[int]]", state["vectors"]) for state in states)
     return [Strip(name, was[name], now[name]) for name in was if was[name] or now[name]]
 
 

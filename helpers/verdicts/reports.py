@@ -6,9 +6,11 @@ pytest, pytest-xdist and helpers/kernels transfer each attribute of a report tha
 
 from __future__ import annotations
 
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, cast, get_args
 
 import pytest
+
+from helpers.verdicts.plain import fits
 
 T = TypeVar("T")
 
@@ -16,8 +18,12 @@ T = TypeVar("T")
 class Carried(Generic[T]):
     """An attribute of test reports. ``T`` is plain data: dicts, lists, strings, bytes, numbers."""
 
+    known: ClassVar[list[Carried[Any]]] = []
+    __orig_class__: Any  # set by typing: Carried[T]
+
     def __init__(self, name: str) -> None:
         self._name = f"kvm_{name}"
+        self.known.append(self)
 
     def put(self, report: pytest.TestReport, value: T) -> None:
         setattr(report, self._name, value)
@@ -25,6 +31,11 @@ class Carried(Generic[T]):
     def get(self, report: pytest.TestReport) -> T | None:
         """Return the value; None for a report without the attribute."""
         return cast("T | None", getattr(report, self._name, None))
+
+    def is_sound(self, report: pytest.TestReport) -> bool:
+        """Return whether a report from a guest has no value, or one of type ``T``."""
+        value = self.get(report)
+        return value is None or fits(value, get_args(self.__orig_class__)[0])
 
 
 class Verdict(NamedTuple):
