@@ -1,10 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Bad input is one clear line and an exit code that is not 0; nothing is lost or left behind.
 
-The table of options and files that are nonsense, damaged or not writable. Other tests of bad input
-stand beside what they are about: test_compare.py, test_results.py, test_kernels.py,
-test_parameters.py, test_channel.py. test_booted_kernels.py has a machine without QEMU,
-test_kernels.py one without apt, test_untestable.py one without gcc. Nothing calls sudo.
+The table of options and files that are nonsense, damaged or not writable. Elsewhere:
+
+    damaged caches, a full cache, two runs that fetch     test_damaged_cache.py
+    a damaged emulator, and one that does not build       test_emulators.py
+    foreign and hostile result files (--compare)          test_compare.py
+    garbage and hostile values from a guest               test_channel.py, test_carried.py
+    hostile text in the HTML report                       test_report.py, test_report_matrix.py
+    kernels and modules that do not fit or boot           test_kernels.py, test_booted_kernels.py
+    parameters of modules                                 test_parameters.py
+    a full disk for --ktap, lists of tests                test_ktap.py, test_lists.py
+    no gcc, a cache that cannot be written                test_guest.py, test_untestable.py
+    no QEMU, no apt                                       test_booted_kernels.py, test_kernels.py
 """
 
 from __future__ import annotations
@@ -23,7 +31,7 @@ import pytest
 from helpers.kernels.locate import resolve
 from helpers.kernels.modules import Modules
 from helpers.kernels.packages import KernelError
-from tests.copy_of_the_suite import Suite, run_pytest
+from tests.copy_of_the_suite import ROOT, Suite, run_pytest
 
 HOLDS = "@clause('msi.flags')\ndef test_it():\n    pass\n"
 GARBAGE = random.Random(20).randbytes(5000)
@@ -296,6 +304,14 @@ def test_report_in_a_checkout_that_cannot_be_written_is_one_line(suite, mounted)
     assert done.returncode == pytest.ExitCode.USAGE_ERROR
 
 
+# --- the machine ----------------------------------------------------------------------------------
+
+
+def test_nothing_calls_sudo():
+    sources = [*(ROOT / "helpers").rglob("*.py"), *(ROOT / "suites").rglob("*.py")]
+    assert not [path for path in sources if re.search(r"""["']sudo["']""", path.read_text())]
+
+
 # --- the cache ------------------------------------------------------------------------------------
 
 BUILT = ["probe", "race", "sender", "traffic"]
@@ -306,6 +322,19 @@ PROBED = """
 def test_it(machine):
     machine.signal(Message(destination=1)).returns(1).accepted_by(1)
 """
+
+
+def test_run_needs_no_room_in_the_cache(suite, mounted):
+    suite.add(PROBED)
+    (suite.path / "small").mkdir()
+    full = "mount -t tmpfs -o size=64k tmpfs small; export XDG_CACHE_HOME=$PWD/small\n"
+    full += "cat /dev/zero > small/.zero 2> /dev/null || true; trap 'ls -AR small' EXIT"
+    done = mounted(suite, full)
+    assert "1 passed" in done.stdout
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-5:] == [
+        *("small:", ".zero", "kvm-signal-msi", "", "small/kvm-signal-msi:")
+    ]
 
 
 def test_two_runs_at_once_share_a_checkout_and_an_empty_cache(suite, tmp_path):

@@ -7,8 +7,10 @@ The archive is a directory, with scripts in place of apt. test_emulators.py has 
 from __future__ import annotations
 
 import hashlib
+import random
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from helpers.guest import assemble
 from helpers.kernels import foreign
 from helpers.kernels.locate import resolve
 from helpers.kernels.packages import Archive, KernelError
-from tests.copy_of_the_suite import Suite
+from tests.copy_of_the_suite import ROOT, Suite
 from tests.damage import DAMAGES, cut_off, emptied, overwritten
 from tests.kernel_files import RELEASE, bzimage, kvm_modules
 
@@ -87,6 +89,8 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory of an archive with one kernel."""
     release = f"{RELEASE}-amd64"
     tree, directory = tmp_path / "package", tmp_path / "archive"
+    (tree / "boot").mkdir(parents=True)
+    (tree / "boot/System.map").write_bytes(random.Random(20).randbytes(16 << 10))
     kvm_modules(tree / f"lib/modules/{release}/kernel/arch/x86/kvm", release)
     bzimage(tree / f"boot/vmlinuz-{release}", release)
     (tree / "DEBIAN").mkdir()
@@ -171,6 +175,57 @@ def test_package_that_was_half_unpacked_is_unpacked_whole(part):
     (part / "unpacked/boot").mkdir(parents=True)
     (part / "unpacked/boot/vmlinuz-1").touch()
     assert not resolve(RELEASE).vmlinuz.with_name("vmlinuz-1").exists()
+
+
+RESOLVE = f"""
+from helpers.kernels.locate import resolve
+from helpers.kernels.packages import KernelError
+try:
+    print(resolve({RELEASE!r}).vmlinuz)
+except KernelError as reason:
+    raise SystemExit(f"ERROR: {{reason}}") from None
+"""
+ISOLATED = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+def test_two_runs_at_once_fetch_a_kernel_once(archive, cache):
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", RESOLVE], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    said = {run.communicate()[0].strip() for run in runs}
+    assert said == {str(cache / f"kernels/{RELEASE}-amd64/boot/vmlinuz-{RELEASE}-amd64")}
+    assert updates(archive) == 1
+    assert {file.name for file in (cache / "kernels").iterdir()} == {"apt", f"{RELEASE}-amd64"}
+
+
+@pytest.mark.parametrize("kilobytes", [4, 12, 24, 32])
+def test_full_disk_is_one_line_and_room_mends_it(archive, cache, kilobytes):
+    """The disk has room for less than the lists, or the package, or the files of the package."""
+    del archive
+    if subprocess.run([*ISOLATED, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespace to be had: unshare --user --mount fails")
+    cache.mkdir(parents=True)
+    steps = f"""
+mount -t tmpfs -o size={kilobytes}k tmpfs {cache}
+! $RESOLVE
+mount -o remount,size=4m {cache}
+$RESOLVE
+"""
+    done = subprocess.run(
+        [*ISOLATED, "sh", "-ec", steps.replace("$RESOLVE", f'"{sys.executable}" -c "$0"'), RESOLVE],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip().endswith(f"vmlinuz-{RELEASE}-amd64")
+    assert "Traceback" not in done.stderr
+    [line] = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+    assert "No space left on device" in line
 
 
 # --- apt's lists ----------------------------------------------------------------------------------

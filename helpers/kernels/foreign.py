@@ -22,7 +22,7 @@ from pathlib import Path
 
 from helpers.cache import is_intact, seal
 from helpers.kernels.image import packages_in_use, started
-from helpers.kernels.packages import Archive, KernelError
+from helpers.kernels.packages import Archive, KernelError, writing
 from helpers.spec.architectures import Architecture
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -49,11 +49,12 @@ def userland(project: Path, architecture: Architecture) -> bytes:
     for path in (*(each for each in own if each not in compiled), project):
         archive.add_path(path)
     packages = Archive.of(architecture)
-    python = _compiled(packages.fetch_python(VERSION))
+    with writing(packages.directory):
+        python = _compiled(packages.fetch_python(VERSION))
+        wheels = _wheels(packages, [path.name.partition(".")[0] for path in sorted(compiled)])
     archive.add_tree(python, _needed(python))
     if not (python / "lib").exists():
         archive.add("/lib", stat.S_IFLNK | 0o777, b"usr/lib")
-    wheels = _wheels(packages, [path.name.partition(".")[0] for path in sorted(compiled)])
     archive.add_tree(wheels, (path for path in wheels.rglob("*") if path.is_file()))
     return archive.finish()
 

@@ -82,16 +82,17 @@ class Archive:
     @contextmanager
     def _packages(self) -> Iterator[set[str]]:
         """Lock the archive. Yield the names of all packages that start with linux-."""
-        self._apt.mkdir(parents=True, exist_ok=True)
-        with open(self._apt / "lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (self._names.exists() and is_intact(self._lists)):
-                # apt takes damaged lists for those that it has fetched.
-                shutil.rmtree(self._lists, ignore_errors=True)
-                self._update()
-            elif time.time() - self._names.stat().st_mtime >= _LISTS_AGE:
-                self._update()
-            yield set(self._names.read_text().split())
+        with writing(self.directory):
+            self._apt.mkdir(parents=True, exist_ok=True)
+            with open(self._apt / "lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not (self._names.exists() and is_intact(self._lists)):
+                    # apt takes damaged lists for those that it has fetched.
+                    shutil.rmtree(self._lists, ignore_errors=True)
+                    self._update("-oAPT::Update::Error-Mode=any")
+                elif time.time() - self._names.stat().st_mtime >= _LISTS_AGE:
+                    self._update()
+                yield set(self._names.read_text().split())
 
     def _forget(self, packages: Set[str]) -> None:
         """Leave packages out until the lists are fetched anew."""
@@ -118,7 +119,8 @@ class Archive:
             }
         return _run(tool, *(f"-o{name}={value}" for name, value in options.items()), *arguments)
 
-    def _update(self) -> None:
+    def _update(self, *options: str) -> None:
+        """Fetch the lists. Without ``options``, apt leaves those that it cannot fetch as old."""
         sources = [
             f"{kind} [signed-by={_KEYRING}] {uri} {suite} main\n"
             for uri in _mirrors()
@@ -133,7 +135,7 @@ class Archive:
         (self._apt / "sources.list").write_text("".join(sources))
         for needed in ("lists/partial", "cache/archives/partial"):
             (self._apt / needed).mkdir(parents=True, exist_ok=True)
-        self._run("apt-get", "-q", "update")
+        self._run("apt-get", "-q", *options, "update")
         names = self._run("apt-cache", "pkgnames", "linux-")
         if not names:
             raise KernelError("apt-get update could fetch no list of packages")
@@ -282,6 +284,15 @@ class Archive:
         (work / "unpacked").rename(unpacked)
         shutil.rmtree(work)
         return unpacked
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Raise KernelError for what a disk raises, such as one that is full."""
+    try:
+        yield
+    except OSError as error:
+        raise KernelError(f"{directory} cannot be written: {error.strerror}") from None
 
 
 def _download(line: str, directory: Path) -> Path:

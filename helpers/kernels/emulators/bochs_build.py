@@ -18,7 +18,7 @@ from typing import Any
 
 from helpers.cache import cache_directory, is_intact, seal
 from helpers.kernels.edits import Edit, EditError
-from helpers.kernels.packages import Archive, KernelError
+from helpers.kernels.packages import Archive, KernelError, writing
 from helpers.progress import Bar
 
 TOOLS = ("g++", "gcc", "make")
@@ -72,11 +72,12 @@ def build() -> Path:
             "(on Debian: apt-get install g++ make)"
         )
     archive = Archive(_PLACE, {"debian": [_FACTS["suite"]]}, ("deb", "deb-src"), "leave --cpu out")
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / "bochs.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not is_intact(made):
-            _build(archive, made)
+    with writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        with open(directory / "bochs.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not is_intact(made):
+                _build(archive, made)
     return made
 
 
