@@ -6,6 +6,7 @@ from __future__ import annotations
 import html
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -192,6 +193,11 @@ def pytest_runtest_logreport(report):
     made["hook"].pytest_runtest_logreport(report=other)
 """
 """A conftest.py for a report on three kernels, of which the third did not come up."""
+
+BROWSER = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome"))), None
+)
+"""The program that shows pages; None on a machine without Chromium."""
 
 HOSTILE = "<img src=x onerror=alert(1)>&amp;\"'</script></template>"
 """Text that must not become markup."""

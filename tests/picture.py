@@ -7,13 +7,14 @@ Needs Chromium.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from PIL import Image
+
+from tests.html_report import BROWSER
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "reports/example.png"
@@ -40,8 +41,7 @@ window.addEventListener("load", () => {
 
 def main() -> None:
     """Run the suite and take the picture."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if not browser:
+    if BROWSER is None:
         sys.exit("no Chromium in PATH: install chromium")
     with TemporaryDirectory() as directory:
         page = Path(directory, "report.html")
@@ -54,7 +54,7 @@ def main() -> None:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         options += [f"--user-data-dir={directory}/profile", "--virtual-time-budget=10000"]
         options += [f"--window-size={SIZE}", f"--screenshot={PICTURE}"]
-        subprocess.run([browser, *options, page.as_uri()], check=True)
+        subprocess.run([BROWSER, *options, page.as_uri()], check=True)
     # A palette makes the file a third of the size.
     picture = Image.open(PICTURE).quantize(200, method=Image.Quantize.MAXCOVERAGE)
     picture.save(PICTURE, optimize=True)

@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.copy_of_the_suite import Suite
-from tests.html_report import TESTS, Report, report_of, report_on_several
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+from tests.html_report import BROWSER, TESTS, Report, report_of, report_on_several
 
 COUNT = """
 <script>

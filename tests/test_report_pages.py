@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from helpers.report.run import Phase
 from helpers.verdicts.reports import Verdict
 from helpers.verdicts.tally import Tally
 from tests.copy_of_the_suite import Suite
-from tests.html_report import TESTS, report_of, report_on_several
+from tests.html_report import BROWSER, TESTS, report_of, report_on_several
 
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 playwright = pytest.importorskip("playwright.sync_api")
@@ -27,11 +26,10 @@ DEADLINE = 2000  # milliseconds; an idle machine needs a tenth
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
+    if BROWSER is None:
         pytest.skip("no Chromium to show the pages in")
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        opened = driver.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         yield opened
         opened.close()
 
