@@ -67,6 +67,20 @@ def test_archive_holds_a_path_once(tmp_path):
     assert list(entries(archive.finish())).count(f"{tmp_path}/file".strip("/")) == 1
 
 
+def test_archive_leaves_the_cache_and_environments_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
+    for file in (".cache/kvm-signal-msi/kernel", ".cache/other", "venv/pyvenv.cfg", "file"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    archive = Cpio()
+    archive.add_path(tmp_path)
+    files = {name for name, (mode, _) in entries(archive.finish()).items() if stat.S_ISREG(mode)}
+    assert {name.removeprefix(f"{tmp_path}/".lstrip("/")) for name in files} == {
+        ".cache/other",
+        "file",
+    }
+
+
 @pytest.fixture
 def modules(tmp_path):
     """kvm-amd needs kvm and ccp, kvm needs irqbypass; ccp is built in, kvm is compressed."""

@@ -71,10 +71,11 @@ def cached(stem: str, key: bytes, suffix: str, make: Callable[[Path], None]) -> 
     digests of key and content: a file that is damaged is made again.
     """
     name = f"{stem}-{_digest(key)}"
+    if path := _found(cache_directory(), name, suffix):
+        return path
     own = Path(_directory_of_process().name)
-    for directory in (cache_directory(), own):
-        if path := _found(directory, name, suffix):
-            return path
+    if path := _found(own, name, suffix):
+        return path
     with tempfile.TemporaryDirectory(dir=own) as scratch:
         output = Path(scratch, "output")
         make(output)

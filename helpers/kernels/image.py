@@ -13,6 +13,8 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from helpers.cache import cache_directory
+
 # Directories of the standard library and of the project that no test needs.
 _LEFT_OUT = {"test", "idlelib", "tkinter", "turtledemo", "ensurepip", "lib2to3", "pydoc_data"}
 _LEFT_OUT |= {".git", ".tox", ".mypy_cache", ".ruff_cache", "reports", "tests"}
@@ -60,6 +62,8 @@ class Cpio:
         elif stat.S_ISDIR(info.st_mode):
             if (path / "pyvenv.cfg").exists():
                 return  # a virtual environment in the project: packages in use are added by name
+            if path.resolve() == cache_directory().resolve():
+                return  # kernels and packages, which a CI keeps in the project
             self.add(str(path), info.st_mode)
             for child in sorted(path.iterdir()):
                 if child.name not in _LEFT_OUT and child.suffix not in (".a", ".o"):
