@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from helpers.cache import cache_directory
 from tests.copy_of_the_suite import ROOT, Suite
 
 yaml = pytest.importorskip("yaml")
@@ -118,6 +119,40 @@ def test_command_judges_and_reports(clean, name):
     assert "1 passed" in done.stdout
     assert (clean.path / "report.html").exists()
     assert (clean.path / "junit.xml").exists()
+
+
+@pytest.mark.timeout(600)  # the kernel may have to be fetched
+def test_gitlab_judges_a_packaged_kernel_with_its_cache_in_the_project(clean):
+    job = read("gitlab-ci.yml")["kvm-signal-msi"]
+    (clean.path / ".cache").mkdir()
+    cache_directory().mkdir(parents=True, exist_ok=True)
+    (clean.path / ".cache/kvm-signal-msi").symlink_to(cache_directory())
+    variables = "\n".join(f"export {name}={value}" for name, value in job["variables"].items())
+    script = "\n".join(job["script"]).replace("/tmp/venv", ".venv")
+    done = shell(clean, f"CI_PROJECT_DIR=$PWD\n{variables}\n{script}")
+    assert done.returncode == 0, done.stdout
+    assert "kernel under test: 6.12, on Linux 6.12." in done.stdout
+    assert "1 passed" in done.stdout
+    reports = [*job["artifacts"]["paths"], job["artifacts"]["reports"]["junit"]]
+    assert all((clean.path / file).exists() for file in reports)
+
+
+def packages() -> set[str]:
+    """Return the Debian packages that the examples and the README install."""
+    texts = [file.read_text() for file in EXAMPLES.iterdir()]
+    texts.append((ROOT / "README.md").read_text())
+    installed = re.findall(r"apt-get install ([^&\n]*)", "\n".join(texts))
+    words = {word for line in installed for word in line.split() if word[0] != "-" and word != "\\"}
+    return words | set(read("lava.yaml")["install"]["deps"])
+
+
+def test_packages_exist():
+    listed = subprocess.run(
+        ["apt-cache", "show", *sorted(packages())], capture_output=True, text=True, check=False
+    )
+    if not listed.stdout:
+        pytest.skip("no lists of packages to look them up in: apt-get update")
+    assert packages() <= set(re.findall(r"^Package: (\S+)", listed.stdout, re.M))
 
 
 @pytest.mark.parametrize("test, result", [("pass", "pass"), ("assert False", "fail")])
