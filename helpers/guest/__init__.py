@@ -10,13 +10,12 @@ from helpers.guest.injection import (
     effect_between,
     irqchip_route,
     journal,
-    msi_of,
-    msi_route,
     sint_route,
     start_over,
 )
 from helpers.guest.machine import Machine
 from helpers.guest.running import GuestError
+from helpers.kvm.msi import msi_of, msi_route
 
 __all__ = [
     "Cpu",

@@ -267,25 +267,6 @@ def start_over() -> None:
     recording.active = recording.active and recording.active.successor()
 
 
-def msi_of(message: Message, flags: int = 0, devid: int = 0, pad: bytes = bytes(12)) -> abi.kvm_msi:
-    """Return the argument of KVM_SIGNAL_MSI."""
-    words = (message.address_lo, message.address_hi, message.data)
-    msi = abi.kvm_msi(*words, flags, devid)
-    msi.pad[:] = pad
-    return msi
-
-
-def msi_route(
-    gsi: int, message: Message, flags: int = 0, devid: int = 0
-) -> abi.kvm_irq_routing_entry:
-    """Return a routing entry from ``gsi`` to ``message`` (api.rst, KVM_SET_GSI_ROUTING)."""
-    entry = abi.kvm_irq_routing_entry(gsi=gsi, type=abi.KVM_IRQ_ROUTING_MSI, flags=flags)
-    msi = entry.u.msi
-    msi.address_lo, msi.address_hi, msi.data = message.address_lo, message.address_hi, message.data
-    msi.devid = devid
-    return entry
-
-
 def irqchip_route(gsi: int, irqchip: int, pin: int) -> abi.kvm_irq_routing_entry:
     """Return a routing entry from ``gsi`` to a pin of an irqchip, KVM_IRQCHIP_*, in the kernel."""
     entry = abi.kvm_irq_routing_entry(gsi=gsi, type=abi.KVM_IRQ_ROUTING_IRQCHIP)

@@ -17,12 +17,13 @@ from helpers.apic.lapic import APIC_BASE_BSP
 from helpers.apic.topology import Irqchip, Topology
 from helpers.guest import layout
 from helpers.guest.cpu import Cpu
-from helpers.guest.injection import Injection, Setting, Snapshot, effect_between, journal, msi_of
+from helpers.guest.injection import Injection, Setting, Snapshot, effect_between, journal
 from helpers.guest.ledger import Ledger, apic_mode_in
 from helpers.guest.memory import add_memory
 from helpers.kvm import System, Vcpu, abi, recording
 from helpers.kvm.closing import Closing
 from helpers.kvm.ioctl import attempt, ioctl
+from helpers.kvm.msi import msi_of
 
 UnseenCall = tuple[int, int, Any, int]
 """An ioctl as the ledger takes it: file descriptor, number, argument, return value."""

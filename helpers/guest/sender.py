@@ -15,9 +15,10 @@ from typing import Literal
 from helpers.apic import Message
 from helpers.apic.lapic import bits
 from helpers.guest.assemble import library
-from helpers.guest.injection import Injection, msi_of
+from helpers.guest.injection import Injection
 from helpers.guest.machine import Machine
 from helpers.kvm import abi, recording
+from helpers.kvm.msi import msi_of
 
 Word = Literal["address_lo", "address_hi", "data"]
 Values = ctypes.Array[ctypes.c_uint32]

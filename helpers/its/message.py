@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from helpers.its.registers import GITS_TRANSLATER
 from helpers.kvm import abi
+from helpers.kvm.msi import msi_of, msi_route
 
 FIRST_ITS = 0x0808_0000
 """The address of the first ITS of a machine."""
@@ -31,18 +32,22 @@ class Message:
         return ", ".join(words)
 
     @property
+    def address_lo(self) -> int:
+        return self.address & 0xFFFFFFFF
+
+    @property
+    def address_hi(self) -> int:
+        return self.address >> 32
+
+    @property
+    def data(self) -> int:
+        return self.event
+
+    @property
     def msi(self) -> abi.kvm_msi:
         """The structure in memory."""
-        low, high = self.address & 0xFFFFFFFF, self.address >> 32
-        msi = abi.kvm_msi(low, high, self.event, self.flags, self.devid)
-        msi.pad[:] = self.pad
-        return msi
+        return msi_of(self, self.flags, self.devid, self.pad)
 
     def route(self, gsi: int) -> abi.kvm_irq_routing_entry:
         """Return the routing entry from ``gsi`` to this message."""
-        flags, kind = self.flags, abi.KVM_IRQ_ROUTING_MSI
-        entry = abi.kvm_irq_routing_entry(gsi=gsi, type=kind, flags=flags)
-        entry.u.msi.address_lo = self.address & 0xFFFFFFFF
-        entry.u.msi.address_hi = self.address >> 32
-        entry.u.msi.data, entry.u.msi.devid = self.event, self.devid
-        return entry
+        return msi_route(gsi, self, self.flags, self.devid)
