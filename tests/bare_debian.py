@@ -3,8 +3,8 @@
 
     sudo python -m tests.bare_debian gitlab-ci.yml Containerfile lava.yaml
 
-debootstrap makes a root file system for each example. /dev/kvm is this machine's, and nothing else
-is shared. Takes three minutes and 2 GB for each example; the tests are those of one file.
+debootstrap makes a root file system for each example. /dev/kvm and /sys are this machine's, and
+nothing else is shared. Takes three minutes and 2 GB for each example; the tests are those of one file.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def run(example: str, root: Path, environment: Mapping[str, str]) -> bool:
     if OWN_CAS.is_dir():
         shutil.copytree(OWN_CAS, root / OWN_CAS.relative_to("/"), dirs_exist_ok=True)
     (root / "dev/kvm").touch()
-    mounts = f"mount -t proc proc {root}/proc; [ ! -e {KVM} ] || mount --bind {KVM} {root}{KVM}"
+    mounts = f"mount -t proc proc {root}/proc; mount -t sysfs -o ro sysfs {root}/sys; "
+    mounts += f"[ ! -e {KVM} ] || mount --bind {KVM} {root}{KVM}"
     command = ["unshare", "--mount", "sh", "-ec", f"{mounts}; exec chroot {root} bash /job"]
     return subprocess.run(command, env=environment, check=False).returncode == 0
 

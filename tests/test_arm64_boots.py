@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from email.message import Message
 from urllib.error import HTTPError
 
 import pytest
 
+from helpers.arm64 import layout
 from helpers.kernels import columns, foreign, packages
 from helpers.kernels.emulators.qemu import Qemu
 from helpers.kernels.locate import resolve
@@ -205,3 +207,29 @@ def test_arm64_kernel_is_judged(tmp_path):
     assert recorded["kernel"]["architecture"] == "arm64"
     assert recorded["kernel"]["vendor"] == "kvm_arm"
     assert "<td>arm64</td>" in (tmp_path / "report.html").read_text()
+
+
+HANGS = """
+@clause("arm.pad")
+@pytest.mark.timeout(2)
+def test_hangs(machine):
+    while True:
+        machine[0].exit()
+"""
+
+
+@pytest.mark.skipif(bool(MISSING), reason=f"{' and '.join(MISSING)} not found")
+@pytest.mark.timeout(300)
+def test_timeout_shows_the_registers_of_the_vcpu(suite):
+    suite.write("suites/arm64/__init__.py", "")
+    suite.add(HANGS, "suites/arm64/test_it.py")
+    for name in ("conftest.py", "common.py"):
+        shutil.copy(ROOT / "suites/arm64" / name, suite.path / "suites/arm64")
+    run = suite.run("--kernel=6.12", "--arch=arm64", "--logs=logs")
+    assert run.lines_with("TIMED OUT")
+    [log] = (suite.path / "logs").rglob("*.log")
+    exits = r"vCPU with ID 0: last exit KVM_EXIT_.*\n  pc=(\w+) pstate=(\w+) x0="
+    shown = re.search(exits, log.read_text())
+    assert shown, log.read_text()
+    assert layout.CODE <= int(shown[1], 16) < layout.CODE + 0x1000
+    assert int(shown[2], 16) & 0xF == 5  # EL1h

@@ -60,7 +60,7 @@ def test_packaged_kernel_is_judged_in_qemu():
 
 
 DYING = """
-import os, pathlib, signal
+import os, pathlib, signal, time
 from helpers.kernels import insmod
 from helpers.kernels.init import MODULES
 
@@ -85,6 +85,10 @@ def test_between(): pass
 def test_hang(): os.kill(os.getpid(), signal.SIGSTOP)
 
 @clause("msi.pad")
+@pytest.mark.timeout(1)
+def test_slow(): time.sleep(600)
+
+@clause("msi.pad")
 def test_after(): pass
 """
 
@@ -99,6 +103,7 @@ def test_kernel_that_dies_costs_the_test_that_ran(suite):
     assert sorted(passed) == ["test_after", "test_before", "test_between"]
     assert run.lines_with("FAILED suites/test_it.py::test_oops")
     assert run.lines_with("TIMED OUT suites/test_it.py::test_hang")
+    assert run.lines_with("TIMED OUT suites/test_it.py::test_slow - timed out after 1 s")
     assert run.lines_with("the kernel died in this test")
     assert run.lines_with("Kernel panic - not syncing: Fatal exception")
     assert run.lines_with("no sign of life for too long: the kernel hangs in this test")

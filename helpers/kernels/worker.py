@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _pytest.config import create_terminal_writer
 
 from helpers.kernels import insmod
 from helpers.kernels.frames import Unpacker, pack
@@ -66,6 +67,9 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """Ignore -n, and register the worker."""
     config.option.numprocesses, config.option.dist, config.option.tx = None, "no", []
+    # pytest-timeout shows the stacks of threads before it ends a test.
+    console = create_terminal_writer(config, sys.__stderr__)
+    config.get_terminal_writer = lambda: console  # type: ignore[method-assign]
     config.pluginmanager.register(Worker(config), "kvm-kernels-worker")
 
 

@@ -37,5 +37,9 @@ KVM_ARM_PREFERRED_TARGET = Request(
     "KVM_ARM_PREFERRED_TARGET", ioc(2, 0xAF, ctypes.sizeof(kvm_vcpu_init))
 )
 
-CORE_PC = 0x6030_0000_0010_0040
-"""KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE_REG(regs.pc)."""
+_CORE = 0x6030_0000_0010_0000
+"""KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE. Registers are numbered by 32-bit words."""
+CORE_PC = _CORE | 0x40
+CORE = {"pc": CORE_PC, "pstate": _CORE | 0x42, "sp": _CORE | 0x3E}
+CORE |= {f"x{number}": _CORE | 2 * number for number in range(31)}
+"""The ids of the core registers, for KVM_GET_ONE_REG."""

@@ -85,6 +85,12 @@ class Vcpu(Closing):
     def set_regs(self, regs: abi.kvm_regs) -> None:
         ioctl(self.fd, abi.KVM_SET_REGS, regs)
 
+    def get_one_reg(self, id: int) -> int:
+        """Return a register of 64 bits (api.rst, KVM_GET_ONE_REG)."""
+        value = ctypes.c_uint64()
+        ioctl(self.fd, abi.KVM_GET_ONE_REG, abi.kvm_one_reg(id, ctypes.addressof(value)))
+        return value.value
+
     def get_sregs(self) -> abi.kvm_sregs:
         return self._get(abi.KVM_GET_SREGS, abi.kvm_sregs)
 

@@ -11,14 +11,19 @@ from types import TracebackType
 import pytest
 
 from helpers.apic.topology import show_mp_state
+from helpers.arm64.cpu import Cpu as Arm64Cpu
+from helpers.arm64.machine import Machine as Arm64Machine
 from helpers.guest import Cpu, GuestError, Machine
 from helpers.kvm import Vcpu
+from helpers.kvm.abi_arm64 import CORE
 from helpers.kvm.ioctl import KvmError
+from helpers.spec.architectures import ARM64, running
 
 _MESSAGE = re.compile(r"Timeout \(>(\d+(?:\.\d+)?)s\) from pytest-timeout\.")
 _MOST_VCPUS = 8
 _ANSWER_SECONDS = 2.0
-_REGISTERS = ["rip", "rflags", "rsp", "rax", "rbx", "rcx", "rdx", "rsi", "rdi"]
+_X86_REGISTERS = ["rip", "rflags", "rsp", "rax", "rbx", "rcx", "rdx", "rsi", "rdi"]
+_ARM64_REGISTERS = ["pc", "pstate", "x0", "x1", "x2", "x3"]
 
 
 def seconds_of(error: BaseException | None) -> float:
@@ -68,9 +73,9 @@ def _locals(error: BaseException | None) -> Iterator[object]:
 def _vcpus(value: object) -> list[Vcpu]:
     if isinstance(value, Vcpu):
         return [value]
-    if isinstance(value, Cpu):
+    if isinstance(value, Cpu | Arm64Cpu):
         return [value.vcpu]
-    return [cpu.vcpu for cpu in value.cpus] if isinstance(value, Machine) else []
+    return [cpu.vcpu for cpu in value.cpus] if isinstance(value, Machine | Arm64Machine) else []
 
 
 def _describe(vcpu: Vcpu) -> str:
@@ -90,6 +95,10 @@ def _describe(vcpu: Vcpu) -> str:
 
 
 def _state(vcpu: Vcpu) -> str:
-    regs = vcpu.get_regs()
-    registers = " ".join(f"{name}={getattr(regs, name):#x}" for name in _REGISTERS)
+    if running() is ARM64:
+        values = {name: vcpu.get_one_reg(CORE[name]) for name in _ARM64_REGISTERS}
+    else:
+        regs = vcpu.get_regs()
+        values = {name: getattr(regs, name) for name in _X86_REGISTERS}
+    registers = " ".join(f"{name}={value:#x}" for name, value in values.items())
     return f"{registers}\n  mp_state={show_mp_state(vcpu.get_mp_state())}"
