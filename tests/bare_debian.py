@@ -4,7 +4,8 @@
     sudo python -m tests.bare_debian gitlab-ci.yml Containerfile lava.yaml
 
 debootstrap makes a root file system for each example. /dev/kvm and /sys are this machine's, and
-nothing else is shared. Takes three minutes and 2 GB for each example; the tests are those of one file.
+nothing else is shared. Takes three minutes and 2 GB for each example, whose tests are those of one
+file.
 """
 
 from __future__ import annotations
