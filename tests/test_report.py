@@ -72,6 +72,24 @@ def test_failures_are_listed_with_what_happened(report):
     assert "test_has_an_error::setup return.masked RuntimeError: a broken" in report.overview
 
 
+def test_failures_of_one_kind_are_listed_once(suite):
+    suite.add("""
+@clause("msi.pad")
+@pytest.mark.parametrize("number", range(60))
+def test_it(number):
+    expect("return value", "1", "x" if number % 2 else "other")
+
+@clause("msi.flags")
+def test_other():
+    expect("return value", "1", "x")
+""")
+    report = report_of(suite)
+    listed = report.overview_markup.partition('class="kvm-failures"')[2].partition("</ol>")[0]
+    assert listed.count("<li>") == 3
+    assert listed.count("and 29 more tests in the same way") == 2
+    assert len(set(re.findall(r'href="#test=(\d+)"', listed))) == 61
+
+
 def test_clause_is_linked_to_its_tests(report):
     linked = set(re.findall(r'href="#clause=([^"]*)"', report.overview_markup))
     named = {row["clause"] for row in report.rows.values()}

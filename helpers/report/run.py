@@ -77,6 +77,16 @@ class JudgedRun:
         return judged and not self.failures and not self.cut_short
 
     @property
+    def alike(self) -> list[list[Phase]]:
+        """The failures, in lists of those that broke the same clause in the same way."""
+        groups: dict[tuple[object, ...], list[Phase]] = {}
+        for phase in self.failures:
+            what = tuple(phase.mismatch.values()) if phase.mismatch else phase.reason
+            clause = phase.verdict.clause if phase.verdict else ""
+            groups.setdefault((phase.column, phase.outcome, clause, what), []).append(phase)
+        return list(groups.values())
+
+    @property
     def failing(self) -> list[str]:
         """The columns with failures."""
         return [tally.column for tally in self.tallies if tally.totals.keys() & FAILURES]
