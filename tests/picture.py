@@ -18,7 +18,7 @@ from tests.html_report import BROWSER
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "reports/example.png"
-SIZE = "1100,2020"
+SIZE = "1100,2380"
 
 SHORTEN = """
 <script>
