@@ -81,6 +81,8 @@ def run(example: str, root: Path, environment: Mapping[str, str]) -> bool:
     # Copies: a package's script may write what is mounted, as root of this machine.
     if OWN_CAS.is_dir():
         shutil.copytree(OWN_CAS, root / OWN_CAS.relative_to("/"), dirs_exist_ok=True)
+    acquiring = subprocess.run(["apt-config", "dump", "Acquire"], capture_output=True, check=True)
+    (root / "etc/apt/apt.conf.d/90machine").write_bytes(acquiring.stdout)
     (root / "dev/kvm").touch()
     mounts = f"mount -t proc proc {root}/proc; mount -t sysfs -o ro sysfs {root}/sys; "
     mounts += f"[ ! -e {KVM} ] || mount --bind {KVM} {root}{KVM}"
