@@ -259,6 +259,19 @@ def test_lists_are_fetched_once(archive):
 # --- the Python of another architecture -----------------------------------------------------------
 
 
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_python_is_fetched_again(archive, damage):
+    with (archive / "apt-get").open("a") as script:
+        script.write('case "$*" in *install*) echo "Inst python3.11 (1 x)" ;; esac\n')
+    python = Archive().fetch_python("3.11")
+    [file] = python.glob("lib/**/kvm.ko")
+    foreign._compiled(python)
+    content = file.read_bytes()
+    damage(file)
+    assert Archive().fetch_python("3.11") == python
+    assert file.read_bytes() == content
+
+
 @pytest.mark.usefixtures("archive")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_wheels_are_fetched_again(tmp_path, monkeypatch, damage):

@@ -154,8 +154,8 @@ class Archive:
         return sorted(names - lacking, key=numbers)
 
     def is_fetched(self, name: str) -> bool:
-        """Return whether a kernel is in the cache directory, as it was unpacked."""
-        return is_intact(self.directory / name)
+        """Return whether a kernel is in the cache directory."""
+        return (self.directory / name).exists()
 
     def newest(self, version: str) -> str:
         """Return the newest kernel of a version such as ``6.12``, or the kernel of that name."""
@@ -206,7 +206,7 @@ class Archive:
         name = f"python{version}"
         wanted = (f"{name}-minimal", f"lib{name}-stdlib")
         with self._packages():
-            if self.is_fetched(name):
+            if is_intact(self.directory / name):
                 return self.directory / name
             needed = self._with_dependencies("-t", _PYTHONS[version], *wanted)
             return self._unpacked(name, needed)
