@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.kernels.git_bisect import FRAGMENT, TOOLS, unset
+from helpers.kernels.build import TOOLS
+from helpers.kernels.emulators.qemu import QEMU
 
 MAKE = """\
 for argument; do
@@ -63,7 +64,7 @@ class Tree:
         self.cache = path / "cache"
         self.tools = path / "tools"
         self.tools.mkdir()
-        for tool in TOOLS:
+        for tool in (*TOOLS, QEMU):
             self.tool(tool, MAKE if tool == "make" else "exit 0")
         for tool in ("git", "sh", "cat", "cp", "grep", "mkdir", "sleep"):
             (self.tools / tool).symlink_to(shutil.which(tool) or tool)
@@ -151,7 +152,7 @@ def test_bisection_names_the_first_bad_commit(tree):
             "cannot be judged: 6.99 could not be judged: the kernel died (pytest ended with 4)",
         ),
         ("broken", 125, "cannot be judged: the build failed: kvm.c:1:2: error: no type"),
-        ("intel", 125, "cannot be judged: no configuration of this commit has KVM_AMD"),
+        ("intel", 125, "cannot be judged: no configuration of this source has KVM_AMD"),
         ("dirty", 128, "error: {tree} holds the output of a build: make mrproper there"),
     ],
 )
@@ -168,7 +169,7 @@ def test_log_is_named_and_holds_all(tree, state):
     tree.commit(state)
     _, output = tree.step("suites/test_it.py")
     log = Path(output.rpartition("log: ")[2].strip())
-    assert log.is_relative_to(tree.cache / "kvm-signal-msi/git-bisect")
+    assert log.is_relative_to(tree.cache / "kvm-signal-msi/builds")
     assert "bzImage" in log.read_text()
 
 
@@ -191,6 +192,16 @@ def test_build_directory_is_the_trees_own_and_stays(tree):
     assert not tree.git("status", "--short", "--ignored")
 
 
+def test_another_configuration_is_built_beside(tree):
+    tree.commit("good")
+    tree.step("suites/test_it.py")
+    code, output = tree.step("--config=debug", "suites/test_it.py")
+    assert code == 0, output
+    built = {image.parts[-5]: image.parents[3] for image in tree.cache.rglob("bzImage")}
+    assert set(built) == {"minimal", "debug"}
+    assert "CONFIG_KASAN=y" in (built["debug"] / ".config").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -202,6 +213,7 @@ def test_build_directory_is_the_trees_own_and_stays(tree):
         (["suites", "--that"], "error: unrecognized arguments: --that"),
         (["suites", "--kernel=6.12"], "error: --kernel is set by this script"),
         (["suites", "--kernel", "6.12"], "error: --kernel is set by this script"),
+        (["suites", "--config=large"], "argument --config: invalid choice: 'large'"),
     ],
 )
 def test_mistake_ends_the_bisection_before_anything_is_built(tree, arguments, says):
@@ -213,7 +225,7 @@ def test_mistake_ends_the_bisection_before_anything_is_built(tree, arguments, sa
     assert not tree.cache.exists()
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize("tool", [*TOOLS, QEMU])
 def test_missing_tool_ends_the_bisection(tree, tool):
     tree.commit("good")
     (tree.tools / tool).unlink()
@@ -283,20 +295,3 @@ def test_interrupted_build_leaves_no_process(tree, number):
     assert step.wait() == 130
     while not has_ended(int(files[0].read_text())):
         time.sleep(0.05)
-
-
-def test_fragment_demands_what_it_sets_itself():
-    assert unset(FRAGMENT.read_text()) == []
-
-
-@pytest.mark.parametrize(
-    "state", ["# CONFIG_KVM_AMD is not set", "CONFIG_KVM_AMD=m", "CONFIG_KVM_AMD_SEV=y", ""]
-)
-def test_option_that_is_not_built_in_is_missing(state):
-    config = FRAGMENT.read_text().replace("CONFIG_KVM_AMD=y", state)
-    assert unset(config) == ["KVM_AMD"]
-
-
-def test_option_that_only_some_versions_have_is_not_demanded():
-    config = FRAGMENT.read_text().replace("CONFIG_KVM_SMM=y", "")
-    assert unset(config) == []

@@ -307,6 +307,9 @@ def test_kernel_with_two_kvms_is_an_error(tmp_path, kernel):
     ("options", "says"),
     [
         (["--kvm-modules=here"], "name one by --kernel"),
+        (["--config=debug"], "name one by --kernel"),
+        (["--kernel=6.12", "--config=debug"], "--config=debug builds a source tree, which 6.12 is"),
+        (["--kernel=suites", "--config=debug"], "/suites is no kernel tree: it has no virt/kvm"),
         (["--kernel=6.12", "--pdb"], "cannot reach into a booted kernel"),
         (["--kvm-param=matrix"], "name one by --kernel"),
         (["--kernel=6.12", "--kvm-param=x=1,2"], "kvm and kvm_amd of 6.12 have no such parameter"),

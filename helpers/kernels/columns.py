@@ -76,10 +76,12 @@ def boots(
     choices: Choices,
     emulators: Sequence[Emulator],
     cpus: Sequence[str] = (),
+    config: str | None = None,
 ) -> list[Boot]:
     """Return the boots of a run; fetch the kernels that are not here. Raises KernelError.
 
-    ``specs``, ``directories`` and ``cpus`` are the values of --kernel, --kvm-modules and --cpu.
+    ``specs``, ``directories``, ``cpus`` and ``config`` are the values of --kernel, --kvm-modules,
+    --cpu and --config.
     """
     made: list[Boot] = []
     sets: list[_ModuleSet] = []
@@ -87,7 +89,7 @@ def boots(
         own = [_module_set(text, emulator.vendor) for text in directories]
         sets += own
         for spec in dict.fromkeys(specs):
-            for boot in _boots(spec, own, choices.besides(emulator.judged), emulator):
+            for boot in _boots(spec, own, choices.besides(emulator.judged), emulator, config):
                 boot.columns = [_on_cpu(column, emulator, cpus) for column in boot.columns]
                 made.append(boot)
     releases = {boot.kernel.release for boot in made}
@@ -161,10 +163,14 @@ def _file(module: str) -> str:
 
 
 def _boots(
-    spec: str, sets: Sequence[_ModuleSet], choices: Choices, emulator: Emulator
+    spec: str,
+    sets: Sequence[_ModuleSet],
+    choices: Choices,
+    emulator: Emulator,
+    config: str | None,
 ) -> Sequence[Boot]:
     """Return the boots of a kernel: one, or if KVM is built in, one for each command line."""
-    kernel = resolve(spec, emulator.architecture)
+    kernel = resolve(spec, emulator.architecture, config)
     own = Modules(kernel.modules)
     kvm = emulator.kvm
     try:
@@ -185,6 +191,7 @@ def _boots(
     builtin = {name: own.builtin_parameters(name) for name in kvm if name not in stock}
     made: dict[str, Boot] = {}
     asks = [f"--kernel={spec}"]
+    asks += [f"--config={config}"] * bool(config)
     asks += [f"--arch={emulator.architecture.name}"] * (emulator.architecture is not X86_64)
     for column in (each for stem in columns for each in _chosen(stem, choices, builtin)):
         line = column.command_line

@@ -8,6 +8,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from helpers.kernels.build import built
 from helpers.kernels.packages import Archive, KernelError
 from helpers.spec.architectures import ARM64, X86_64, Architecture
 
@@ -24,8 +25,10 @@ class BootFiles:
     tree: Path | None = None
 
 
-def resolve(spec: str, architecture: Architecture = X86_64) -> BootFiles:
+def resolve(spec: str, architecture: Architecture = X86_64, config: str | None = None) -> BootFiles:
     """Return the files of a kernel; fetch a packaged one that is not here. Raises KernelError.
+
+    With ``config``, the value of --config, the kernel is built from the source tree that is named.
 
     A path is a build tree with its image, such as arch/x86/boot/bzImage, or an image with its
     modules in lib/modules/RELEASE beside the image, one level up, or in /lib/modules.
@@ -33,6 +36,10 @@ def resolve(spec: str, architecture: Architecture = X86_64) -> BootFiles:
     if not spec:
         raise KernelError(f"--kernel= is empty: {_CHOICES}")
     path = Path(spec).expanduser()
+    if config:
+        if not path.is_dir():
+            raise KernelError(f"--config={config} builds a source tree, which {spec} is not")
+        return _of_tree(built(path.resolve(), config))
     if path.is_dir():
         return _of_tree(path, architecture)
     if path.is_file():
@@ -42,7 +49,7 @@ def resolve(spec: str, architecture: Architecture = X86_64) -> BootFiles:
     return _of_package(*Archive.of(architecture).fetch_newest(spec))
 
 
-def _of_tree(tree: Path, architecture: Architecture) -> BootFiles:
+def _of_tree(tree: Path, architecture: Architecture = X86_64) -> BootFiles:
     image = tree / architecture.image
     if not image.exists():
         kind = Path(architecture.image).parts[1]

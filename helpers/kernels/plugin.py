@@ -15,6 +15,7 @@ import pytest
 from helpers.guest.assemble import AssemblyError
 from helpers.kernels import emulators
 from helpers.kernels.boot import Guest, Images, slots
+from helpers.kernels.build import CONFIGS
 from helpers.kernels.columns import Boot, boots
 from helpers.kernels.packages import KernelError
 from helpers.kernels.parameters import MATRIX, Choices
@@ -62,7 +63,7 @@ _EACH: dict[str, Any] = {"action": "append", "default": []}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --kernel, --arch, --cpu, --kvm-modules, --kvm-param and --maxfail-each."""
+    """Add --kernel, --arch, --cpu, --config, --kvm-modules, --kvm-param and --maxfail-each."""
     group = parser.getgroup("kernels")
     group.addoption(
         "--arch",
@@ -96,7 +97,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=0,
         help="leave a booted kernel after NUM failures, and go on with the others",
     )
-    _add_kvm_options(group)
+    _add_build_options(group)
 
 
 def _count(text: str) -> int:
@@ -106,8 +107,15 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _add_kvm_options(group: pytest.OptionGroup) -> None:
-    """Add the options for KVM's modules."""
+def _add_build_options(group: pytest.OptionGroup) -> None:
+    """Add the options for what is built and loaded."""
+    group.addoption(
+        "--config",
+        choices=CONFIGS,
+        help="build each --kernel, a kernel source tree, outside the tree with this configuration: "
+        "minimal (all that the tests need) or debug (with KASAN, lockdep and other checks of the "
+        "kernel's own)",
+    )
     group.addoption(
         "--kvm-modules",
         metavar="DIR",
@@ -137,10 +145,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     _check(config, architecture)
     is_default = not option.kernel and judges_suites(config) and not _has_kvm()
     if not (is_default or option.kernel):
-        if option.cpu or option.kvm_modules or option.kvm_param or option.program is not None:
+        others = (option.cpu, option.config, option.kvm_modules, option.kvm_param)
+        if any(others) or option.program is not None:
             raise pytest.UsageError(
-                "--cpu, --kvm-modules, --kvm-param and --program are for kernels that are booted: "
-                "name one by --kernel, such as --kernel=6.12"
+                "--cpu, --config, --kvm-modules, --kvm-param and --program are for kernels that "
+                "are booted: name one by --kernel, such as --kernel=6.12"
             )
         return
     if option.usepdb or option.trace:
@@ -153,7 +162,9 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
             chosen = emulators.chosen(option.cpu, architecture)
             for emulator in chosen:
                 emulator.require()
-            found = boots(option.kernel, option.kvm_modules, choices, chosen, option.cpu)
+            found = boots(
+                option.kernel, option.kvm_modules, choices, chosen, option.cpu, option.config
+            )
     except KernelError as reason:
         text = f"no /dev/kvm on this machine, and: {reason}" if is_default else str(reason)
         if is_default:
@@ -190,7 +201,10 @@ def _check(config: pytest.Config, architecture: Architecture) -> None:
             )
 
 
-_X86_ONLY = ("cpu", "kvm_modules", "kvm_param", "program", "reproducers", "record", "exhaustive")
+_X86_ONLY = (
+    *("cpu", "config", "kvm_modules", "kvm_param"),
+    *("program", "reproducers", "record", "exhaustive"),
+)
 
 
 def expand(specs: Sequence[str]) -> Iterator[str]:
