@@ -63,7 +63,7 @@ BROKEN = {
     ),
     "irqfd-update-sleeps": (
         "virt/kvm/eventfd.c",
-        Edit("irqfd_update", "n_entries =", "might_sleep(); n_entries ="),
+        Edit("irqfd_update", "n_entries = kvm", "might_sleep(); n_entries = kvm"),
         "suites/test_routing.py",
         "BUG: sleeping function called from invalid context",
     ),
@@ -82,4 +82,4 @@ def test_error_is_its_tests(tree, defect):
         file.write_text(whole)
     assert run.exit_code == 1, run.output
     assert run.outcomes["passed"] > 0
-    assert f"kernel log: {logged}" in run.output
+    assert run.lines_with(logged), run.output

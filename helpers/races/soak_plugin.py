@@ -77,7 +77,7 @@ class Soaking:
                 raise complaint
             self._node.stash[REPEAT] = [alone, "--soak=0.1", f"--seed={seed}"]
             with self._capture.global_and_fixture_disabled():
-                self._bar.show(int(seconds), soak.work.progress())
+                self._bar.show(int(seconds), f"seed {seed}, {soak.work.progress()}")
 
         try:
             soak.run(self._seed, self._seconds, show)
