@@ -63,7 +63,11 @@ BROKEN = {
     ),
     "irqfd-update-sleeps": (
         "virt/kvm/eventfd.c",
-        Edit("irqfd_update", "n_entries = kvm", "might_sleep(); n_entries = kvm"),
+        Edit(
+            "irqfd_update",
+            "n_entries = kvm_irq_map_gsi(",
+            "might_sleep(); n_entries = kvm_irq_map_gsi(",
+        ),
         "suites/test_routing.py",
         "BUG: sleeping function called from invalid context",
     ),

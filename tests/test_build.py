@@ -64,6 +64,11 @@ def test_source_tree_is_built_outside_the_tree(tree, config, capsys):
     assert (said.out, f"building {tree} ({config}; log: " in said.err) == ("", True)
 
 
+def test_kernel_with_checks_of_its_own_is_given_time(tree):
+    (minimal,), (debug,) = boots(tree, "minimal"), boots(tree, "debug")
+    assert debug.patience == 3 * minimal.patience == 3
+
+
 def test_source_that_does_not_build_names_the_log(tree):
     (tree / "bzImage").unlink()
     with pytest.raises(KernelError, match=r"^the build failed: .*bzImage.*; log: \S+/debug\.log$"):

@@ -28,6 +28,9 @@ CONFIGS = {
 }
 """The values of --config, and the files that make up the configuration."""
 
+SLOWNESS = {"minimal": 1, "debug": 3}
+"""See BootFiles."""
+
 TOOLS = ("gcc", "ld", "make", "flex", "bison", "bc")
 _PACKAGES = "gcc make flex bison bc libelf-dev qemu-system-x86"
 _GRACE = 10  # seconds that an interrupted make or pytest has to clean up

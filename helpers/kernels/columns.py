@@ -65,6 +65,11 @@ class Boot:
     command_line: str = ""
     columns: list[Column] = field(default_factory=list)
 
+    @property
+    def patience(self) -> float:
+        """How much longer than Debian's kernels in QEMU a boot or a test may take."""
+        return self.emulator.patience * self.kernel.slowness
+
     def directory(self, column: Column) -> int:
         """Return the number of the first column with the same modules."""
         return next(n for n, each in enumerate(self.columns) if each.modules == column.modules)

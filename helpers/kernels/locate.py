@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from helpers.kernels.build import built
+from helpers.kernels.build import SLOWNESS, built
 from helpers.kernels.packages import Archive, KernelError
 from helpers.spec.architectures import ARM64, X86_64, Architecture
 
@@ -17,12 +17,16 @@ _CHOICES = "give a version such as 6.12, a bzImage, or a kernel build tree"
 
 @dataclass(frozen=True, slots=True)
 class BootFiles:
-    """A kernel to boot: its image, the directory its modules are below, and its build tree."""
+    """A kernel to boot: its image, the directory its modules are below, and its build tree.
+
+    ``slowness``: how much longer than in Debian's kernels a boot or a test may take.
+    """
 
     release: str
     vmlinuz: Path
     modules: Path
     tree: Path | None = None
+    slowness: float = 1
 
 
 def resolve(spec: str, architecture: Architecture = X86_64, config: str | None = None) -> BootFiles:
@@ -39,7 +43,7 @@ def resolve(spec: str, architecture: Architecture = X86_64, config: str | None =
     if config:
         if not path.is_dir():
             raise KernelError(f"--config={config} builds a source tree, which {spec} is not")
-        return _of_tree(built(path.resolve(), config))
+        return replace(_of_tree(built(path.resolve(), config)), slowness=SLOWNESS[config])
     if path.is_dir():
         return _of_tree(path, architecture)
     if path.is_file():

@@ -162,7 +162,7 @@ class BootedRun:
             slots,
             reports.time_limit,
             self.session.config.getoption("maxfail_each"),
-            lambda boot: boots[boot].emulator.patience,
+            lambda boot: boots[boot].patience,
         )
         self.guests: dict[int, Guest] = {}
         self.collected: dict[int, list[str]] = {}
@@ -336,7 +336,7 @@ class BootedRun:
                     boot = self.boots[place]
                     words = last_words(console, boot.kernel.tree)
                     text = f"{how} in this test. Its last words:\n{words}"
-                    limit = boot.emulator.patience * self.reports.time_limit(test)
+                    limit = boot.patience * self.reports.time_limit(test)
                     timeout = limit if how == HANGS else 0.0
                     self.reports.lose(boot, boot.columns[column], test, text, console, timeout)
                 case "break", place, column, reason:
