@@ -44,6 +44,7 @@ def holding(tmp_path_factory) -> Suite:
     suite.add(HOLDS)
     (suite.path / "garbage").write_bytes(GARBAGE)
     (suite.path / "empty").touch()
+    (suite.path / "garbage.c").write_bytes(GARBAGE)
     (suite.path / "directory").mkdir()
     (suite.path / "modules").mkdir()
     (suite.path / "modules/kvm.ko").write_bytes(b"\x7fELF" + GARBAGE)
@@ -124,9 +125,18 @@ def test_nonsense_is_one_line_and_leaves_nothing(holding, options, says):
     assert left_behind(holding) == before
 
 
+@pytest.mark.timeout(600)  # the package lists may have to be fetched
+def test_program_that_does_not_compile_is_named(holding):
+    run = holding.run("--kernel=6.12", "--program=garbage.c")
+    (line,) = run.lines_with("ERROR: ")
+    assert line.startswith("ERROR: --program=garbage.c: it does not compile: ")
+    assert run.exit_code == pytest.ExitCode.USAGE_ERROR
+
+
 REFUSED = {
     "--arch=nonsense": "argument --arch: invalid choice: 'nonsense'",
     "--clauses=x": "argument --clauses: ignored explicit argument 'x'",
+    "--config=nonsense": "argument --config: invalid choice: 'nonsense'",
     "--cpu=nonsense": "argument --cpu: invalid choice: 'nonsense'",
     "--exhaustive=x": "argument --exhaustive: ignored explicit argument 'x'",
     "--exit-codes=nonsense": "argument --exit-codes: invalid choice: 'nonsense'",

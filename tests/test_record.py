@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import gc
+import os
+import pickle
+import random
+import zlib
 from collections.abc import Callable
 
 import pytest
@@ -16,7 +20,8 @@ from helpers.guest.saved import SavedVcpu
 from helpers.kvm import System, abi, recording
 from helpers.program.skips import skips_of
 from helpers.record import Recorder
-from helpers.record.tape import Call, Compared, Observed, Tape
+from helpers.record.reports import packed, unpacked
+from helpers.record.tape import Call, Compared, Observed, Tape, Target
 from suites.common import outcome_of, try_to
 
 SET = ("SREGS", "REGS", "LAPIC", "VCPU_EVENTS", "MP_STATE")
@@ -135,3 +140,46 @@ def test_text_of_a_known_deviation_that_the_test_computes_is_left_out(recorder):
         vector = machine[0].lapic[Register.SVR] & 0xFF
         expect("taken", f"{vector - 0xBE:#x} after 1", "0x41 after 1")
     assert recorded.tape.left_out == "taken: the test computes what shows a known deviation"
+
+
+# --- on the way from a guest ----------------------------------------------------------------------
+
+
+TAPE = Tape(steps=[Call(Target(0, 1), abi.KVM_GET_LAPIC, bytes(1024), abi.kvm_lapic_state)])
+
+
+def test_tape_arrives_as_it_was():
+    assert unpacked(packed(TAPE)) == TAPE
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_damaged_tape_is_left_out(seed):
+    draw = random.Random(seed)
+    content = bytearray(packed(TAPE))
+    content[draw.randrange(len(content))] ^= draw.randrange(1, 256)
+    cut = content[: draw.choice((len(content), draw.randrange(len(content))))]
+    arrived = unpacked(bytes(cut))
+    assert arrived == TAPE or arrived.left_out.startswith("the tape was damaged on its way: ")
+
+
+class Runs:
+    def __reduce__(self):
+        return os.system, ("exit 1",)
+
+
+@pytest.mark.parametrize(
+    ("sent", "says"),
+    [
+        (Runs(), "posix.system is no part of a tape"),
+        ([TAPE, Runs()], "posix.system is no part of a tape"),
+        (Call, "another object"),
+        (7, "another object"),
+    ],
+)
+def test_nothing_but_a_tape_is_made(sent, says):
+    arrived = unpacked(zlib.compress(pickle.dumps(sent)))
+    assert (arrived.steps, arrived.left_out.rpartition(": ")[2]) == ([], says)
+
+
+def test_bomb_is_no_tape():
+    assert unpacked(zlib.compress(bytes(1 << 27))).left_out.endswith("too large, or cut off")

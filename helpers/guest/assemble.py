@@ -120,7 +120,10 @@ def require_tools(tools: Sequence[str], purpose: str, packages: str) -> None:
 
 def run_tool(command: Sequence[str], source: Path, text: str | None = None) -> None:
     """Run a tool that builds ``source``, with ``text`` as input. Raises AssemblyError."""
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    # gcc quotes a file that is not text.
+    done = subprocess.run(
+        command, input=text, capture_output=True, text=True, errors="backslashreplace", check=False
+    )
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip()
         raise AssemblyError(f"{command[0]} could not build {source.name}: {said}")

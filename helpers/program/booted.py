@@ -7,7 +7,6 @@ helpers/kernels/worker.py. :class:`ProgramGuest` translates them for helpers/pro
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import stat
@@ -21,9 +20,8 @@ from typing import Any
 
 import pytest
 
-from helpers.cache import cache_directory
 from helpers.guest import Mismatch
-from helpers.guest.assemble import built
+from helpers.guest.assemble import AssemblyError, built, cached
 from helpers.kernels.boot import Guest, add_modules
 from helpers.kernels.columns import Boot
 from helpers.kernels.frames import Garbage
@@ -37,6 +35,7 @@ _FS = "\x1f"
 _PASSED, _FAILED, _SKIPPED, _XFAILED = range(2, 6)
 """enum verdict of judge.c."""
 _OPTIONS = ["-O1", "-static", "-Wall"]
+_ERROR = re.compile(r"\berror: ")
 _PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -53,7 +52,12 @@ class Program:
         path = Path(source) if source else _of_suite()
         if not path.is_file():
             raise KernelError(f"--program={path}: no such file")
-        compiled = built(path, _OPTIONS, "program")
+        try:
+            compiled = built(path, _OPTIONS, "program")
+        except AssemblyError as error:
+            said = str(error).splitlines()
+            wrong = next(filter(_ERROR.search, said), said[0])
+            raise KernelError(f"--program={path}: it does not compile: {wrong}") from None
         listed = subprocess.run([compiled, "-l"], capture_output=True, text=True, check=False)
         names = [line for line in listed.stdout.splitlines() if not line.startswith("#")]
         if listed.returncode or not names:
@@ -71,18 +75,22 @@ class Program:
 
 def _of_suite() -> Path:
     """Return the program of the whole suite, recorded on the running kernel if it is not cached."""
-    digest = hashlib.sha256(os.uname().release.encode())
+    key = os.uname().release.encode()
     for directory in ("suites", "helpers"):
         for file in sorted((_PROJECT / directory).rglob("*")):
             if file.suffix in (".py", ".toml", ".c", ".S"):
-                digest.update(file.read_bytes())
-    path = cache_directory() / f"suite-{digest.hexdigest()[:16]}.c"
+                key += file.read_bytes()
+    return cached("suite", key, "c", _record)
+
+
+def _record(path: Path) -> None:
+    """Record the suite as C, whatever its tests do. Raises KernelError."""
+    print("recording the suite on the running kernel, once", file=sys.stderr)
+    command = [sys.executable, "-m", "helpers.program", "-o", str(path)]
+    done = subprocess.run(command, cwd=_PROJECT, capture_output=True, text=True, check=False)
     if not path.exists():
-        print("recording the suite on the running kernel, once", file=sys.stderr)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "helpers.program", "-o", str(path)]
-        subprocess.run(command, cwd=_PROJECT, stdout=subprocess.DEVNULL, check=False)
-    return path
+        said = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+        raise KernelError(f"--program: the suite could not be recorded: {said[-1]}")
 
 
 class ProgramGuest(Guest):
