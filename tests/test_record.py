@@ -9,10 +9,11 @@ import pickle
 import random
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from helpers.apic import Message, Register
+from helpers.apic import ApicMode, DeliveryMode, Message, Register
 from helpers.apic.lapic import bits
 from helpers.apic.topology import MpState
 from helpers.guest import Machine, expect
@@ -148,8 +149,13 @@ def test_text_of_a_known_deviation_that_the_test_computes_is_left_out(recorder):
 TAPE = Tape(steps=[Call(Target(0, 1), abi.KVM_GET_LAPIC, bytes(1024), abi.kvm_lapic_state)])
 
 
-def test_tape_arrives_as_it_was():
-    assert unpacked(packed(TAPE)) == TAPE
+@pytest.mark.parametrize(
+    "value", [MpState.HALTED, Register.LDR, DeliveryMode.NMI, ApicMode.X2APIC], ids=repr
+)
+def test_tape_arrives_as_it_was(value):
+    """A tape has numbers that are members of an enumeration."""
+    tape = replace(TAPE, facts=(("value", value),))
+    assert unpacked(packed(tape)) == tape
 
 
 @pytest.mark.parametrize("seed", range(300))
