@@ -93,7 +93,9 @@ def test_processor_is_the_machines_own_where_its_kvm_nests(monkeypatch):
 def test_cpu_without_a_kernel_to_boot_is_an_error(suite):
     suite.add("def test_it(): pass")
     run = suite.run("--cpu=intel")
-    assert run.lines_with("--cpu, --config, --kvm-modules, --kvm-param and --program are for kernels")
+    assert run.lines_with(
+        "--cpu, --config, --kvm-modules, --kvm-param and --program are for kernels"
+    )
 
 
 # --- Bochs ----------------------------------------------------------------------------------------
