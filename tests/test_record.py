@@ -173,11 +173,17 @@ class Runs:
         return os.system, ("exit 1",)
 
 
+class Reaches:
+    def __reduce__(self):
+        return getattr, (Call, "__init__")
+
+
 @pytest.mark.parametrize(
     ("sent", "says"),
     [
         (Runs(), "posix.system is no part of a tape"),
         ([TAPE, Runs()], "posix.system is no part of a tape"),
+        (Reaches(), "getattr is no part of a tape"),
         (Call, "another object"),
         (7, "another object"),
     ],

@@ -7,10 +7,12 @@ nothing but a tape.
 
 from __future__ import annotations
 
+import enum
 import io
 import pickle
 import re
 import zlib
+from collections.abc import Callable
 
 import pytest
 
@@ -59,8 +61,17 @@ def unpacked(content: bytes) -> Tape:
 class _Unpickler(pickle.Unpickler):
     """Makes the classes that a tape consists of, and calls nothing else."""
 
-    def find_class(self, module: str, name: str) -> type:
+    def find_class(self, module: str, name: str) -> Callable[..., object]:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         found = super().find_class(module, name) if _MODULES.fullmatch(module) else None
         if isinstance(found, type) and found.__module__ == module:
             return found
         raise pickle.UnpicklingError(f"{module}.{name} is no part of a tape")
+
+
+def _member(enumeration: enum.EnumType, name: str) -> object:
+    """Return a member of an enumeration, which Python 3.11.2 pickles as a call of getattr()."""
+    if not isinstance(enumeration, enum.EnumType):
+        raise pickle.UnpicklingError("getattr is no part of a tape")
+    return enumeration[name]
