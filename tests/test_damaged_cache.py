@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Damaged files in the cache: each is made or fetched again, or the one line of an error.
 
-The archive is a directory, with scripts in place of apt. test_emulators.py has a damaged emulator.
+The archive is a directory; scripts stand in for apt. test_emulators.py damages an emulator.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.cache import cache_directory, is_intact, seal
-from helpers.guest import assemble
+from helpers.cache import cache_directory, cached, is_intact, seal
 from helpers.kernels import foreign
 from helpers.kernels.locate import resolve
 from helpers.kernels.packages import Archive, KernelError
@@ -50,10 +49,10 @@ def test_damaged_output_is_made_again(cache, suffix, damage):
         made.append(output)
         output.write_bytes(b"the output" * 9)
 
-    first = assemble.cached("probe", b"source", suffix, make)
-    assert assemble.cached("probe", b"source", suffix, make) == first
+    first = cached("probe", b"source", suffix, make)
+    assert cached("probe", b"source", suffix, make) == first
     damage(first)
-    assert assemble.cached("probe", b"source", suffix, make) == first
+    assert cached("probe", b"source", suffix, make) == first
     assert first.read_bytes() == b"the output" * 9
     assert len(made) == 2
     assert list(cache.iterdir()) == [first]

@@ -109,9 +109,8 @@ def test_changed_layout_is_assembled_again(monkeypatch, commands):
 def test_cache_that_cannot_be_written_costs_only_time(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(
-        assemble, "_directory_of_process", lambda: SimpleNamespace(name=str(tmp_path))
-    )
+    own = SimpleNamespace(name=str(tmp_path))
+    monkeypatch.setattr("helpers.cache._directory_of_process", lambda: own)
     assert assembled() == assembled()
 
 

@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 
 from helpers.arm64 import layout
-from helpers.guest.assemble import cached, require_tools, run_tool
+from helpers.cache import cached
+from helpers.guest.assemble import require_tools, run_tool
 
 STUB = Path(__file__).with_name("stub.S")
 TOOLS = ("as", "objcopy")
@@ -21,7 +22,7 @@ def stub() -> bytes:
 
 
 def build_all() -> list[Path]:
-    """Return all that a guest without an assembler needs in its cache. Raises AssemblyError."""
+    """Return what is assembled for a booted guest, which has no assembler. Raises AssemblyError."""
     return [build()]
 
 

@@ -20,8 +20,9 @@ from typing import Any
 
 import pytest
 
+from helpers.cache import cached
 from helpers.guest import Mismatch
-from helpers.guest.assemble import AssemblyError, built, cached
+from helpers.guest.assemble import AssemblyError, built
 from helpers.kernels.boot import Guest, add_modules
 from helpers.kernels.columns import Boot
 from helpers.kernels.frames import Garbage
