@@ -231,9 +231,10 @@ class BootedRun:
         match kind:
             case "ready" if missing := self._items_of(self.boots[state.boot]).keys() - arguments[0]:
                 return self.schedule.failed(number, f"the guest does not find {min(missing)}")
-            case "ready" | "done":
-                if kind == "ready":
-                    self.collected[number] = arguments[0]
+            case "ready":
+                self.collected[number] = arguments[0]
+                return self.schedule.ready(number, now)
+            case "done":
                 return self.schedule.ready(number, now)
             case "column":
                 kernel = check_kernel(arguments[0])
@@ -244,20 +245,25 @@ class BootedRun:
                 return self.schedule.refused(number, arguments[0], now)
             case "begin":
                 return self.schedule.began(number, self.collected[number][arguments[0]], now)
-            case "ended":
-                boot = self.boots[state.boot]
-                column = boot.columns[state.column]
-                test = self.collected[number][arguments[0]]
-                failures = self.reports.receive(boot, column, test, arguments[1])
-                return self.schedule.ended(number, test, failures)
-            case "reproduce":
-                column = self.boots[state.boot].columns[state.column]
-                test = self.collected[number][arguments[0]]
-                program = self.reports.program_of(column, test, arguments[1])
-                return [("program", number, program or b"")]
+            case "ended" | "reproduce":
+                return self._receive_reports(number, kind, *arguments)
             case "failed":
                 return self.schedule.failed(number, arguments[0])
         raise AssertionError(f"the worker said {kind}")
+
+    def _receive_reports(
+        self, number: int, kind: str, collected: int, serialized: Iterable[dict[str, Any]]
+    ) -> list[Action]:
+        """Take the reports of a test that has ended, or answer by its C program."""
+        state = self.schedule.guests[number]
+        boot = self.boots[state.boot]
+        column = boot.columns[state.column]
+        test = self.collected[number][collected]
+        if kind == "reproduce":
+            program = self.reports.program_of(column, test, serialized)
+            return [("program", number, program or b"")]
+        failures = self.reports.receive(boot, column, test, serialized)
+        return self.schedule.ended(number, test, failures)
 
     # --- parameters -------------------------------------------------------------------------------
 
