@@ -48,11 +48,9 @@ def built(tree: Path, config: str) -> Path:
     """
     check_tree(tree)
     check_tools()
-    directory = directory_of(tree)
-    log = directory / f"{config}.log"
+    log = directory_of(tree) / f"{config}.log"
     with timed(f"building {tree} ({config}; log: {log})", sys.stderr):
-        build(tree, directory / config, CONFIGS[config], f"-{config}", log)
-    return directory / config
+        return build(tree, config, f"-{config}", log)
 
 
 def check_tree(tree: Path) -> None:
@@ -81,21 +79,23 @@ def directory_of(tree: Path) -> Path:
     return directory
 
 
-def build(tree: Path, directory: Path, fragments: Sequence[Path], version: str, log: Path) -> None:
-    """Build a bzImage without modules in ``directory``. Raises KernelError.
+def build(tree: Path, config: str, version: str, log: Path) -> Path:
+    """Build a bzImage without modules, and return its build directory. Raises KernelError.
 
-    ``fragments`` are the files of the configuration. ``version`` ends the kernel's release.
+    ``version`` ends the kernel's release.
     """
+    directory, fragments = directory_of(tree) / config, CONFIGS[config]
     with open(directory.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         log.unlink(missing_ok=True)
-        config = directory.with_suffix(".config")
-        config.write_text("".join(fragment.read_text() for fragment in fragments))
+        whole = directory.with_suffix(".config")
+        whole.write_text("".join(fragment.read_text() for fragment in fragments))
         make = ["make", "ARCH=x86_64", f"O={directory}", f"LOCALVERSION={version}"]
-        _run_make([*make, f"KCONFIG_ALLCONFIG={config}", "allnoconfig"], tree, log)
+        _run_make([*make, f"KCONFIG_ALLCONFIG={whole}", "allnoconfig"], tree, log)
         if missing := unset((directory / ".config").read_text(), fragments):
             raise NotBuilt(f"no configuration of this source has {', '.join(missing)}")
         _run_make([*make, f"-j{len(os.sched_getaffinity(0))}", "bzImage"], tree, log)
+    return directory
 
 
 def _run_make(make: Sequence[str], tree: Path, log: Path) -> None:
@@ -167,5 +167,5 @@ def complaints(output: str) -> list[str]:
 
 
 def lines_of(output: str) -> list[str]:
-    """Return the lines that are not empty, without pytest's rules."""
+    """Return the lines that have text, without the equals signs around pytest's headings."""
     return [line.strip("= ") for line in output.splitlines() if line.strip("= ")]

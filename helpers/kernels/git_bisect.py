@@ -83,12 +83,11 @@ def step(given: Sequence[str]) -> int:
     check_tools((*TOOLS, QEMU))
     tree, commit, subject = checked_out()
     print(f"{commit} {subject}", flush=True)
-    directory = directory_of(tree)
-    log = directory / f"{commit}.log"
+    log = directory_of(tree) / f"{commit}.log"
     with timed("building"):
-        build(tree, directory / config, CONFIGS[config], f"-g{commit}", log)
+        built = build(tree, config, f"-g{commit}", log)
     with timed("judging"):
-        code = run([*PYTEST, *arguments, f"--kernel={directory / config}"], PROJECT, log)
+        code = run([*PYTEST, *arguments, f"--kernel={built}"], PROJECT, log)
     output = log.read_text(errors="replace")
     if code not in (GOOD, BAD):
         raise Skip(f"{complaints(output)[-1]} (pytest ended with {code}); log: {log}")
