@@ -10,6 +10,16 @@ from helpers.kernels.emulators.qemu import Qemu
 
 RELEASE = "6.99.0-test"
 
+MAKE_OPTIONS = """\
+for argument; do
+    case $argument in
+        O=*) built=${argument#O=} ;;
+        KCONFIG_ALLCONFIG=*) fragment=${argument#KCONFIG_ALLCONFIG=} ;;
+    esac
+done
+"""
+"""How a script in place of make begins: $built is its output, $fragment the configuration."""
+
 
 def bzimage(path: Path, release: str = RELEASE) -> Path:
     """Write the header of a bzImage."""

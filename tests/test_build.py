@@ -12,17 +12,11 @@ from helpers.kernels.build import CONFIGS, unset
 from helpers.kernels.emulators.qemu import Qemu
 from helpers.kernels.packages import KernelError
 from helpers.kernels.parameters import Choices
-from tests.kernel_files import RELEASE, builtin_modules, bzimage
+from tests.kernel_files import MAKE_OPTIONS, RELEASE, builtin_modules, bzimage
 
-MAKE = """\
+MAKE = f"""\
 #!/bin/sh -e
-for argument; do
-    case $argument in
-        O=*) built=${argument#O=} ;;
-        KCONFIG_ALLCONFIG=*) fragment=${argument#KCONFIG_ALLCONFIG=} ;;
-    esac
-done
-mkdir -p $built/arch/x86/boot
+{MAKE_OPTIONS}mkdir -p $built/arch/x86/boot
 if [ "$fragment" ]; then cp $fragment $built/.config; fi
 cp bzImage $built/arch/x86/boot
 cp modules.builtin $built

@@ -15,14 +15,11 @@ import pytest
 
 from helpers.kernels.build import TOOLS
 from helpers.kernels.emulators.qemu import QEMU
+from tests.kernel_files import MAKE_OPTIONS
 
-MAKE = """\
-for argument; do
-    case $argument in
-        O=*) built=${argument#O=} ;;
-        KCONFIG_ALLCONFIG=*) fragment=${argument#KCONFIG_ALLCONFIG=} ;;
-    esac
-done
+MAKE = (
+    MAKE_OPTIONS
+    + """\
 state=$(cat virt/kvm/state)
 case $argument-$state in
     *-dirty) echo "*** The source tree is not clean, please run 'make mrproper'"; exit 2 ;;
@@ -33,6 +30,7 @@ case $argument-$state in
     *) mkdir -p $built/arch/x86/boot; echo $state > $built/arch/x86/boot/bzImage ;;
 esac
 """
+)
 
 CONFTEST = """\
 def pytest_addoption(parser):
