@@ -13,5 +13,8 @@ _BUILDERS = {X86_64: x86.build_all, ARM64: arm64.build_all}
 
 
 def build_guest(architecture: Architecture) -> list[Path]:
-    """Return the files that the guest is made of, built if need be. Raises AssemblyError."""
+    """Return the files of the guest's code; build those that the cache lacks.
+
+    Raises AssemblyError.
+    """
     return _BUILDERS[architecture]()

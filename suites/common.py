@@ -201,7 +201,7 @@ def outcome_of(call: Callable[..., object], *arguments: Any, **options: Any) -> 
 
 
 def try_to(call: Callable[..., object], *arguments: Any, **options: Any) -> None:
-    """Call a function that issues an ioctl, which a kernel may refuse."""
+    """Call a function whose ioctl may succeed or fail: kernels differ."""
     outcome_of(call, *arguments, **options)
     recording.any_outcome()
 

@@ -60,7 +60,7 @@ def decoded(data: dict[str, Any]) -> Any:
 
 
 def shown(attributes: dict[str, Any], writer: Writer) -> str:
-    """Return what the outputs make of a report; Garbage ends a report that no worker sends."""
+    """Give a report to each output, and return what they make of it. Raises Garbage."""
     made = report(TESTS[0], "call", "failed", "E   fails")
     vars(made).update(attributes)
     reports = [report(TESTS[0], "setup", "passed"), made, report(TESTS[0], "teardown", "passed")]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The structures that hold a message, on each architecture."""
+"""A message in the structures of KVM's ABI: kvm_msi and kvm_irq_routing_entry."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ class Recorder(Checks):
             self._restored = -1
 
     def states_compared(self, one: int, other: int) -> None:
-        """Note that the test compares two states."""
+        """Note that the test compares the states saved as these two numbers."""
         self._append(Compared(one, other))
 
     def any_outcome(self) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 PATHS = {"--html": "htmlpath", "--junitxml": "xmlpath"}
 OTHERS = ("results", "compare", "ktap", "kcidb", "logs", "tests", "reproducers")
-"""Further options of a path."""
+"""The other options whose value is a path."""
 
 _WRITERS = {"Report": "htmlpath", "SelfContainedReport": "htmlpath", "LogXML": "xmlpath"}
 """The classes of the plugins that write, of pytest-html and pytest."""

@@ -33,7 +33,7 @@ class Carried(Generic[T]):
         return cast("T | None", getattr(report, self._name, None))
 
     def is_sound(self, report: pytest.TestReport) -> bool:
-        """Return whether a report from a guest has no value, or one of type ``T``."""
+        """Return whether the value of a guest's report is of type ``T``, or absent."""
         value = self.get(report)
         return value is None or fits(value, get_args(self.__orig_class__)[0])
 
